@@ -1,0 +1,133 @@
+"""The two pipelines: both turn the same epoch plan into the same chunks on the device.
+
+`ResidentFeed` keeps the split on the device and gathers there. `StreamFeed` gathers on the host
+with tf.data, in parallel and ahead of the device, for splits that do not fit. Augmentation runs on
+the device in both; the training program sees equal arrays and so gives equal bits.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from fmnist_keras3.data.augment import Augmentation
+from fmnist_keras3.data.dataset import Split
+from fmnist_keras3.data.plan import EpochPlan
+from fmnist_keras3.engines.base import Chunk, Engine
+
+
+class Feed(ABC):
+    """Gives chunks of a split in the order of a plan."""
+
+    def __init__(
+        self,
+        split: Split,
+        engine: Engine,
+        augment: tuple[tuple[str, Augmentation], ...] = (),
+    ) -> None:
+        self.split, self.engine, self.augment = split, engine, dict(augment)
+
+    @abstractmethod
+    def open(self, plan: EpochPlan, start: int = 0) -> None:
+        """Begin at step ``start`` of ``plan``."""
+
+    @abstractmethod
+    def take(self, count: int) -> Chunk:
+        """Return the next ``count`` batches (at most the engine's ``chunk_steps``)."""
+
+    def chunks(self, plan: EpochPlan) -> Iterator[Chunk]:
+        """Yield all batches of ``plan`` in the fewest chunks."""
+        self.open(plan)
+        for start in range(0, plan.steps, self.engine.chunk_steps):
+            yield self.take(min(self.engine.chunk_steps, plan.steps - start))
+
+    def close(self) -> None:
+        """Let go of threads and device memory."""
+
+    def _pad(self, array: np.ndarray) -> np.ndarray:
+        # Programs are compiled for one chunk length; the tail beyond `count` is never looked at.
+        missing = self.engine.chunk_steps - len(array)
+        return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) if missing else array
+
+    def _augmented(self, x: Any, draws: dict[str, Any]) -> Any:
+        from keras import ops
+
+        if not draws:
+            return x
+        shape = x.shape
+        x = ops.reshape(x, (-1, *shape[2:]))
+        for name, augmentation in self.augment.items():  # JAX hands `draws` over in sorted order
+            drawn = ops.reshape(draws[name], (-1, *draws[name].shape[2:]))
+            x = augmentation.apply(x, drawn)
+        return ops.reshape(x, shape)
+
+
+class ResidentFeed(Feed):
+    """Keeps the whole split on the device and sends only indices and draws."""
+
+    def __init__(self, split: Split, engine: Engine, augment=()) -> None:
+        super().__init__(split, engine, augment)
+        self._x, self._y = engine.put(split.x), engine.put(split.y)
+        self._gather = engine.jit(self._gathered)
+
+    def _gathered(self, x, y, indices, draws):
+        from keras import ops
+
+        return self._augmented(ops.take(x, indices, axis=0), draws), ops.take(y, indices, axis=0)
+
+    def open(self, plan, start=0):
+        self._plan, self._at = plan, start
+
+    def take(self, count):
+        steps = slice(self._at, self._at + count)
+        self._at += count
+        put = self.engine.put
+        draws = {name: put(self._pad(d[steps])) for name, d in self._plan.draws.items()}
+        indices = put(self._pad(self._plan.indices[steps]))
+        x, y = self._gather(self._x, self._y, indices, draws)
+        return Chunk(x, y, self._pad(self._plan.valid[steps]), count)
+
+
+class StreamFeed(Feed):
+    """Gathers on the host with tf.data, prefetching while the device computes."""
+
+    def __init__(self, split: Split, engine: Engine, augment=()) -> None:
+        super().__init__(split, engine, augment)
+        from fmnist_keras3.runtime import import_tensorflow_for_data
+
+        self._tf = import_tensorflow_for_data()
+        self._augment = engine.jit(self._augmented)
+        self._batches: Iterator[Any] = iter(())
+
+    def open(self, plan, start=0):
+        tf, split = self._tf, self.split
+
+        def gather(indices):
+            # NumPy's own indexing: the images need not be copied into a TensorFlow constant.
+            def take(i):
+                return split.x[i], split.y[i]
+
+            return tf.numpy_function(take, [indices], [split.x.dtype, split.y.dtype])
+
+        self._plan, self._at = plan, start
+        with tf.device("CPU"):
+            batches = tf.data.Dataset.from_tensor_slices(plan.indices[start:])
+            batches = batches.map(gather, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            self._batches = batches.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+
+    def take(self, count):
+        steps = slice(self._at, self._at + count)
+        self._at += count
+        batches = [next(self._batches) for _ in range(count)]
+        put = self.engine.put
+        x = put(self._pad(np.stack([x for x, _ in batches])))
+        y = put(self._pad(np.stack([y for _, y in batches])))
+        if draws := {name: put(self._pad(d[steps])) for name, d in self._plan.draws.items()}:
+            x = self._augment(x, draws)
+        return Chunk(x, y, self._pad(self._plan.valid[steps]), count)
+
+    def close(self):
+        self._batches = iter(())

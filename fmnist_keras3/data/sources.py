@@ -1,0 +1,118 @@
+"""Where the images come from: the names given to ``--data``, and what is tried in which order."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from pathlib import Path
+
+from fmnist_keras3.data import idx, mirrors, tfds
+from fmnist_keras3.data.dataset import ImageData
+from fmnist_keras3.errors import UserError, nearest
+
+NAMES = ("auto", "fashion_mnist", "synthetic")
+
+log = logging.getLogger(__name__)
+
+
+def load(data: str = "auto", data_dir: str | Path | None = None, *, seed: int = 0) -> ImageData:
+    """Return the data set that ``data`` names.
+
+    "auto" and "fashion_mnist" take the IDX files or a TFDS copy in ``data_dir``, else in
+    ``$FMNIST_DATA_DIR`` (a folder that is given must work); else a prepared TFDS copy; else the
+    files downloaded earlier; else they download: TFDS, then the mirrors. If all that fails,
+    "auto" gives the generated garments of ``seed`` with the reasons in ``note``, "fashion_mnist"
+    raises UserError. "tfds:NAME" is any TFDS set of labelled images, with ``data_dir`` as TFDS'
+    folder. "synthetic" is the generated garments. With ``FMNIST_OFFLINE=1`` in the environment
+    nothing is downloaded.
+    """
+    if data.startswith("tfds:"):
+        return tfds.load(data.removeprefix("tfds:"), data_dir=data_dir, download=not is_offline())
+    if data == "synthetic":
+        if data_dir is not None:
+            raise UserError(
+                f"data_dir {data_dir} is not used with data 'synthetic', which is generated. "
+                "Leave out --data_dir, or use --data auto."
+            )
+        return _generate(seed)
+    if data not in NAMES:
+        raise UserError(
+            f"Unknown data {data!r}: {', '.join(NAMES)} or tfds:NAME (for example tfds:mnist) "
+            f"are allowed.{nearest(data, NAMES)}"
+        )
+    if data_dir is not None:
+        return _from_folder(data_dir)
+    if folder := os.environ.get("FMNIST_DATA_DIR"):
+        try:
+            return _from_folder(folder)
+        except UserError as error:
+            raise UserError(f"{error} (FMNIST_DATA_DIR={folder})") from error
+    found, failures = _find()
+    if found is not None:
+        return found
+    if data == "fashion_mnist":
+        raise UserError(
+            "Fashion-MNIST was not found and could not be downloaded:\n"
+            + "".join(f"  - {failure}\n" for failure in failures)
+            + f"{idx.NEEDED} Put them in a folder and type --data_dir FOLDER, or set "
+            "FMNIST_DATA_DIR=FOLDER. To try without them: fmnist train --data synthetic"
+        )
+    reasons = "; ".join(failures)
+    note = f"Generated garments, not Fashion-MNIST, which could not be had: {reasons}."
+    return dataclasses.replace(_generate(seed), note=note)
+
+
+def cache_folder() -> Path:
+    """Return where files from the mirrors are kept; it may not exist."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "fmnist-keras3" / "fashion-mnist"
+
+
+def is_offline() -> bool:
+    """Return whether the environment forbids downloads (FMNIST_OFFLINE is set, and not to 0)."""
+    return os.environ.get("FMNIST_OFFLINE", "") not in ("", "0")
+
+
+def _from_folder(folder: str | Path) -> ImageData:
+    if tfds.is_prepared(data_dir=folder):
+        return tfds.load(tfds.FASHION_MNIST, data_dir=folder, download=False)
+    return idx.read_folder(folder)
+
+
+def _find() -> tuple[ImageData | None, list[str]]:
+    """Return Fashion-MNIST from this machine or the network, and what failed on the way."""
+    failures = []
+    is_prepared, cache = tfds.is_prepared(), cache_folder()
+    if is_prepared:
+        try:
+            return tfds.load(tfds.FASHION_MNIST, download=False), failures
+        except UserError as error:
+            failures.append(str(error))
+    if cache.is_dir():
+        try:
+            data = idx.read_folder(cache)
+            if data.name == "fashion_mnist":
+                return data, failures
+            failures.append(f"{cache}: {data.note}")
+        except UserError as error:
+            failures.append(str(error))
+    if is_offline():
+        return None, [*failures, "downloads are off (FMNIST_OFFLINE is set)"]
+    if not is_prepared:
+        try:
+            log.info("downloading Fashion-MNIST with TFDS")
+            return tfds.load(tfds.FASHION_MNIST), failures
+        except UserError as error:
+            failures.append(str(error))
+    try:
+        mirrors.download(cache)  # replaces cached files that are damaged
+    except mirrors.Unreachable as error:
+        return None, [*failures, str(error)]
+    return idx.read_folder(cache), failures
+
+
+def _generate(seed: int) -> ImageData:
+    from fmnist_keras3.data import synthetic
+
+    return synthetic.generate(seed=seed)

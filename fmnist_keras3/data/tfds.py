@@ -1,0 +1,229 @@
+"""TensorFlow Datasets as a source: Fashion-MNIST and any other set of labelled images.
+
+TFDS prepares a set once, under ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``, as
+``NAME[/CONFIG]/VERSION/dataset_info.json`` and record files, and reads it with TensorFlow. Both
+are imported only when a set is loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.resources
+import importlib.resources.abc
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmnist_keras3.data import idx
+from fmnist_keras3.data.dataset import ImageData, Split
+from fmnist_keras3.data.mirrors import Unreachable, reach
+from fmnist_keras3.errors import UserError, nearest
+
+FASHION_MNIST = "fashion_mnist"
+NAME = re.compile(r"(?P<name>[a-z]\w*)(/(?P<config>\w[\w+.-]*))?(:(?P<version>\d+\.\d+\.\d+))?")
+
+
+def is_prepared(name: str = FASHION_MNIST, data_dir: str | Path | None = None) -> bool:
+    """Return whether ``NAME[/CONFIG][:VERSION]`` lies ready in ``data_dir``; imports nothing."""
+    return _prepared(name, _root(data_dir)) is not None
+
+
+def load(name: str, *, data_dir: str | Path | None = None, download: bool = True) -> ImageData:
+    """Return the TFDS set ``NAME[/CONFIG][:VERSION]``, prepared in ``data_dir`` if it is not yet.
+
+    Images are uint8 ``[N, H, W, C]``, labels int32 ``[N]``; test is the split "test", else
+    "validation". Fashion-MNIST comes in the order of the IDX files, so that a seed means the
+    same run from either; other sets in TFDS' order. For ``sha256`` see `idx.combine`.
+    Raises Unreachable when it has to be downloaded and cannot be (or ``download`` is False),
+    UserError for an unknown name, a set of another kind, a damaged copy, a missing package.
+    """
+    match = NAME.fullmatch(name)
+    if match is None:
+        raise UserError(
+            f"{name!r} is not the name of a TFDS set: NAME, NAME/CONFIG or NAME:1.0.0 is expected, "
+            "for example tfds:mnist."
+        )
+    for package in ("tensorflow", "tensorflow_datasets"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(
+                f"TFDS needs the package {package}, which is not installed. "
+                "Run: pip install tensorflow tensorflow-datasets"
+            )
+    if importlib.util.find_spec("importlib_resources") is None:
+        # TFDS 4.9.10 uses this backport without requiring it (tensorflow/datasets#11212).
+        sys.modules["importlib_resources"] = importlib.resources
+    root = _root(data_dir)
+    with _quiet():
+        import tensorflow_datasets as tfds
+
+        folder = _prepared(name, root) or _prepare(tfds, name, root, download)
+        with _readable(folder):
+            builder: Any = tfds.builder_from_directory(folder)
+            _check_features(builder, name)
+            test_split = _test_split(builder, name)
+            train, test = (_read(tfds, builder, split) for split in ("train", test_split))
+    note = None if test_split == "test" else "The set has no test split: validation is used."
+    is_fashion = match["name"] == FASHION_MNIST
+    if is_fashion:
+        train, test = _unshuffle(train, "train"), _unshuffle(test, "test")
+    digests = idx.digests(train, test)
+    if is_fashion and digests != list(idx.FILES.values()):
+        note = "This TFDS copy differs from the genuine Fashion-MNIST release."
+    return ImageData(
+        name=FASHION_MNIST if is_fashion else f"tfds:{name}",
+        source=f"TFDS, {folder}",
+        train=train,
+        test=test,
+        class_names=tuple(builder.info.features["label"].names),
+        sha256=idx.combine(digests),
+        note=note,
+    )
+
+
+def _root(data_dir: str | Path | None) -> Path:
+    folder = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return Path(folder).expanduser().absolute()
+
+
+def _prepared(name: str, root: Path) -> Path | None:
+    """Return the folder of the newest prepared version; none for an invalid name."""
+    match = NAME.fullmatch(name)
+    if match is None:
+        return None
+    base = root / match["name"] / (match["config"] or "")
+    versions = {}
+    # TFDS prepares in a folder "incomplete.*" and renames it: that one must not be found.
+    for info in base.glob("*/dataset_info.json"):
+        version = info.parent.name
+        if re.fullmatch(r"\d+\.\d+\.\d+", version) and version == (match["version"] or version):
+            versions[tuple(map(int, version.split(".")))] = info.parent
+    return versions[max(versions)] if versions else None
+
+
+def _prepare(tfds: Any, name: str, root: Path, download: bool) -> Path:
+    """Return the folder of a set, downloaded and prepared if it is not yet."""
+    known = tfds.list_builders(with_community_datasets=False)
+    base = name.split("/")[0].split(":")[0]
+    if base not in known:
+        raise UserError(
+            f"TFDS has no set {base!r}.{nearest(base, known)} "
+            "All names: https://www.tensorflow.org/datasets/catalog/overview"
+        )
+    try:
+        builder = tfds.builder(name, data_dir=root)
+    except Exception as error:  # configs, versions: TFDS' own words name what there is
+        raise UserError(f"TFDS cannot give {name!r}: {_first_line(error)}") from error
+    if builder.is_prepared():  # the default config of a set that has several
+        return Path(builder.data_dir)
+    if not download:
+        raise Unreachable(f"tfds:{name} is not prepared in {root}, and downloads are off")
+    urls = [url for url in builder.url_infos or () if url.startswith("http")]
+    if urls:
+        # TFDS itself tries ten times, for minutes. Neither it nor this imports TensorFlow so far.
+        reach(urls[0])
+    _check_features(builder, name)
+    config = tfds.download.DownloadConfig(
+        # Refuses a URL without a registered SHA-256; fashion_mnist comes over plain http.
+        force_checksums_validation=True,
+        try_download_gcs=False,
+    )
+    try:
+        builder.download_and_prepare(download_config=config)
+    except Exception as error:  # requests', TFDS', TensorFlow's and the operating system's
+        raise Unreachable(
+            f"TFDS could not download and prepare {name} in {root}: "
+            f"{type(error).__name__}: {_first_line(error)}"
+        ) from error
+    return Path(builder.data_dir)
+
+
+def _check_features(builder: Any, name: str) -> None:
+    """Raise UserError unless these are labelled uint8 images of one size."""
+    features = builder.info.features
+    found = {key: type(features[key]).__name__ for key in features}
+    if found.get("image") != "Image" or found.get("label") != "ClassLabel":
+        raise UserError(
+            f"tfds:{name} is not for image classification: it needs the features image (Image) "
+            f"and label (ClassLabel) and has {found}. Use a set like tfds:cifar10."
+        )
+    image = features["image"]
+    if image.np_dtype != np.uint8 or None in image.shape:
+        raise UserError(
+            f"tfds:{name} has images of shape {image.shape} and type {image.np_dtype.__name__}; "
+            "one fixed shape and uint8 are needed. Use a set like tfds:cifar10."
+        )
+
+
+def _test_split(builder: Any, name: str) -> str:
+    splits = [split for split, info in builder.info.splits.items() if info.num_examples]
+    test_split = next((split for split in ("test", "validation") if split in splits), None)
+    if "train" not in splits or test_split is None:
+        raise UserError(
+            f"tfds:{name} has the splits {', '.join(splits)}; train and test (or validation) are "
+            "needed. Use a set like tfds:cifar10."
+        )
+    return test_split
+
+
+def _read(tfds: Any, builder: Any, split: str) -> Split:
+    wanted = tfds.decode.PartialDecoding({"image": True, "label": True})
+    batch = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1, decoders=wanted))
+    if batch["label"].min() < 0:
+        raise UserError(f"The split {split!r} of {builder.name} has no labels. Use another set.")
+    return Split(batch["image"], batch["label"].astype(np.int32))
+
+
+def _unshuffle(split: Split, name: str) -> Split:
+    """Return the examples in the order they were given to TFDS, who sorts by hashes of keys.
+
+    The keys are 0, 1, 2..., the hash is the MD5 of split name and key (TFDS core/hashing.py).
+    """
+    hashes = [
+        hashlib.md5(f"{name}{key}".encode(), usedforsecurity=False).digest()
+        for key in range(len(split))
+    ]
+    order = sorted(range(len(split)), key=hashes.__getitem__)
+    return split.take(np.argsort(order))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep TFDS' prints out of stdout, its warnings and (not on a terminal) its bars away."""
+    from absl import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            if not sys.stderr.isatty():
+                import tensorflow_datasets as tfds
+
+                tfds.disable_progress_bar()
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Turn whatever TFDS and TensorFlow raise for a damaged copy into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"The TFDS copy in {folder} cannot be read ({type(error).__name__}: "
+            f"{_first_line(error)}). Delete that folder; it is prepared again."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason")

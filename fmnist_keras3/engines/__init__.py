@@ -1,0 +1,22 @@
+"""The engines: one file a backend. Nothing outside this folder asks which backend it is."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import keras
+
+    from fmnist_keras3.engines.base import Engine
+
+ENGINES = {"jax": "jax:JaxEngine", "tensorflow": "tensorflow:TensorFlowEngine"}
+
+
+def make_engine(model: keras.Model, **options: Any) -> Engine:
+    """Return the engine of Keras' backend for a compiled and built ``model``."""
+    import keras
+
+    module, name = ENGINES[keras.backend.backend()].split(":")
+    engine = getattr(import_module(f"fmnist_keras3.engines.{module}"), name)
+    return engine(model, **options)

@@ -1,0 +1,202 @@
+"""What an engine does, and the arithmetic of a step that all engines share.
+
+An engine compiles three kinds of program: `train` runs up to `chunk_steps` optimizer steps over a
+chunk of batches that is on the device already, `infer` runs the forward pass over such a chunk, and
+`jit` compiles what prepares a chunk (gathering, augmentation). The number of steps to run is an
+argument of the program, not a constant in it: a short chunk, or a chunk of no steps by which a
+program is compiled before the clock starts, is no second compilation.
+
+The engine owns the state while it trains. `export_state` and `import_state` move it as a list of
+named NumPy arrays; `sync_model` brings the Keras model up to date.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from fmnist_keras3.errors import UserError
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Batches on the device: ``x [K, B, ...]``, ``y [K, B, ...]``; on the host ``valid [K]``.
+
+    The first ``count`` batches are to be used, and of batch ``i`` the first ``valid[i]`` examples.
+    """
+
+    x: Any
+    y: Any
+    valid: np.ndarray
+    count: int
+
+
+@dataclass(frozen=True)
+class StepLogs:
+    """Per step of a chunk, float32 ``[count]``: the loss without, and the regularisation penalty."""
+
+    loss: np.ndarray
+    penalty: np.ndarray
+
+
+class Engine(ABC):
+    """Trains one compiled Keras model on one backend.
+
+    ``label_smoothing`` (0 <= rate < 1) applies to training only; reported losses are without it.
+    """
+
+    device: str  # what the programs run on, as a person would name it
+    platform: str  # "cpu" or "gpu"
+
+    def __init__(self, model: keras.Model, *, chunk_steps: int, label_smoothing: float = 0.0):
+        _check_trainable(model, label_smoothing)
+        self.model = model
+        self.chunk_steps = chunk_steps
+        self.label_smoothing = label_smoothing
+        self.optimizer = model.optimizer
+        self.optimizer.build(model.trainable_variables)
+        self.metrics = _built_metrics(model)
+        self.metric_variables = [v for metric in self.metrics for v in metric.variables]
+        lr = self.optimizer.learning_rate
+        # A Keras schedule inside the optimizer is the user's own, and stays in charge.
+        self.sets_learning_rate = any(lr is v for v in self.optimizer.variables)
+
+    @abstractmethod
+    def jit(self, function: Callable) -> Callable:
+        """Compile a function of arrays, written with `keras.ops`."""
+
+    @abstractmethod
+    def put(self, array: np.ndarray) -> Any:
+        """Copy an array to the device."""
+
+    @abstractmethod
+    def train(self, chunk: Chunk, lr: np.ndarray) -> StepLogs:
+        """Take ``chunk.count`` steps with learning rates ``lr [K]``; waits for the device."""
+
+    @abstractmethod
+    def infer(self, chunks: Iterable[Chunk]) -> tuple[dict[str, float], np.ndarray]:
+        """Return mean loss and metrics over all chunks, and the outputs ``[N, ...]``."""
+
+    @abstractmethod
+    def metric_results(self) -> dict[str, float]:
+        """Return the training metrics since `reset_metrics`."""
+
+    @abstractmethod
+    def reset_metrics(self) -> None:
+        """Start the training metrics anew, as at the beginning of an epoch."""
+
+    @abstractmethod
+    def sync_model(self) -> None:
+        """Copy the state into the Keras model and its optimizer."""
+
+    @abstractmethod
+    def read_model(self) -> None:
+        """Take the state from the Keras model and its optimizer, the reverse of `sync_model`."""
+
+    @abstractmethod
+    def peak_memory_mb(self) -> float | None:
+        """Return the device's peak memory in MB, or None where the host's memory is the device's."""
+
+    @property
+    def variables(self) -> list[tuple[str, keras.Variable]]:
+        """All state in a fixed order: weights, seed generators, optimizer, metric sums."""
+        groups = {
+            "model": self.model.trainable_variables + self.model.non_trainable_variables,
+            "optimizer": self.optimizer.variables,
+            "metrics": self.metric_variables,
+        }
+        return [(f"{group}/{v.path}", v) for group, vs in groups.items() for v in vs]
+
+    def export_state(self) -> list[tuple[str, np.ndarray]]:
+        """Return the whole training state as named arrays, copied to the host."""
+        self.sync_model()
+        return [(name, np.array(variable)) for name, variable in self.variables]
+
+    def import_state(self, arrays: list[tuple[str, np.ndarray]]) -> None:
+        """Set the whole state; names must be checked by the caller (see checkpoint.restore)."""
+        for (_, variable), (_, array) in zip(self.variables, arrays, strict=True):
+            variable.assign(array)
+        self.read_model()
+
+
+def training_losses(engine: Engine, x: Any, y: Any, valid: Any) -> tuple[Any, Any, Any]:
+    """Run the forward pass in training mode and return what to minimise, the loss, the penalty.
+
+    ``x [B, ...]``, ``y [B, ...]``; the first ``valid`` examples count. Updates the metrics. The loss
+    is the mean over the valid examples, without penalty and without label smoothing.
+    """
+    model = engine.model
+    mask, weight = _weights(x, valid)
+    outputs = model(x, training=True)
+    total = model.compute_loss(x=x, y=y, y_pred=outputs, sample_weight=weight, training=True)
+    penalty = sum(model.losses, ops.zeros(()))
+    for metric in engine.metrics:
+        metric.update_state(y, outputs, sample_weight=mask)
+    objective = total
+    if engine.label_smoothing:
+        # Cross-entropy to (1 - e) * one-hot + e / classes, as a correction of the plain one.
+        log_p = ops.log_softmax(ops.cast(outputs, "float32"))
+        picked = ops.squeeze(ops.take_along_axis(log_p, ops.cast(y, "int32")[:, None], -1), -1)
+        objective = total + engine.label_smoothing * ops.mean(
+            weight * (picked - ops.mean(log_p, -1))
+        )
+    return objective, total - penalty, penalty
+
+
+def evaluation_losses(engine: Engine, x: Any, y: Any, valid: Any) -> tuple[Any, Any]:
+    """Run the forward pass in inference mode; returns the batch's summed loss and the outputs."""
+    model = engine.model
+    mask, weight = _weights(x, valid)
+    outputs = model(x, training=False)
+    total = model.compute_loss(x=x, y=y, y_pred=outputs, sample_weight=weight, training=False)
+    for metric in engine.metrics:
+        metric.update_state(y, outputs, sample_weight=mask)
+    return (total - sum(model.losses, ops.zeros(()))) * ops.cast(valid, "float32"), outputs
+
+
+def _weights(x: Any, valid: Any) -> tuple[Any, Any]:
+    # Keras' losses divide by the batch's full length; the weights make that the valid length.
+    size = x.shape[0]
+    mask = ops.cast(ops.arange(size, dtype="int32") < valid, "float32")
+    return mask, mask * (size / ops.cast(valid, "float32"))
+
+
+def _check_trainable(model: keras.Model, label_smoothing: float) -> None:
+    if not getattr(model, "compiled", False):
+        raise UserError(
+            "The model is not compiled. Type model.compile(optimizer=..., loss=..., metrics=[...]) "
+            "before Trainer.fit, or make it with build_model()."
+        )
+    if not model.built:
+        raise UserError("The model is not built. Give it an Input, or call it on one batch first.")
+    if type(model).train_step is not keras.Model.train_step:
+        raise UserError(
+            f"{type(model).__name__} has a train_step of its own, which the compiled loop would not "
+            "run. Override compute_loss instead, or use model.fit."
+        )
+    plain = isinstance(model.loss, keras.losses.SparseCategoricalCrossentropy)
+    if label_smoothing and not (plain and model.loss.from_logits):
+        raise UserError(
+            "label_smoothing needs a model compiled with "
+            "keras.losses.SparseCategoricalCrossentropy(from_logits=True)."
+        )
+
+
+def _built_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
+    # Keras makes the metrics of compile() when it sees their first batch.
+    outputs = np.zeros((1, *model.output_shape[1:]), np.float32)
+    sparse = isinstance(model.loss, keras.losses.SparseCategoricalCrossentropy) or (
+        isinstance(model.loss, str) and model.loss.startswith("sparse")
+    )
+    labels = np.zeros((1,), np.int32) if sparse else outputs
+    model.compute_metrics(None, labels, outputs)
+    model.reset_metrics()
+    # compile()'s own metrics come wrapped in one that ignores sample weights; take them out.
+    inner = [getattr(metric, "metrics", [metric]) for metric in model.metrics]
+    return [metric for metrics in inner for metric in metrics if metric.name != "loss"]

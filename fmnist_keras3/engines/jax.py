@@ -1,0 +1,147 @@
+"""The JAX engine: a chunk is one XLA program, its loop carries the whole training state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+
+from fmnist_keras3.engines.base import (
+    Chunk,
+    Engine,
+    StepLogs,
+    evaluation_losses,
+    training_losses,
+)
+from fmnist_keras3.models.layers import traced_for_xla_cpu
+
+
+class JaxEngine(Engine):
+    """Trains with `jax.jit` and a device loop; the state is four lists of arrays, donated."""
+
+    def __init__(self, model: keras.Model, **options: Any) -> None:
+        super().__init__(model, **options)
+        device = jax.devices()[0]
+        self.platform = device.platform
+        self.device = "CPU" if self.platform == "cpu" else device.device_kind
+        self._groups = (
+            model.trainable_variables,
+            model.non_trainable_variables,
+            self.optimizer.variables,
+            self.metric_variables,
+        )
+        lr = self.optimizer.learning_rate
+        self._lr = next((i for i, v in enumerate(self.optimizer.variables) if v is lr), None)
+        # Donation lets XLA update the state in place; the arrays passed in are gone afterwards.
+        self._train = jax.jit(self._train_chunk, donate_argnums=0)
+        self._infer = jax.jit(self._infer_chunk, donate_argnums=1)
+        self.read_model()
+
+    def jit(self, function):
+        return jax.jit(function)
+
+    def put(self, array):
+        return jnp.asarray(array)
+
+    def train(self, chunk: Chunk, lr: np.ndarray) -> StepLogs:
+        with traced_for_xla_cpu(self.platform == "cpu"):
+            self._state, loss, penalty = self._train(
+                self._state, chunk.x, chunk.y, chunk.valid, lr, np.int32(chunk.count)
+            )
+        # The one place where the host waits for the device.
+        return StepLogs(np.asarray(loss)[: chunk.count], np.asarray(penalty)[: chunk.count])
+
+    def _train_chunk(self, state, xs, ys, valid, lr, count):
+        def body(i, carry):
+            state, losses, penalties = carry
+            state, loss, penalty = self._step(state, xs[i], ys[i], valid[i], lr[i])
+            return state, losses.at[i].set(loss), penalties.at[i].set(penalty)
+
+        zeros = jnp.zeros(len(valid), jnp.float32)
+        return jax.lax.fori_loop(0, count, body, (state, zeros, zeros))
+
+    def _step(self, state, x, y, valid, lr):
+        trainable, other, optimizer, metrics = state
+
+        def objective(trainable):
+            with self._scope(trainable, other, metrics) as scope:
+                objective, loss, penalty = training_losses(self, x, y, valid)
+            return objective, (loss, penalty, *self._read(scope, 1, 3))
+
+        gradients, (loss, penalty, other, metrics) = jax.grad(objective, has_aux=True)(trainable)
+        if self._lr is not None:
+            optimizer = [*optimizer[: self._lr], lr, *optimizer[self._lr + 1 :]]
+        trainable, optimizer = self.optimizer.stateless_apply(optimizer, gradients, trainable)
+        return (trainable, other, optimizer, metrics), loss, penalty
+
+    def infer(self, chunks):
+        metrics = self._fresh_metrics()
+        total, examples, outputs = 0.0, 0, []
+        for chunk in chunks:
+            with traced_for_xla_cpu(self.platform == "cpu"):
+                losses, metrics, predicted = self._infer(
+                    self._state[:2], metrics, chunk.x, chunk.y, chunk.valid, np.int32(chunk.count)
+                )
+            total += float(np.asarray(losses, np.float64)[: chunk.count].sum())
+            for i, n in enumerate(chunk.valid[: chunk.count]):
+                outputs.append(np.asarray(predicted[i])[:n])
+                examples += int(n)
+        logs = {"loss": total / max(examples, 1), **self._results(metrics)}
+        return logs, np.concatenate(outputs)
+
+    def _infer_chunk(self, weights, metrics, xs, ys, valid, count):
+        def one(metrics, x, y, valid):
+            with self._scope(*weights, metrics) as scope:
+                loss, outputs = evaluation_losses(self, x, y, valid)
+            return loss, self._read(scope, 3)[0], outputs
+
+        def body(i, carry):
+            losses, metrics, outputs = carry
+            loss, metrics, predicted = one(metrics, xs[i], ys[i], valid[i])
+            return losses.at[i].set(loss), metrics, outputs.at[i].set(predicted)
+
+        shape = jax.eval_shape(one, metrics, xs[0], ys[0], valid[0])[2]
+        outputs = jnp.zeros((len(valid), *shape.shape), shape.dtype)
+        zeros = jnp.zeros(len(valid), jnp.float32)
+        return jax.lax.fori_loop(0, count, body, (zeros, metrics, outputs))
+
+    def _scope(self, trainable, other, metrics) -> keras.StatelessScope:
+        variables = (*self._groups[0], *self._groups[1], *self._groups[3])
+        values = (*trainable, *other, *metrics)
+        return keras.StatelessScope(zip(variables, values, strict=True), collect_losses=True)
+
+    def _read(self, scope: keras.StatelessScope, *groups: int) -> list[list[jax.Array]]:
+        return [[scope.get_current_value(v) for v in self._groups[group]] for group in groups]
+
+    def metric_results(self):
+        return self._results(self._state[3])
+
+    def _results(self, values) -> dict[str, float]:
+        with keras.StatelessScope(zip(self.metric_variables, values, strict=True)):
+            return {metric.name: float(metric.result()) for metric in self.metrics}
+
+    def _fresh_metrics(self) -> list[jax.Array]:
+        with keras.StatelessScope([(v, v.value) for v in self.metric_variables]) as scope:
+            for metric in self.metrics:
+                metric.reset_state()
+            return [jnp.array(scope.get_current_value(v)) for v in self.metric_variables]
+
+    def reset_metrics(self):
+        self._state = (*self._state[:3], self._fresh_metrics())
+
+    def read_model(self):
+        # Copies: the model keeps arrays of its own, which donation cannot take away.
+        self._state = tuple([jnp.array(v.value) for v in group] for group in self._groups)
+
+    def sync_model(self):
+        for group, values in zip(self._groups, self._state, strict=True):
+            for variable, value in zip(group, values, strict=True):
+                variable.assign(jnp.array(value))
+
+    def peak_memory_mb(self):
+        stats = jax.devices()[0].memory_stats() or {}
+        peak = stats.get("peak_bytes_in_use")
+        return None if peak is None else round(peak / 1e6, 1)

@@ -1,0 +1,125 @@
+"""The models by name, and `build_model`.
+
+A new model is one file with a function ``build(inputs, classes, dropout, l2)`` that returns the
+logits, and one line in `MODELS`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from fmnist_keras3.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    import keras
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered model: the module that builds it, one line about it, its defaults."""
+
+    module: str
+    about: str
+    dropout: float = 0.0
+    l2: float = 0.0
+
+
+MODELS = {
+    "baseline": Entry(
+        "baseline", "LeNet adapted: wider, ReLU, max-pooling, L2 and dropout", dropout=0.5, l2=1e-4
+    ),
+    "lenet": Entry("lenet", "the classic LeNet-5: 6 and 16 filters of 5x5, dense 120 and 84"),
+    "cnn": Entry("cnn", "the bench's: 3x3x32, pool, 3x3x64, pool, dense 128, dropout", dropout=0.5),
+}
+
+
+def check_model(name: str) -> Entry:
+    """Return the registry's entry; raises UserError with the nearest names for an unknown one."""
+    if name not in MODELS:
+        raise UserError(
+            f"There is no model {name!r}.{nearest(name, MODELS)} "
+            f"Models: {', '.join(MODELS)} (see `fmnist models`)."
+        )
+    return MODELS[name]
+
+
+def build_model(
+    name: str = "baseline",
+    *,
+    dropout: float | None = None,
+    l2: float | None = None,
+    seed: int = 0,
+    input_shape: tuple[int, int, int] = (28, 28, 1),
+    classes: int = 10,
+    optimizer: Any = None,
+) -> keras.Model:
+    """Build a compiled classifier with initial weights that are equal on every backend.
+
+    Takes raw pixels 0..255 ``[N, H, W, C]`` (uint8 or float) and returns logits ``[N, classes]``,
+    float32. ``dropout`` (0 <= rate < 1) and ``l2`` (>= 0) default to the model's own (`MODELS`).
+    ``optimizer`` is a Keras optimizer or its name; AdamW with learning rate 1e-3 unless given.
+    Raises UserError for an unknown name or a value outside its range.
+
+    Example: ``build_model("lenet", seed=1).fit(x_train, y_train)``
+    """
+    entry = check_model(name)
+    dropout = entry.dropout if dropout is None else dropout
+    l2 = entry.l2 if l2 is None else l2
+    if not 0 <= dropout < 1:
+        raise UserError(f"dropout is {dropout}; it must be at least 0 and less than 1.")
+    if not 0 <= l2 < float("inf"):
+        raise UserError(f"l2 is {l2}; it must be a finite number of at least 0.")
+
+    from fmnist_keras3.runtime import prepare
+
+    prepare()
+    import keras
+
+    from fmnist_keras3.models.initial import draw_weights
+
+    inputs = keras.Input(input_shape, name="pixels")
+    module = import_module(f"fmnist_keras3.models.{entry.module}")
+    x = keras.layers.Rescaling(1 / 255, name="rescale")(inputs)
+    logits = module.build(x, classes=classes, dropout=Dropouts(dropout, seed), l2=l2)
+    model = keras.Model(inputs, logits, name=name)
+    draw_weights(model, seed)
+    model.compile(
+        optimizer=keras.optimizers.AdamW(1e-3) if optimizer is None else optimizer,
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    return model
+
+
+class Dropouts:
+    """Makes the dropout layers of a model, each with a seed of its own derived from the model's."""
+
+    def __init__(self, rate: float, seed: int) -> None:
+        self.rate, self.seed, self.made = rate, seed, 0
+
+    def __call__(self, x: Any) -> Any:
+        """Apply the next dropout to ``x``; at rate 0 there is no layer."""
+        if self.rate == 0:
+            return x
+        import keras
+
+        self.made += 1
+        seed = (self.seed * 1000 + self.made) % 2**31
+        return keras.layers.Dropout(self.rate, seed=seed, name=f"dropout{self.made}")(x)
+
+
+def macs(model: keras.Model) -> int:
+    """Count the multiply-accumulates of one image's forward pass in convolutions and dense layers."""
+    import keras
+    import numpy as np
+
+    total = 0
+    for layer in model._flatten_layers():
+        kernel = getattr(layer, "kernel", None)
+        if isinstance(layer, keras.layers.Dense) and kernel is not None:
+            total += int(np.prod(kernel.shape)) * int(np.prod(layer.output.shape[1:-1]))
+        elif isinstance(layer, keras.layers.Conv2D) and kernel is not None:
+            total += int(np.prod(kernel.shape)) * int(np.prod(layer.output.shape[1:3]))
+    return total

@@ -1,0 +1,22 @@
+"""The reference CNN of the bench: two 3x3 convolutions, as in Keras' own MNIST example."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras import layers, regularizers
+
+from fmnist_keras3.models.layers import Conv2D, MaxPooling2D
+
+
+def build(x: Any, *, classes: int, dropout: Any, l2: float) -> Any:
+    """Return logits ``[N, classes]`` for images ``x [N, H, W, C]`` in 0..1."""
+    decay = regularizers.L2(l2) if l2 else None
+    common = {"activation": "relu", "kernel_regularizer": decay}
+    x = Conv2D(32, 3, name="conv1", **common)(x)
+    x = MaxPooling2D(2, name="pool1")(x)
+    x = Conv2D(64, 3, name="conv2", **common)(x)
+    x = MaxPooling2D(2, name="pool2")(x)
+    x = layers.Flatten(name="flatten")(x)
+    x = dropout(layers.Dense(128, name="dense1", **common)(x))
+    return layers.Dense(classes, kernel_regularizer=decay, name="logits", dtype="float32")(x)

@@ -1,0 +1,151 @@
+"""What must happen before a backend is imported: which one, its flags, caches and devices.
+
+Nothing here runs at import. `prepare` sets environment variables only, keeps what the user has
+set, and may be called any number of times.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+
+from fmnist_keras3.errors import UserError, nearest
+
+BACKENDS = ("jax", "tensorflow")
+
+# jaxlib 0.10 sums wrongly under jit on CPUs (jax-ml/jax#39103); an empty list of fusion types is
+# the cure, and makes convolutions two to three times faster. XLA ends the process at a flag that
+# it does not know, so it is set for the versions that are known to have it only.
+_FUSION_FLAG = "--xla_cpu_experimental_ynn_fusion_type="
+_FUSION_FLAG_KNOWN = {"jaxlib": "0.10.", "tensorflow": "2.21."}
+
+
+def version(package: str) -> str | None:
+    """Return the installed version of ``package``, or None, without importing it."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def cache_dir() -> Path:
+    """Return the folder for what can be made again: downloads, compiled programs."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "fmnist-keras3"
+
+
+def choose_backend() -> str:
+    """Return the backend: `KERAS_BACKEND`, else Keras' own configuration, else jax.
+
+    Raises UserError for a backend that is unknown, not supported, or not installed.
+    """
+    if "keras" in sys.modules:
+        name = sys.modules["keras"].backend.backend()
+        return _check_backend(name, "Keras was imported with")
+    if name := os.environ.get("KERAS_BACKEND"):
+        return _check_backend(name, "KERAS_BACKEND is")
+    config = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "keras.json"
+    try:
+        name = json.loads(config.read_text()).get("backend", "jax")
+    except (OSError, ValueError, AttributeError):
+        name = "jax"
+    return _check_backend(name, f"{config} names")
+
+
+def _check_backend(name: str, where: str) -> str:
+    if name not in BACKENDS:
+        missing = name == "torch" and importlib.util.find_spec("torch") is None
+        reason = " PyTorch is not installed, and no engine for it is here yet." if missing else ""
+        raise UserError(
+            f"{where} {name!r}, which cannot train here.{reason}{nearest(name, BACKENDS)} "
+            f"Backends: {', '.join(BACKENDS)}. Type KERAS_BACKEND=jax fmnist ..."
+        )
+    if importlib.util.find_spec(name) is None:
+        raise UserError(
+            f"{where} {name!r}, but the package {name} is not installed. "
+            f"Type: pip install {name} (or choose another with KERAS_BACKEND={_other(name)})."
+        )
+    return name
+
+
+def _other(name: str) -> str:
+    return next(backend for backend in BACKENDS if backend != name)
+
+
+def prepare() -> str:
+    """Set what the backend must find in the environment before it starts; returns its name."""
+    backend = choose_backend()
+    os.environ["KERAS_BACKEND"] = backend
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_cpu_experimental_ynn_fusion_type" not in flags and _knows_fusion_flag():
+        os.environ["XLA_FLAGS"] = f"{flags} {_FUSION_FLAG}".strip()
+    # Without a GPU, TensorFlow reports the missing driver as an error, at level 2.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2" if has_gpu_driver() else "3")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir() / "jax"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    return backend
+
+
+def _knows_fusion_flag() -> bool:
+    # Both libraries read XLA_FLAGS, and both may be loaded (tf.data beside JAX).
+    found = {package: version(package) for package in _FUSION_FLAG_KNOWN}
+    return all(v is None or v.startswith(_FUSION_FLAG_KNOWN[p]) for p, v in found.items())
+
+
+def has_gpu_driver() -> bool:
+    """Tell whether the machine shows an NVIDIA driver."""
+    return Path("/dev/nvidiactl").exists() or Path("/proc/driver/nvidia/version").exists()
+
+
+def import_tensorflow_for_data():
+    """Import TensorFlow for tf.data and TFDS, without the GPU when another backend trains on it."""
+    if importlib.util.find_spec("tensorflow") is None:
+        raise UserError(
+            "The streaming pipeline and TFDS need tensorflow, which is not installed. "
+            "Type: pip install tensorflow (or use --pipeline resident)."
+        )
+    prepare()
+    import tensorflow as tf
+
+    if os.environ["KERAS_BACKEND"] != "tensorflow":
+        # TensorFlow would take the whole GPU at its first op, also for tf.data alone.
+        tf.config.set_visible_devices([], "GPU")
+    return tf
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that results depend on."""
+    packages = ("fmnist-keras3", "keras", "jax", "jaxlib", "tensorflow", "numpy")
+    found = {package: version(package) for package in packages}
+    return {"python": sys.version.split()[0], **{p: v for p, v in found.items() if v}}
+
+
+def hardware() -> dict[str, object]:
+    """Return processor name, usable cores and memory (GiB) of this machine."""
+    import platform
+
+    processor = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [
+                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
+            ]
+        processor = names[0] if names else processor
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    except (OSError, ValueError):
+        memory = float("nan")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"processor": processor, "cores": cores, "memory_gib": round(memory, 1)}
+
+
+def peak_memory_mb() -> float:
+    """Return the peak resident memory of this process in MB (10^6 bytes)."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e6, 1)

@@ -1,0 +1,1 @@
+"""Training: the Trainer, its loop, checkpoints, run directories, callbacks and loggers."""

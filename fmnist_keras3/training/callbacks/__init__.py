@@ -1,0 +1,10 @@
+"""Callbacks: one file each, with Lightning's hook names."""
+
+from __future__ import annotations
+
+from fmnist_keras3.training.callbacks.base import Callback
+from fmnist_keras3.training.callbacks.early_stopping import EarlyStopping
+from fmnist_keras3.training.callbacks.model_checkpoint import ModelCheckpoint
+from fmnist_keras3.training.callbacks.progress import Progress
+
+__all__ = ["Callback", "EarlyStopping", "ModelCheckpoint", "Progress"]

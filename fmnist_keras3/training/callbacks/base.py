@@ -1,0 +1,43 @@
+"""The base of all callbacks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fmnist_keras3.training.loop import Fit
+
+
+class Callback:
+    """Hooks that the loop calls; override what you need.
+
+    ``fit`` gives ``model``, ``engine``, ``data``, ``position`` (epoch, step), ``logs`` (the latest
+    values: loss, accuracy, val_loss, val_accuracy, lr), ``run`` (the run directory) and
+    ``stop(reason)``, which ends the training at the next boundary. The Keras model is brought up to
+    date by ``fit.engine.sync_model()``.
+    """
+
+    def on_fit_start(self, fit: Fit) -> None:
+        """Before the first step, after a checkpoint was restored."""
+
+    def on_train_epoch_start(self, fit: Fit) -> None:
+        """Before the first step of an epoch, or where a resumed one goes on."""
+
+    def on_chunk_end(self, fit: Fit) -> None:
+        """After each compiled chunk of steps."""
+
+    def on_train_epoch_end(self, fit: Fit) -> None:
+        """After an epoch's last step and its validation."""
+
+    def on_exception(self, fit: Fit, exception: BaseException) -> None:
+        """When training ends by an exception, before it is raised again."""
+
+    def on_fit_end(self, fit: Fit) -> None:
+        """After the last step, also after an interrupt; not after an exception."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must keep, as JSON values."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned."""

@@ -1,0 +1,42 @@
+"""``metrics.csv``: one row an epoch, for spreadsheets and pandas."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from fmnist_keras3.training.files import whole
+
+
+class CSVLogger:
+    """Keeps a row an epoch, with the columns of train and validation side by side.
+
+    The file is written anew at each record: the columns are not known before the last of them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "metrics.csv"
+        self._rows: dict[int, dict[str, Any]] = {}
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Merge a "train" or "validation" record into its epoch's row."""
+        if record["event"] not in ("train", "validation"):
+            return
+        prefix = "val_" if record["event"] == "validation" else ""
+        row = self._rows.setdefault(record["epoch"], {"epoch": record["epoch"]})
+        values = {k: v for k, v in record.items() if k not in ("event", "epoch", "step")}
+        row.update({"step": record["step"], **{prefix + k: v for k, v in values.items()}})
+        self._write()
+
+    def replay(self, records: list[dict[str, Any]]) -> None:
+        """Take the records of a run that is resumed."""
+        for record in records:
+            self.log(record)
+
+    def _write(self) -> None:
+        columns = list(dict.fromkeys(key for row in self._rows.values() for key in row))
+        with whole(self.path) as beside, open(beside, "w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self._rows.values())
