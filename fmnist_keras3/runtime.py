@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 from fmnist_keras3.errors import UserError, nearest
@@ -149,3 +150,13 @@ def peak_memory_mb() -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e6, 1)
+
+
+def process_seconds() -> float:
+    """Return the seconds since this process was started by the shell."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        return uptime - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return time.process_time()  # no /proc: at least the time that was worked

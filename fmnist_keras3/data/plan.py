@@ -34,7 +34,7 @@ class EpochPlan:
 
 
 def generator(seed: int, epoch: int, purpose: str) -> np.random.Generator:
-    """Return the counter-based generator for one purpose in one epoch, independent of all others."""
+    """Return the counter-based generator of one purpose and epoch, independent of all others."""
     key = np.random.SeedSequence((seed, epoch, zlib.crc32(purpose.encode())))
     return np.random.Generator(np.random.Philox(key))
 
@@ -48,27 +48,33 @@ def epoch_plan(
     image_shape: tuple[int, ...] = (),
     augment: tuple[tuple[str, Augmentation], ...] = (),
     limit: int | None = None,
-    shuffle: bool = True,
 ) -> EpochPlan:
     """Make the plan of one epoch (0-based): each of the ``examples`` exactly once.
 
-    ``limit`` keeps the first so many batches. ``shuffle=False`` gives every epoch the order of
-    the split, as evaluation wants it.
+    ``limit`` keeps the first so many batches.
     """
-    if shuffle:
-        order = generator(seed, epoch, "order").permutation(examples).astype(np.int32)
-    else:
-        order = np.arange(examples, dtype=np.int32)
-    steps = -(-examples // batch_size)
-    valid = np.full(steps, batch_size, np.int32)
-    valid[-1] = examples - (steps - 1) * batch_size
-    tail = order[(steps - 1) * batch_size :]
-    indices = np.concatenate([order, np.resize(tail, batch_size - len(tail))])
+    order = generator(seed, epoch, "order").permutation(examples).astype(np.int32)
     draws = {}
     for name, augmentation in augment:
         drawn = augmentation.draw(generator(seed, epoch, name), examples, *image_shape[:2])
-        drawn = np.concatenate(
-            [drawn, np.resize(drawn[-len(tail) :], (batch_size - len(tail), *drawn.shape[1:]))]
-        )
-        draws[name] = drawn.reshape(steps, batch_size, *drawn.shape[1:])[:limit]
-    return EpochPlan(indices.reshape(steps, batch_size)[:limit], valid[:limit], draws)
+        draws[name] = _batches(drawn, batch_size)[:limit]
+    valid = _valid(examples, batch_size)
+    return EpochPlan(_batches(order, batch_size)[:limit], valid[:limit], draws)
+
+
+def evaluation_plan(examples: int, batch_size: int) -> EpochPlan:
+    """Make the plan that runs through a split once, in its own order, without augmentation."""
+    order = np.arange(examples, dtype=np.int32)
+    return EpochPlan(_batches(order, batch_size), _valid(examples, batch_size), {})
+
+
+def _valid(examples: int, batch_size: int) -> np.ndarray:
+    starts = np.arange(0, examples, batch_size)
+    return np.minimum(batch_size, examples - starts).astype(np.int32)
+
+
+def _batches(values: np.ndarray, batch_size: int) -> np.ndarray:
+    """Cut ``values [n, ...]`` into ``[steps, batch_size, ...]``, the last batch repeating its own."""
+    tail = values[len(values) - 1 - (len(values) - 1) % batch_size :]
+    filler = np.resize(tail, (batch_size - len(tail), *values.shape[1:]))
+    return np.concatenate([values, filler]).reshape(-1, batch_size, *values.shape[1:])

@@ -39,7 +39,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class StepLogs:
-    """Per step of a chunk, float32 ``[count]``: the loss without, and the regularisation penalty."""
+    """Per step of a chunk, float32 ``[count]``: loss without penalty, and the penalty."""
 
     loss: np.ndarray
     penalty: np.ndarray
@@ -54,14 +54,14 @@ class Engine(ABC):
     device: str  # what the programs run on, as a person would name it
     platform: str  # "cpu" or "gpu"
 
-    def __init__(self, model: keras.Model, *, chunk_steps: int, label_smoothing: float = 0.0):
+    def __init__(self, model: keras.Model, *, chunk_steps: int = 128, label_smoothing: float = 0.0):
         _check_trainable(model, label_smoothing)
         self.model = model
         self.chunk_steps = chunk_steps
         self.label_smoothing = label_smoothing
         self.optimizer = model.optimizer
         self.optimizer.build(model.trainable_variables)
-        self.metrics = _built_metrics(model)
+        self.metrics = _built_metrics(model, self.placeholder_labels(1))
         self.metric_variables = [v for metric in self.metrics for v in metric.variables]
         lr = self.optimizer.learning_rate
         # A Keras schedule inside the optimizer is the user's own, and stays in charge.
@@ -79,9 +79,31 @@ class Engine(ABC):
     def train(self, chunk: Chunk, lr: np.ndarray) -> StepLogs:
         """Take ``chunk.count`` steps with learning rates ``lr [K]``; waits for the device."""
 
-    @abstractmethod
     def infer(self, chunks: Iterable[Chunk]) -> tuple[dict[str, float], np.ndarray]:
         """Return mean loss and metrics over all chunks, and the outputs ``[N, ...]``."""
+        loss, examples = 0.0, 0
+        outputs = [np.empty((0, *self.model.output_shape[1:]), np.float32)]
+        metrics = self._begin_inference()
+        for chunk in chunks:
+            losses, predicted, metrics = self._infer_batches(chunk, metrics)
+            loss += float(losses[: chunk.count].sum(dtype=np.float64))
+            for batch, valid in zip(predicted, chunk.valid[: chunk.count], strict=False):
+                outputs.append(batch[:valid])
+                examples += int(valid)
+        logs = {"loss": loss / max(examples, 1), **self._end_inference(metrics)}
+        return logs, np.concatenate(outputs)
+
+    @abstractmethod
+    def _begin_inference(self) -> Any:
+        """Return fresh metric sums; the training metrics stay as they are."""
+
+    @abstractmethod
+    def _infer_batches(self, chunk: Chunk, metrics: Any) -> tuple[np.ndarray, np.ndarray, Any]:
+        """Return summed losses ``[K]``, outputs ``[K, B, ...]`` and the metric sums after them."""
+
+    @abstractmethod
+    def _end_inference(self, metrics: Any) -> dict[str, float]:
+        """Return the results of the metric sums."""
 
     @abstractmethod
     def metric_results(self) -> dict[str, float]:
@@ -101,7 +123,15 @@ class Engine(ABC):
 
     @abstractmethod
     def peak_memory_mb(self) -> float | None:
-        """Return the device's peak memory in MB, or None where the host's memory is the device's."""
+        """Return the device's peak memory in MB, or None where the host's memory is its."""
+
+    def placeholder_labels(self, n: int) -> np.ndarray:
+        """Return ``n`` labels of the kind that the model's loss takes, all zero."""
+        loss = self.model.loss
+        sparse = isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
+        if sparse or (isinstance(loss, str) and loss.startswith("sparse")):
+            return np.zeros(n, np.int32)
+        return np.zeros((n, *self.model.output_shape[1:]), np.float32)
 
     @property
     def variables(self) -> list[tuple[str, keras.Variable]]:
@@ -128,8 +158,8 @@ class Engine(ABC):
 def training_losses(engine: Engine, x: Any, y: Any, valid: Any) -> tuple[Any, Any, Any]:
     """Run the forward pass in training mode and return what to minimise, the loss, the penalty.
 
-    ``x [B, ...]``, ``y [B, ...]``; the first ``valid`` examples count. Updates the metrics. The loss
-    is the mean over the valid examples, without penalty and without label smoothing.
+    ``x [B, ...]``, ``y [B, ...]``; the first ``valid`` examples count. Updates the metrics. The
+    loss is the mean over the valid examples, without penalty and without label smoothing.
     """
     model = engine.model
     mask, weight = _weights(x, valid)
@@ -177,8 +207,8 @@ def _check_trainable(model: keras.Model, label_smoothing: float) -> None:
         raise UserError("The model is not built. Give it an Input, or call it on one batch first.")
     if type(model).train_step is not keras.Model.train_step:
         raise UserError(
-            f"{type(model).__name__} has a train_step of its own, which the compiled loop would not "
-            "run. Override compute_loss instead, or use model.fit."
+            f"{type(model).__name__} has a train_step of its own, which the compiled loop would "
+            "not run. Override compute_loss instead, or use model.fit."
         )
     plain = isinstance(model.loss, keras.losses.SparseCategoricalCrossentropy)
     if label_smoothing and not (plain and model.loss.from_logits):
@@ -188,14 +218,9 @@ def _check_trainable(model: keras.Model, label_smoothing: float) -> None:
         )
 
 
-def _built_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
+def _built_metrics(model: keras.Model, labels: np.ndarray) -> list[keras.metrics.Metric]:
     # Keras makes the metrics of compile() when it sees their first batch.
-    outputs = np.zeros((1, *model.output_shape[1:]), np.float32)
-    sparse = isinstance(model.loss, keras.losses.SparseCategoricalCrossentropy) or (
-        isinstance(model.loss, str) and model.loss.startswith("sparse")
-    )
-    labels = np.zeros((1,), np.int32) if sparse else outputs
-    model.compute_metrics(None, labels, outputs)
+    model.compute_metrics(None, labels, np.zeros((1, *model.output_shape[1:]), np.float32))
     model.reset_metrics()
     # compile()'s own metrics come wrapped in one that ignores sample weights; take them out.
     inner = [getattr(metric, "metrics", [metric]) for metric in model.metrics]

@@ -77,20 +77,18 @@ class JaxEngine(Engine):
         trainable, optimizer = self.optimizer.stateless_apply(optimizer, gradients, trainable)
         return (trainable, other, optimizer, metrics), loss, penalty
 
-    def infer(self, chunks):
-        metrics = self._fresh_metrics()
-        total, examples, outputs = 0.0, 0, []
-        for chunk in chunks:
-            with traced_for_xla_cpu(self.platform == "cpu"):
-                losses, metrics, predicted = self._infer(
-                    self._state[:2], metrics, chunk.x, chunk.y, chunk.valid, np.int32(chunk.count)
-                )
-            total += float(np.asarray(losses, np.float64)[: chunk.count].sum())
-            for i, n in enumerate(chunk.valid[: chunk.count]):
-                outputs.append(np.asarray(predicted[i])[:n])
-                examples += int(n)
-        logs = {"loss": total / max(examples, 1), **self._results(metrics)}
-        return logs, np.concatenate(outputs)
+    def _begin_inference(self):
+        return self._fresh_metrics()
+
+    def _infer_batches(self, chunk, metrics):
+        with traced_for_xla_cpu(self.platform == "cpu"):
+            losses, metrics, outputs = self._infer(
+                self._state[:2], metrics, chunk.x, chunk.y, chunk.valid, np.int32(chunk.count)
+            )
+        return np.asarray(losses), np.asarray(outputs), metrics
+
+    def _end_inference(self, metrics):
+        return self._results(metrics)
 
     def _infer_chunk(self, weights, metrics, xs, ys, valid, count):
         def one(metrics, x, y, valid):

@@ -75,24 +75,23 @@ class TensorFlowEngine(Engine):
         self.optimizer.apply(gradients, weights)
         return loss, penalty
 
-    def infer(self, chunks):
+    def _begin_inference(self):
         kept = [v.numpy() for v in self.metric_variables]
         self.reset_metrics()
-        total, examples, outputs = 0.0, 0, []
-        for chunk in chunks:
-            with traced_for_xla_cpu(self.platform == "cpu"):
-                losses, predicted = self._infer(
-                    chunk.x, chunk.y, tf.constant(chunk.valid), tf.constant(chunk.count)
-                )
-            total += float(losses.numpy().astype(np.float64)[: chunk.count].sum())
-            predicted = predicted.numpy()
-            for i, n in enumerate(chunk.valid[: chunk.count]):
-                outputs.append(predicted[i, :n])
-                examples += int(n)
-        logs = {"loss": total / max(examples, 1), **self.metric_results()}
-        for variable, value in zip(self.metric_variables, kept, strict=True):
+        return kept
+
+    def _infer_batches(self, chunk, metrics):
+        with traced_for_xla_cpu(self.platform == "cpu"):
+            losses, outputs = self._infer(
+                chunk.x, chunk.y, tf.constant(chunk.valid), tf.constant(chunk.count)
+            )
+        return losses.numpy(), outputs.numpy(), metrics
+
+    def _end_inference(self, metrics):
+        results = self.metric_results()
+        for variable, value in zip(self.metric_variables, metrics, strict=True):
             variable.assign(value)
-        return logs, np.concatenate(outputs)
+        return results
 
     def _infer_chunk(self, xs, ys, valid, count):
         def body(i, losses, outputs):

@@ -13,8 +13,8 @@ class StopSignals:
     """A context in which signals set ``received`` ("SIGINT", "SIGTERM") and nothing else.
 
     An exception raised by a handler could fall between a step's dispatch and the assignment of its
-    result, when the old state is gone already; so the loop looks at the flag between chunks. Handlers
-    are installed in the main thread only, and put back afterwards.
+    result, when the old state is gone already; so the loop looks at the flag between chunks.
+    Handlers are installed in the main thread only, and put back afterwards.
     """
 
     def __init__(self) -> None:

@@ -69,7 +69,7 @@ class Progress(Callback):
 
     def on_train_epoch_end(self, fit):
         record = fit.records["train"]
-        parts = [f"epoch {fit.position.epoch:>3}/{fit.max_epochs}"]
+        parts = [f"epoch {record['epoch']:>3}/{fit.max_epochs}"]
         for prefix, label in (("", "train"), ("val_", "validation")):
             if f"{prefix}loss" in fit.logs:
                 text = f"{label} loss {fit.logs[f'{prefix}loss']:.4f}"

@@ -1,0 +1,117 @@
+"""What the loop, the callbacks and the loggers share while a model is trained."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fmnist_keras3.data.datamodule import DataModule
+from fmnist_keras3.data.feeds import Feed
+from fmnist_keras3.data.plan import EpochPlan, epoch_plan
+from fmnist_keras3.engines.base import Engine, StepLogs
+from fmnist_keras3.training.rundir import RunDirectory
+from fmnist_keras3.training.schedules import Schedule
+from fmnist_keras3.training.signals import StopSignals
+
+
+@dataclass
+class Position:
+    """Where training stands, and the sums over the part of the epoch that is done."""
+
+    epoch: int = 0  # epochs completed
+    step: int = 0  # optimizer steps, over all epochs
+    step_in_epoch: int = 0
+    examples: int = 0  # in this epoch, like the following
+    loss_sum: float = 0.0  # of batch mean times batch size
+    penalty: float = 0.0  # of the last step
+    seconds: float = 0.0  # of training proper: no compilation, validation or checkpoint
+
+    def advance(self, logs: StepLogs, valid: np.ndarray, seconds: float) -> None:
+        """Count the steps of one chunk."""
+        self.step += len(valid)
+        self.step_in_epoch += len(valid)
+        self.examples += int(valid.sum())
+        self.loss_sum += float(np.dot(logs.loss.astype(np.float64), valid))
+        self.penalty = float(logs.penalty[-1])
+        self.seconds += seconds
+
+    def next_epoch(self) -> None:
+        """Move to the first step of the next epoch."""
+        self.epoch += 1
+        self.step_in_epoch = self.examples = 0
+        self.loss_sum = self.penalty = self.seconds = 0.0
+
+
+@dataclass
+class Fit:
+    """One training: what the loop, the callbacks and the loggers share."""
+
+    model: Any
+    engine: Engine
+    data: DataModule
+    feed: Feed
+    validation_feed: Feed | None
+    run: RunDirectory
+    callbacks: list[Any]
+    loggers: list[Any]
+    signals: StopSignals
+    seed: int
+    max_epochs: int
+    max_steps: int | None
+    steps_in_epoch: int
+    schedule: Schedule | None = None  # None: the optimizer's own learning rate
+    log_every_n_steps: int = 50
+    position: Position = field(default_factory=Position)
+    logs: dict[str, float] = field(default_factory=dict)  # latest values, by Keras' names
+    records: dict[str, dict[str, Any]] = field(default_factory=dict)  # latest, by event
+    stop_reason: str | None = None
+    epoch_complete: bool = False
+
+    def stop(self, reason: str) -> None:
+        """Ask the loop to end at the next boundary; the first reason is kept."""
+        self.stop_reason = self.stop_reason or reason
+
+    def notify(self, hook: str, *args: Any) -> None:
+        """Call ``hook`` of every callback, in order."""
+        for callback in self.callbacks:
+            getattr(callback, hook)(self, *args)
+
+    def plan(self) -> EpochPlan:
+        """Return the plan of the epoch at the position."""
+        return epoch_plan(
+            self.seed,
+            self.position.epoch,
+            examples=len(self.data.train),
+            batch_size=self.data.batch_size,
+            image_shape=self.data.train.x.shape[1:],
+            augment=self.data.augment,
+            limit=self.steps_in_epoch,
+        )
+
+    def learning_rates(self, steps: np.ndarray) -> np.ndarray:
+        """Return the learning rates of ``steps``, float32, by the schedule or the optimizer's."""
+        if self.schedule is not None:
+            return self.schedule(steps)
+        rate = np.float32(float(np.asarray(self.engine.optimizer.learning_rate)))
+        return np.full(len(steps), rate, np.float32)
+
+    def log(self, event: str, epoch: int, *, step: int | None = None, **values: Any) -> None:
+        """Hand a record to every logger; ``step`` is the position's unless given."""
+        step = self.position.step if step is None else step
+        record = {"event": event, "epoch": epoch, "step": step, **values}
+        self.records[event] = record
+        for logger in self.loggers:
+            logger.log(record)
+
+    def manifest(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps beside the arrays."""
+        callbacks = {type(c).__name__: state for c in self.callbacks if (state := c.state_dict())}
+        return {
+            "seed": self.seed,
+            "position": asdict(self.position),
+            "callbacks": callbacks,
+            "config": self.run.config,
+            "versions": self.run.summary.get("versions"),
+        }

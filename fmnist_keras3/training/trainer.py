@@ -1,0 +1,418 @@
+"""The Trainer: Lightning's four verbs over a compiled Keras model."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from fmnist_keras3 import runtime
+from fmnist_keras3.data.datamodule import DataModule, as_datamodule, limited
+from fmnist_keras3.data.dataset import Split
+from fmnist_keras3.data.feeds import Feed, ResidentFeed, StreamFeed
+from fmnist_keras3.data.plan import evaluation_plan
+from fmnist_keras3.engines import make_engine
+from fmnist_keras3.engines.base import Engine
+from fmnist_keras3.errors import Diverged, UserError
+from fmnist_keras3.models import macs
+from fmnist_keras3.training import checkpoint, rundir
+from fmnist_keras3.training.callbacks import Callback, ModelCheckpoint, Progress
+from fmnist_keras3.training.loggers import LOGGERS, JSONLLogger, check_logger
+from fmnist_keras3.training.fit import Fit, Position
+from fmnist_keras3.training.loop import evaluate, train
+from fmnist_keras3.training.schedules import make_schedule
+from fmnist_keras3.training.signals import StopSignals
+
+PIPELINES = {"resident": ResidentFeed, "stream": StreamFeed}
+RESIDENT_BYTES = 2 * 2**30  # the largest training split that "auto" puts on the device
+CHUNK_STEPS = {"cpu": 128}  # longest chunk; elsewhere a whole epoch may be one
+CHUNK_BYTES = 256 * 2**20
+PREDICT_BATCH = 128
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What `Trainer.fit` returns.
+
+    ``status``: "completed", "stopped" (by a callback) or "interrupted" (by a signal, named in
+    ``reason``). ``history``: the records of metrics.jsonl. ``best_checkpoint``: None without
+    validation. ``summary``: the content of summary.json.
+    """
+
+    status: str
+    reason: str | None
+    run_dir: Path
+    history: list[dict[str, Any]]
+    last_checkpoint: Path | None
+    best_checkpoint: Path | None
+    summary: dict[str, Any]
+
+    def __repr__(self) -> str:
+        values = {
+            k: f"{self.summary[k]:.4f}"
+            for k in ("validation_loss", "validation_accuracy")
+            if self.summary.get(k) is not None
+        }
+        shown = ", ".join(f"{k}={v}" for k, v in values.items())
+        return f"FitResult({self.status}, epochs={self.summary.get('epochs')}, {shown})"
+
+
+class Trainer:
+    """Trains any compiled Keras model; argument names follow Lightning where they exist.
+
+    ``max_epochs`` and ``max_steps`` end the training, whichever comes first. ``schedule``
+    ("cosine", see `schedules.SCHEDULES`) rules the learning rate, with the optimizer's as its peak
+    and a linear rise over the first ``warmup`` epochs (at most a fifth of ``max_epochs``); None
+    leaves the rate to the optimizer. ``label_smoothing`` is a rate in 0..1. ``limit_train_batches``
+    and ``limit_val_batches`` are numbers of batches. ``pipeline`` is "auto", "resident" or
+    "stream". ``logger`` is a name or list of names beside the metrics.jsonl that is always written.
+    ``run_dir`` is a new folder (default: one below ``default_root_dir``).
+    Raises UserError for values outside their range.
+
+    Example: ``Trainer(max_epochs=5).fit(build_model("lenet"), FashionMNIST(batch_size=128))``
+    """
+
+    def __init__(
+        self,
+        max_epochs: int = 10,
+        *,
+        max_steps: int | None = None,
+        schedule: str | None = None,
+        warmup: float = 0.0,
+        label_smoothing: float = 0.0,
+        limit_train_batches: int | None = None,
+        limit_val_batches: int | None = None,
+        pipeline: str = "auto",
+        seed: int = 0,
+        callbacks: list[Callback] | None = None,
+        logger: str | list[str] | None = None,
+        log_every_n_steps: int = 50,
+        enable_progress_bar: bool = True,
+        run_dir: str | Path | None = None,
+        default_root_dir: str | Path = "runs",
+    ) -> None:
+        for name, value, least in (
+            ("max_epochs", max_epochs, 1),
+            ("max_steps", max_steps, 1),
+            ("limit_train_batches", limit_train_batches, 1),
+            ("limit_val_batches", limit_val_batches, 1),
+            ("log_every_n_steps", log_every_n_steps, 0),
+            ("warmup", warmup, 0),
+            ("seed", seed, 0),
+        ):
+            if value is not None and not value >= least:
+                raise UserError(f"{name} is {value}; it must be at least {least}.")
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"label_smoothing is {label_smoothing}; it must be in 0..1, below 1.")
+        if pipeline not in ("auto", *PIPELINES):
+            raise UserError(f"pipeline is {pipeline!r}; it must be auto, resident or stream.")
+        if schedule is not None:
+            make_schedule(schedule, 1.0, 1)
+        self.max_epochs, self.max_steps = max_epochs, max_steps
+        self.schedule, self.warmup, self.label_smoothing = schedule, warmup, label_smoothing
+        self.limit_train_batches, self.limit_val_batches = limit_train_batches, limit_val_batches
+        self.pipeline, self.seed = pipeline, seed
+        self.callbacks = list(callbacks or [])
+        names = [logger] if isinstance(logger, str) else logger or []
+        self.loggers = [check_logger(name) for name in names]
+        self.log_every_n_steps = log_every_n_steps
+        self.enable_progress_bar = enable_progress_bar
+        self.run_dir, self.default_root_dir = run_dir, Path(default_root_dir)
+        self._engine: Engine | None = None
+
+    def fit(
+        self,
+        model: keras.Model,
+        data: DataModule | tuple[np.ndarray, np.ndarray],
+        *,
+        ckpt_path: str | Path | None = None,
+        config: dict[str, Any] | None = None,
+    ) -> FitResult:
+        """Train ``model`` on ``data`` and leave a run directory.
+
+        ``ckpt_path`` is "last" or "best" (of ``run_dir``) or a checkpoint's folder: training goes on
+        from its step, in its run directory, to the same bits as if it had never stopped.
+        ``config`` is what config.yaml holds (default: the Trainer's arguments). The model holds the
+        trained weights afterwards. Raises UserError for input that cannot be used and Diverged when
+        the loss or a weight is not finite.
+        """
+        data = as_datamodule(data)
+        engine = self._engine_for(model, data)
+        found, problems = self._find_checkpoint(ckpt_path)
+        for problem in problems:
+            warnings.warn(f"{problem} An earlier checkpoint is used.", stacklevel=2)
+        run = self._run_directory(model, data, config, found)
+        jsonl = JSONLLogger(run.path)
+        fit = self._make_fit(model, data, engine, run, [jsonl, *self._make_loggers(run)])
+        if found is not None:
+            self._restore(fit, found)
+            for logger, records in [(lo, jsonl.rewind(fit.position.step)) for lo in fit.loggers]:
+                if hasattr(logger, "replay"):
+                    logger.replay(records)
+        compile_seconds = _compile(fit)
+        run.update(
+            **rundir.environment(),
+            **self._describe(fit),
+            status="running",
+            reason=None,
+            compile_seconds=round(compile_seconds, 3),
+        )
+        return self._train(fit)
+
+    def _train(self, fit: Fit) -> FitResult:
+        """Run the loop inside the one funnel for signals and exceptions."""
+        book = _Bookkeeper()
+        fit.callbacks.append(book)
+        try:
+            with fit.signals:
+                fit.notify("on_fit_start")
+                train(fit)
+                fit.notify("on_fit_end")
+        except BaseException as exception:
+            status = "failed"
+            if isinstance(exception, Diverged):
+                status = "diverged"
+            elif isinstance(exception, KeyboardInterrupt):
+                status = "interrupted"
+            fit.run.update(status=status, reason=f"{type(exception).__name__}: {exception}")
+            fit.notify("on_exception", exception)
+            raise
+        finally:
+            fit.feed.close()
+        fit.engine.sync_model()
+        ended = fit.position.epoch >= fit.max_epochs or fit.stop_reason is None
+        planned = ended or fit.stop_reason.startswith("max_steps")
+        status = "completed" if planned else "stopped"
+        if fit.signals.received:
+            status = "interrupted"
+        fit.run.write_model(fit.model)
+        fit.run.update(status=status, reason=fit.stop_reason)
+        saver = _checkpointer(fit.callbacks)
+        return FitResult(
+            status,
+            fit.stop_reason,
+            fit.run.path,
+            rundir.read_metrics(fit.run.path / rundir.METRICS),
+            saver.last,
+            saver.best_path,
+            dict(fit.run.summary),
+        )
+
+    def validate(self, model: keras.Model, data: Any) -> dict[str, float]:
+        """Return loss and metrics on the validation split of ``data``."""
+        data = as_datamodule(data)
+        if data.validation is None:
+            raise UserError("There is no validation split. Give the data module validation=0.1.")
+        split = limited(data.validation, self.limit_val_batches, data.batch_size)
+        return self._evaluate(model, data, split)[0]
+
+    def test(self, model: keras.Model, data: Any) -> dict[str, float]:
+        """Return loss and metrics on the test split of ``data``."""
+        return self.test_outputs(model, data)[0]
+
+    def test_outputs(self, model: keras.Model, data: Any) -> tuple[dict[str, float], np.ndarray]:
+        """Return loss and metrics on the test split, and the model's outputs ``[N, ...]``."""
+        data = as_datamodule(data)
+        if data.test is None:
+            raise UserError("There is no test split in this data.")
+        return self._evaluate(model, data, data.test)
+
+    def predict(self, model: keras.Model, images: np.ndarray) -> np.ndarray:
+        """Return the outputs (logits) ``[N, ...]`` for ``images [N, H, W, C]``, raw pixels."""
+        images = np.asarray(images)
+        shape = tuple(model.input_shape[1:])
+        if images.shape[1:] != shape or not len(images):
+            raise UserError(
+                f"The images have the shape {images.shape}; the model takes [N, "
+                f"{', '.join(map(str, shape))}] with at least one image."
+            )
+        engine = self._engine_for(model, None)
+        labels = engine.placeholder_labels(len(images))
+        feed = ResidentFeed(Split(images, labels), engine)
+        return evaluate(engine, feed, min(PREDICT_BATCH, len(images)))[1]
+
+    def _evaluate(self, model, data, split) -> tuple[dict[str, float], np.ndarray]:
+        engine = self._engine_for(model, data)
+        feed = self._feed(split, engine)
+        try:
+            return evaluate(engine, feed, data.batch_size)
+        finally:
+            feed.close()
+
+    def _engine_for(self, model: keras.Model, data: DataModule | None) -> Engine:
+        """Return the engine of ``model``, the same one as long as the model is the same."""
+        if self._engine is None or self._engine.model is not model:
+            self._engine = make_engine(model, label_smoothing=self.label_smoothing)
+        engine = self._engine
+        engine.read_model()
+        if data is not None:
+            batch_bytes = data.batch_size * data.train.x[:1].nbytes
+            steps = -(-len(data.train) // data.batch_size)
+            most = min(CHUNK_STEPS.get(engine.platform, steps), CHUNK_BYTES // batch_bytes, steps)
+            engine.chunk_steps = max(1, most)
+        return engine
+
+    def _feed(self, split: Split, engine: Engine, augment: Any = ()) -> Feed:
+        name = self.pipeline
+        if name == "auto":
+            name = "resident" if split.x.nbytes <= RESIDENT_BYTES else "stream"
+        return PIPELINES[name](split, engine, augment)
+
+    def _find_checkpoint(self, ckpt_path):
+        if ckpt_path is None:
+            return None, []
+        if str(ckpt_path) in ("last", "best"):
+            if self.run_dir is None:
+                raise UserError(f"ckpt_path {ckpt_path!r} needs the run_dir of the run to resume.")
+            return checkpoint.find(Path(self.run_dir) / rundir.CHECKPOINTS, str(ckpt_path))
+        return checkpoint.load(Path(ckpt_path)), []
+
+    def _run_directory(self, model, data, config, found) -> rundir.RunDirectory:
+        if config is None:
+            names = ("max_epochs", "max_steps", "schedule", "warmup", "label_smoothing", "pipeline")
+            config = {"model": model.name, "seed": self.seed, "batch_size": data.batch_size}
+            config |= {name: getattr(self, name) for name in names}
+        if found is not None:
+            return rundir.RunDirectory(rundir.find_run(found.path), config, resumed=True)
+        path = self.run_dir
+        if path is None:
+            synthetic = data.describe()["name"] == "synthetic"
+            backend = keras.backend.backend()
+            path = rundir.new_run_path(self.default_root_dir, model.name, backend, synthetic)
+        return rundir.RunDirectory(Path(path), config)
+
+    def _make_loggers(self, run) -> list[Any]:
+        return [LOGGERS[name](run.path) for name in self.loggers]
+
+    def _make_fit(self, model, data, engine, run, loggers) -> Fit:
+        steps = -(-len(data.train) // data.batch_size)
+        steps = min(steps, self.limit_train_batches or steps)
+        schedule = None
+        if self.schedule is not None:
+            if not engine.sets_learning_rate:
+                raise UserError(
+                    "The optimizer has a learning-rate schedule of its own. Compile the model with "
+                    "a number as learning_rate, or leave out the Trainer's schedule."
+                )
+            peak = float(np.asarray(engine.optimizer.learning_rate))
+            total = min(self.max_epochs * steps, self.max_steps or self.max_epochs * steps)
+            warmup = round(min(self.warmup, 0.2 * self.max_epochs) * steps)
+            schedule = make_schedule(self.schedule, peak, total, warmup)
+        callbacks = list(self.callbacks)
+        if not any(isinstance(c, ModelCheckpoint) for c in callbacks):
+            callbacks.append(ModelCheckpoint())
+        # The checkpoint comes last: it must hold what the other callbacks made of the epoch.
+        callbacks.sort(key=lambda c: isinstance(c, ModelCheckpoint))
+        if self.enable_progress_bar and not any(isinstance(c, Progress) for c in callbacks):
+            callbacks.insert(0, Progress())
+        validation = limited(data.validation, self.limit_val_batches, data.batch_size)
+        return Fit(
+            model=model,
+            engine=engine,
+            data=data,
+            feed=self._feed(data.train, engine, data.augment),
+            validation_feed=self._feed(validation, engine) if validation is not None else None,
+            run=run,
+            callbacks=callbacks,
+            loggers=loggers,
+            signals=StopSignals(),
+            seed=self.seed,
+            max_epochs=self.max_epochs,
+            max_steps=self.max_steps,
+            steps_in_epoch=steps,
+            schedule=schedule,
+            log_every_n_steps=self.log_every_n_steps,
+        )
+
+    def _restore(self, fit: Fit, found: checkpoint.Checkpoint) -> None:
+        checkpoint.check_matches(found.state, fit.engine.export_state())
+        if found.manifest["seed"] != self.seed:
+            raise UserError(
+                f"The run was started with seed {found.manifest['seed']}, not {self.seed}; the seed "
+                "may not change on resume."
+            )
+        fit.engine.import_state(found.state)
+        fit.position = Position(**found.manifest["position"])
+        for callback in fit.callbacks:
+            if state := found.manifest["callbacks"].get(type(callback).__name__):
+                callback.load_state_dict(state)
+        _checkpointer(fit.callbacks).last = found.path
+
+    def _describe(self, fit: Fit) -> dict[str, Any]:
+        data = fit.data.describe()
+        return {
+            "backend": keras.backend.backend(),
+            "device": fit.engine.device,
+            "precision": fit.model.dtype_policy.name,
+            "pipeline": next(n for n, f in PIPELINES.items() if isinstance(fit.feed, f)),
+            "dataset": data,
+            "model": fit.model.name,
+            "parameters": fit.model.count_params(),
+            "macs": macs(fit.model),
+            "seed": self.seed,
+            "batch_size": fit.data.batch_size,
+            "augment": [name for name, _ in fit.data.augment],
+        }
+
+
+class _Bookkeeper(Callback):
+    """Keeps summary.json up to date at each epoch's end."""
+
+    def on_fit_start(self, fit):
+        self._started = time.perf_counter()
+        self._before = fit.run.summary.get("total_seconds") or 0.0
+        done = fit.run.summary.get("epoch_seconds") or []
+        self._seconds = done[: fit.position.epoch]
+        rates = fit.run.summary.get("epoch_images_per_second") or []
+        self._rates = rates[: fit.position.epoch]
+
+    def on_chunk_end(self, fit):
+        if "time_to_first_step" not in fit.run.summary:
+            fit.run.summary["time_to_first_step"] = round(runtime.process_seconds(), 2)
+
+    def on_train_epoch_end(self, fit):
+        record = fit.records["train"]
+        self._seconds.append(round(record["seconds"], 4))
+        self._rates.append(round(record["images_per_second"], 1))
+        self._write(fit)
+
+    def on_fit_end(self, fit):
+        self._write(fit)
+
+    def _write(self, fit) -> None:
+        validation = fit.records.get("validation", {})
+        fit.run.update(
+            epochs=fit.position.epoch,
+            steps=fit.position.step,
+            validation_loss=validation.get("loss"),
+            validation_accuracy=validation.get("accuracy"),
+            best_epoch=_checkpointer(fit.callbacks).best_epoch,
+            epoch_seconds=self._seconds,
+            epoch_images_per_second=self._rates,
+            images_per_second=round(statistics.median(self._rates), 1) if self._rates else None,
+            total_seconds=round(self._before + time.perf_counter() - self._started, 2),
+            peak_memory_mb=fit.engine.peak_memory_mb() or runtime.peak_memory_mb(),
+        )
+
+
+def _checkpointer(callbacks: list[Any]) -> ModelCheckpoint:
+    return next(c for c in callbacks if isinstance(c, ModelCheckpoint))
+
+
+def _compile(fit: Fit) -> float:
+    """Compile the programs by running chunks of no steps, and return the seconds it took."""
+    started = time.perf_counter()
+    fit.feed.open(fit.plan())
+    rates = fit.learning_rates(np.arange(fit.engine.chunk_steps))
+    fit.engine.train(dataclasses.replace(fit.feed.take(1), count=0), rates)
+    if (feed := fit.validation_feed) is not None:
+        feed.open(evaluation_plan(len(feed.split), fit.data.batch_size))
+        fit.engine.infer([dataclasses.replace(feed.take(1), count=0)])
+    return time.perf_counter() - started
