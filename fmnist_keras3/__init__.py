@@ -1,0 +1,67 @@
+"""A PyTorch-Lightning-style trainer on Keras 3, with Fashion-MNIST as its subject.
+
+Importing the package imports neither Keras nor a backend and sets nothing; the public names are
+loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fmnist_keras3.data.datamodule import ArrayData, DataModule, FashionMNIST
+    from fmnist_keras3.errors import Diverged, UserError
+    from fmnist_keras3.models import build_model
+    from fmnist_keras3.run import Run, load_model, load_run
+    from fmnist_keras3.training.callbacks import Callback, EarlyStopping, ModelCheckpoint
+    from fmnist_keras3.training.trainer import FitResult, Trainer
+
+_HOME = {
+    "ArrayData": "data.datamodule",
+    "DataModule": "data.datamodule",
+    "FashionMNIST": "data.datamodule",
+    "Diverged": "errors",
+    "UserError": "errors",
+    "build_model": "models",
+    "Run": "run",
+    "load_model": "run",
+    "load_run": "run",
+    "Callback": "training.callbacks",
+    "EarlyStopping": "training.callbacks",
+    "ModelCheckpoint": "training.callbacks",
+    "FitResult": "training.trainer",
+    "Trainer": "training.trainer",
+}
+
+__all__ = [
+    "ArrayData",
+    "Callback",
+    "DataModule",
+    "Diverged",
+    "EarlyStopping",
+    "FashionMNIST",
+    "FitResult",
+    "ModelCheckpoint",
+    "Run",
+    "Trainer",
+    "UserError",
+    "build_model",
+    "load_model",
+    "load_run",
+]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from fmnist_keras3 import runtime
+
+    if name in ("Trainer", "FitResult", "load_model", "load_run"):
+        runtime.prepare()  # these import Keras, which must find its flags
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

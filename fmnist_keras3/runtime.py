@@ -6,12 +6,17 @@ set, and may be called any number of times.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from fmnist_keras3.errors import UserError, nearest
@@ -23,6 +28,11 @@ BACKENDS = ("jax", "tensorflow")
 # it does not know, so it is set for the versions that are known to have it only.
 _FUSION_FLAG = "--xla_cpu_experimental_ynn_fusion_type="
 _FUSION_FLAG_KNOWN = {"jaxlib": "0.10.", "tensorflow": "2.21."}
+
+_DRIVER_TALK = re.compile(
+    r"absl::InitializeLog|cudart_stub|cuda_platform|cuInit|computation_placer|port\.cc|"
+    r"cpu_feature_guard|TF_ENABLE_ONEDNN_OPTS|rebuild TensorFlow|TF-TRT"
+)
 
 
 def version(package: str) -> str | None:
@@ -89,7 +99,32 @@ def prepare() -> str:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir() / "jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    if backend == "tensorflow":
+        _import_tensorflow()
     return backend
+
+
+def _import_tensorflow():
+    """Import TensorFlow without what it says on the way about drivers that are not there.
+
+    These lines come before TF_CPP_MIN_LOG_LEVEL is obeyed. All else that goes to stderr meanwhile
+    is passed on.
+    """
+    if "tensorflow" in sys.modules or "TF_CPP_VMODULE" in os.environ:
+        return importlib.import_module("tensorflow")
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as said:
+        stderr = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            return importlib.import_module("tensorflow")
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            said.seek(0)
+            for line in said.read().decode(errors="replace").splitlines():
+                if not _DRIVER_TALK.search(line):
+                    print(line, file=sys.stderr)
 
 
 def _knows_fusion_flag() -> bool:
@@ -111,12 +146,30 @@ def import_tensorflow_for_data():
             "Type: pip install tensorflow (or use --pipeline resident)."
         )
     prepare()
-    import tensorflow as tf
-
+    tf = _import_tensorflow()
     if os.environ["KERAS_BACKEND"] != "tensorflow":
         # TensorFlow would take the whole GPU at its first op, also for tf.data alone.
         tf.config.set_visible_devices([], "GPU")
     return tf
+
+
+@contextlib.contextmanager
+def keras_without_tensorflow() -> Iterator[None]:
+    """Keep Keras from importing TensorFlow on another backend, only to ask for its types.
+
+    Writing or reading a `.keras` file does that (`serialization_lib.serialize_keras_object`), which
+    costs seconds and, on a GPU, memory.
+    """
+    from keras.src.utils import module_utils
+
+    lazy = module_utils.tensorflow
+    before = lazy._available
+    if "tensorflow" not in sys.modules:
+        lazy._available = False
+    try:
+        yield
+    finally:
+        lazy._available = before
 
 
 def versions() -> dict[str, str]:

@@ -114,8 +114,8 @@ def parse_augment(text: str | None) -> tuple[tuple[str, Augmentation], ...]:
         name, _, argument = part.partition(":")
         if name not in AUGMENTATIONS:
             raise UserError(
-                f"There is no augmentation {name!r}.{nearest(name, AUGMENTATIONS)} Allowed: none, or "
-                f"a list of {', '.join(AUGMENTATIONS)}, as in --augment flip,crop:2,erase:0.5"
+                f"There is no augmentation {name!r}.{nearest(name, AUGMENTATIONS)} Allowed: none, "
+                f"or a list of {', '.join(AUGMENTATIONS)}, as in --augment flip,crop:2,erase:0.5"
             )
         if name in result:
             raise UserError(f"The augmentation {name!r} is named twice in {text!r}.")

@@ -81,10 +81,10 @@ class DataModule:
 class FashionMNIST(DataModule):
     """Fashion-MNIST, or what ``data`` names: "auto", "fashion_mnist", "synthetic", "tfds:NAME".
 
-    ``data_dir`` is a folder with the four IDX files (default: `FMNIST_DATA_DIR`); "auto" falls back
-    to a TFDS copy, a download, and at last to generated garments (see `data.sources.load`).
-    Images are uint8 ``[N, 28, 28, 1]``, labels int32 ``[N]``. Raises UserError where data is missing
-    or damaged.
+    ``data_dir`` is a folder with the four IDX files (default: `FMNIST_DATA_DIR`); "auto" falls
+    back to a TFDS copy, a download, and at last to generated garments (see `data.sources.load`).
+    Images are uint8 ``[N, 28, 28, 1]``, labels int32 ``[N]``. Raises UserError where data is
+    missing or damaged.
 
     Example: ``FashionMNIST(batch_size=128, augment="flip,crop")``
     """

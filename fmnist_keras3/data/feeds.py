@@ -44,8 +44,8 @@ class Feed(ABC):
         for start in range(0, plan.steps, self.engine.chunk_steps):
             yield self.take(min(self.engine.chunk_steps, plan.steps - start))
 
-    def close(self) -> None:
-        """Let go of threads and device memory."""
+    def close(self) -> None:  # noqa: B027 - a feed may have nothing to close
+        """Let go of threads."""
 
     def _pad(self, array: np.ndarray) -> np.ndarray:
         # Programs are compiled for one chunk length; the tail beyond `count` is never looked at.

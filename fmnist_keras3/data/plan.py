@@ -74,7 +74,7 @@ def _valid(examples: int, batch_size: int) -> np.ndarray:
 
 
 def _batches(values: np.ndarray, batch_size: int) -> np.ndarray:
-    """Cut ``values [n, ...]`` into ``[steps, batch_size, ...]``, the last batch repeating its own."""
+    """Cut ``values [n, ...]`` into ``[steps, batch_size, ...]``; the last batch repeats its own."""
     tail = values[len(values) - 1 - (len(values) - 1) % batch_size :]
     filler = np.resize(tail, (batch_size - len(tail), *values.shape[1:]))
     return np.concatenate([values, filler]).reshape(-1, batch_size, *values.shape[1:])

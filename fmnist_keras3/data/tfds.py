@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.resources
-import importlib.resources.abc
 import importlib.util
 import os
 import re
@@ -56,9 +54,6 @@ def load(name: str, *, data_dir: str | Path | None = None, download: bool = True
                 f"TFDS needs the package {package}, which is not installed. "
                 "Run: pip install tensorflow tensorflow-datasets"
             )
-    if importlib.util.find_spec("importlib_resources") is None:
-        # TFDS 4.9.10 uses this backport without requiring it (tensorflow/datasets#11212).
-        sys.modules["importlib_resources"] = importlib.resources
     root = _root(data_dir)
     with _quiet():
         import tensorflow_datasets as tfds

@@ -313,6 +313,31 @@ def mistakes(
     return Path(path)
 
 
+def examples(
+    rows: Sequence[np.ndarray],
+    class_names: Sequence[str],
+    path: Path | str,
+    title: str,
+    synthetic: bool = False,
+) -> Path:
+    """Draw a sheet with one row of images ``[n, H, W, C]`` a class, its name at the left."""
+    columns = max(len(row) for row in rows)
+    subtitle = f"{columns} examples of each of {len(rows)} classes"
+    size = (0.72 * columns + 1.4, 0.74 * len(rows))
+    with _figure(path, size, title, subtitle, synthetic) as (_, body):
+        for line, (name, row) in enumerate(zip(class_names, rows, strict=True)):
+            for column, image in enumerate(row):
+                axes = body.add_subplot(len(rows), columns, line * columns + column + 1)
+                axes.imshow(_pixels(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+                axes.set_xticks([])
+                axes.set_yticks([])
+                if column == 0:
+                    axes.set_ylabel(
+                        _short(name, 13), rotation=0, ha="right", va="center", color=BLACK
+                    )
+    return Path(path)
+
+
 def _pixels(image: np.ndarray) -> np.ndarray:
     """Return one image as float 0..1, ``[H, W]`` or ``[H, W, 3|4]``."""
     pixels = np.asarray(image).astype(np.float64)

@@ -111,7 +111,7 @@ class Dropouts:
 
 
 def macs(model: keras.Model) -> int:
-    """Count the multiply-accumulates of one image's forward pass in convolutions and dense layers."""
+    """Count one image's multiply-accumulates in convolutions and dense layers, forward."""
     import keras
     import numpy as np
 

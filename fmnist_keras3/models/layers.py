@@ -1,4 +1,4 @@
-"""Conv2D and MaxPooling2D with Keras' arguments and results, and a gradient that XLA:CPU compiles well.
+"""Conv2D and MaxPooling2D with Keras' arguments and results, and gradients XLA:CPU likes.
 
 Two facts make the ordinary layers slow in a compiled loop on a CPU. XLA:CPU sends a convolution
 to its fast kernel only if it is NHWC/HWIO in form, which neither backward convolution of the usual
@@ -83,7 +83,7 @@ def canonical_conv(x: Any, kernel: Any, padding: str) -> Any:
             flipped = ops.transpose(ops.flip(kernel, (0, 1)), (0, 1, 3, 2))
             outer = [(k - 1 - a, k - 1 - b) for k, (a, b) in zip(size, pads, strict=True)]
             dx = _conv(g, flipped, outer)
-            # The kernel's gradient: channels take the place of the batch, the batch that of channels.
+            # The kernel's gradient: channels take the batch's place, and the batch the channels'.
             dk = _conv(ops.transpose(x, (3, 1, 2, 0)), ops.transpose(g, (1, 2, 0, 3)), pads)
             return dx, ops.transpose(dk, (1, 2, 0, 3))
 

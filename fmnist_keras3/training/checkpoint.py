@@ -51,7 +51,10 @@ def save(folder: Path, step: int, state: State, manifest: dict[str, Any]) -> Pat
     try:
         # The position in the list is part of the name: paths alone need not be unique.
         keys = [f"{i:04d}/{name}" for i, (name, _) in enumerate(state)]
-        save_file({k: np.ascontiguousarray(a) for k, (_, a) in zip(keys, state, strict=True)}, beside / STATE)
+        save_file(
+            {k: np.ascontiguousarray(a) for k, (_, a) in zip(keys, state, strict=True)},
+            beside / STATE,
+        )
         arrays = [
             {"path": name, "shape": list(array.shape), "dtype": str(array.dtype)}
             for name, array in state
@@ -106,7 +109,9 @@ def load(path: Path) -> Checkpoint:
     keys = [f"{i:04d}/{array['path']}" for i, array in enumerate(arrays)]
     if sorted(keys) != sorted(stored):
         raise UserError(f"{path}: {STATE} does not hold the arrays that {MANIFEST} lists.")
-    return Checkpoint(path, [(a["path"], stored[k]) for a, k in zip(arrays, keys, strict=True)], manifest)
+    return Checkpoint(
+        path, [(a["path"], stored[k]) for a, k in zip(arrays, keys, strict=True)], manifest
+    )
 
 
 def find(folder: Path, which: str) -> tuple[Checkpoint, list[str]]:

@@ -30,7 +30,7 @@ def new_run_path(root: Path, model: str, backend: str, synthetic: bool = False) 
 
 
 def check_new(path: Path) -> None:
-    """Raise UserError if ``path`` cannot become a run directory: it holds a run, or is unwritable."""
+    """Raise UserError if ``path`` cannot become a run directory: a run is in it, or unwritable."""
     if path.exists() and not path.is_dir():
         raise UserError(f"The run directory {path} is a file. Give another --run_dir.")
     if any((path / name).exists() for name in (CONFIG, METRICS, SUMMARY, CHECKPOINTS)):
@@ -45,7 +45,8 @@ def check_new(path: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(
-            f"The run directory {path} cannot be written ({error.strerror}). Give another --run_dir."
+            f"The run directory {path} cannot be written ({error.strerror}). "
+            "Give another --run_dir."
         ) from error
 
 
@@ -76,7 +77,7 @@ class RunDirectory:
 
     def write_model(self, model: Any) -> Path:
         """Write ``model.keras``, which plain `keras.saving.load_model` reads."""
-        with whole(self.path / MODEL) as beside:
+        with whole(self.path / MODEL) as beside, runtime.keras_without_tensorflow():
             model.save(beside)
         return self.path / MODEL
 
@@ -121,7 +122,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def find_run(path: Path) -> Path:
-    """Return the run directory that ``path`` is or lies in; raises UserError where there is none."""
+    """Return the run directory that ``path`` is or lies in; raises UserError without one."""
     for folder in (path, *path.parents[:2]):
         if (folder / CONFIG).exists() or (folder / CHECKPOINTS).is_dir():
             return folder

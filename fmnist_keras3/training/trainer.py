@@ -24,8 +24,8 @@ from fmnist_keras3.errors import Diverged, UserError
 from fmnist_keras3.models import macs
 from fmnist_keras3.training import checkpoint, rundir
 from fmnist_keras3.training.callbacks import Callback, ModelCheckpoint, Progress
-from fmnist_keras3.training.loggers import LOGGERS, JSONLLogger, check_logger
 from fmnist_keras3.training.fit import Fit, Position
+from fmnist_keras3.training.loggers import LOGGERS, JSONLLogger, check_logger
 from fmnist_keras3.training.loop import evaluate, train
 from fmnist_keras3.training.schedules import make_schedule
 from fmnist_keras3.training.signals import StopSignals
@@ -137,11 +137,11 @@ class Trainer:
     ) -> FitResult:
         """Train ``model`` on ``data`` and leave a run directory.
 
-        ``ckpt_path`` is "last" or "best" (of ``run_dir``) or a checkpoint's folder: training goes on
-        from its step, in its run directory, to the same bits as if it had never stopped.
-        ``config`` is what config.yaml holds (default: the Trainer's arguments). The model holds the
-        trained weights afterwards. Raises UserError for input that cannot be used and Diverged when
-        the loss or a weight is not finite.
+        ``ckpt_path`` is "last" or "best" (of ``run_dir``) or a checkpoint's folder: training goes
+        on from its step, in its run directory, to the same bits as if it had never stopped.
+        ``config`` is what config.yaml holds (default: the Trainer's arguments). The model holds
+        the trained weights afterwards. Raises UserError for input that cannot be used and Diverged
+        when the loss or a weight is not finite.
         """
         data = as_datamodule(data)
         engine = self._engine_for(model, data)
@@ -335,8 +335,8 @@ class Trainer:
         checkpoint.check_matches(found.state, fit.engine.export_state())
         if found.manifest["seed"] != self.seed:
             raise UserError(
-                f"The run was started with seed {found.manifest['seed']}, not {self.seed}; the seed "
-                "may not change on resume."
+                f"The run was started with seed {found.manifest['seed']}, not {self.seed}; the "
+                "seed may not change on resume."
             )
         fit.engine.import_state(found.state)
         fit.position = Position(**found.manifest["position"])

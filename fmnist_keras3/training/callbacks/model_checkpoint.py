@@ -54,7 +54,8 @@ class ModelCheckpoint(Callback):
         if math.isfinite(value) and self.save_top_k:
             sign = -1 if (self.mode or default_mode(monitor or "")) == "max" else 1
             ranked = sorted(
-                [*self.best, [value, name, fit.records["train"]["epoch"]]], key=lambda entry: sign * entry[0]
+                [*self.best, [value, name, fit.records["train"]["epoch"]]],
+                key=lambda entry: sign * entry[0],
             )
             self.best = ranked[: self.save_top_k]
             better = self.best[0][1] == name

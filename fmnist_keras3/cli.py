@@ -1,0 +1,197 @@
+"""The command line: parses and checks everything before Keras is imported."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from fmnist_keras3 import config as settings
+from fmnist_keras3.errors import EXIT_DIVERGED, EXIT_USER, Diverged, UserError, nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose mistakes are `UserError`s that name the nearest option."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message[:1].upper()}{message[1:]}. Type {self.prog} --help")
+
+    def parse(self, words: Sequence[str]) -> argparse.Namespace:
+        """Parse all of ``words``; raises UserError for any that is not known."""
+        known, unknown = self.parse_known_args(words)
+        for word in unknown:
+            if word.startswith("-"):
+                options = [o for action in self._actions for o in action.option_strings]
+                guess = nearest(word.split("=")[0], options)
+                raise UserError(f"There is no option {word}.{guess} Type {self.prog} --help")
+        if unknown:
+            raise UserError(f"Unexpected {unknown[0]!r}. Type {self.prog} --help")
+        return known
+
+
+def add_option(parser: argparse.ArgumentParser, name: str, **options: Any) -> None:
+    """Add ``--some_name``, also spelled ``--some-name``."""
+    spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+    parser.add_argument(*spellings, dest=name, default=argparse.SUPPRESS, **options)
+
+
+def train_options(parser: Parser) -> None:
+    add_option(parser, "config", metavar="FILE", help="YAML file with any of these settings")
+    add_option(parser, "print_config", action="store_true", help="print the settings and end")
+    for name, field in settings.FIELDS.items():
+        default = "" if field.default is None else f" [{field.default}]"
+        text = field.metadata["help"].replace("%", "%%")
+        kind = settings.field_type(name)[0].__name__.upper()
+        add_option(parser, name, metavar=kind, help=text + default)
+
+
+def run_train(options: argparse.Namespace) -> int:
+    given = vars(options)
+    chosen: dict[str, Any] = {}
+    if "config" in given:
+        chosen |= settings.read_yaml(given["config"])
+    chosen |= {k: settings.convert(k, v) for k, v in given.items() if k in settings.FIELDS}
+    from fmnist_keras3.commands import train
+
+    if chosen.get("resume"):
+        return train.resume(chosen)
+    resolved = settings.TrainConfig(**chosen)
+    if "print_config" in given:
+        import yaml
+
+        print(yaml.safe_dump(resolved.to_dict(), sort_keys=False), end="")
+        return 0
+    return train.start(resolved)
+
+
+def data_options(parser: Parser) -> None:
+    add_option(parser, "data", help="auto, fashion_mnist, synthetic or tfds:NAME [auto]")
+    add_option(parser, "data_dir", help="folder with the IDX files; else $FMNIST_DATA_DIR")
+
+
+def evaluate_options(parser: Parser) -> None:
+    parser.add_argument("target", metavar="RUN_OR_MODEL", help="run directory or .keras file")
+    add_option(parser, "split", metavar="SPLIT", help="test or validation [test]")
+    data_options(parser)
+    add_option(parser, "batch_size", metavar="INT", help="examples at once [128]")
+
+
+def run_evaluate(options: argparse.Namespace) -> int:
+    from fmnist_keras3.commands import evaluate
+
+    given = vars(options)
+    split = given.get("split", "test")
+    if split not in ("test", "validation"):
+        guess = nearest(split, ("test", "validation"))
+        raise UserError(f"--split is {split!r}; it must be test or validation.{guess}")
+    size = settings.convert("batch_size", given.get("batch_size", 128))
+    return evaluate.evaluate(given["target"], split, given.get("data"), given.get("data_dir"), size)
+
+
+def report_options(parser: Parser) -> None:
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="run directories")
+    add_option(parser, "output", metavar="FILE", help="where to write the page")
+
+
+def run_report(options: argparse.Namespace) -> int:
+    from fmnist_keras3.evaluation import report
+
+    print(report.build(options.runs, vars(options).get("output")))
+    return 0
+
+
+def preview_options(parser: Parser) -> None:
+    data_options(parser)
+    add_option(parser, "preview", metavar="PNG", help="draw examples of each class into a file")
+    add_option(parser, "augment", help="augmentation of the preview, as for train [none]")
+
+
+def run_data(options: argparse.Namespace) -> int:
+    from fmnist_keras3.commands import data
+
+    given = vars(options)
+    names = ("data", "data_dir", "preview", "augment")
+    return data.describe(**{name: given[name] for name in names if name in given})
+
+
+def run_models(options: argparse.Namespace) -> int:
+    from fmnist_keras3.commands import models
+
+    return models.show()
+
+
+def run_doctor(options: argparse.Namespace) -> int:
+    from fmnist_keras3.commands import doctor
+
+    return doctor.report()
+
+
+def no_options(parser: Parser) -> None:
+    pass
+
+
+COMMANDS: dict[str, tuple[str, Callable[[Parser], None], Callable[[Any], int]]] = {
+    "train": ("train a model; writes a run directory", train_options, run_train),
+    "evaluate": ("metrics of a run or model on a split", evaluate_options, run_evaluate),
+    "report": ("rebuild a run's HTML report, or compare runs", report_options, run_report),
+    "data": ("fetch, verify and describe the data", preview_options, run_data),
+    "models": ("the models, their parameters and MACs", no_options, run_models),
+    "doctor": ("versions, backends, devices, and a short test of each", no_options, run_doctor),
+}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code (see the README)."""
+    words = list(sys.argv[1:] if words is None else words)
+    try:
+        return _dispatch(words)
+    except UserError as error:
+        print(f"fmnist: {error}", file=sys.stderr)
+        return EXIT_USER
+    except Diverged as error:
+        print(f"fmnist: training diverged: {error}", file=sys.stderr)
+        return EXIT_DIVERGED
+    except KeyboardInterrupt:
+        print("fmnist: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of a pipe left; Python would complain once more
+        return 1
+
+
+def _dispatch(words: list[str]) -> int:
+    overview = Parser(
+        prog="fmnist",
+        description="Train, evaluate and compare Fashion-MNIST classifiers on Keras 3.",
+        epilog="The backend is KERAS_BACKEND (jax or tensorflow). "
+        "`fmnist COMMAND --help` shows a command's options.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    overview.add_argument("--version", action="store_true", help="print the version and end")
+    listing = "\n".join(f"  {name:10} {about}" for name, (about, _, _) in COMMANDS.items())
+    overview.description = f"{overview.description}\n\ncommands:\n{listing}"
+    overview.usage = "fmnist COMMAND [options]"
+    if words and not words[0].startswith("-"):
+        name = words[0]
+        if name not in COMMANDS:
+            raise UserError(
+                f"There is no command {name!r}.{nearest(name, COMMANDS)} "
+                f"Commands: {', '.join(COMMANDS)}. Type fmnist --help"
+            )
+        about, options, run = COMMANDS[name]
+        parser = Parser(prog=f"fmnist {name}", description=f"{about[:1].upper()}{about[1:]}.")
+        options(parser)
+        return run(parser.parse(words[1:]))
+    if "--version" in words:
+        from fmnist_keras3 import __version__
+
+        print(__version__)
+        return 0
+    if words not in (["-h"], ["--help"], []):
+        overview.parse(words)
+    overview.print_help()
+    return 0 if words else EXIT_USER

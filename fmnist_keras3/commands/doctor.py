@@ -1,0 +1,139 @@
+"""`fmnist doctor`: what is installed, and whether it computes rightly and fast."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+from fmnist_keras3 import runtime
+from fmnist_keras3.errors import EXIT_USER, UserError
+
+PROBE_SECONDS = 1.0
+
+
+def report() -> int:
+    """Print versions, hardware and a probe of each backend; returns 2 if the chosen one fails."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title="versions", show_header=False)
+    for name, version in runtime.versions().items():
+        table.add_row(name, version)
+    hardware = runtime.hardware()
+    table.add_row("processor", f"{hardware['processor']}, {hardware['cores']} cores")
+    table.add_row("memory", f"{hardware['memory_gib']} GiB")
+    table.add_row("NVIDIA driver", "found" if runtime.has_gpu_driver() else "none")
+    console.print(table)
+
+    try:
+        chosen = runtime.choose_backend()
+    except UserError as error:
+        console.print(f"[bold red]{error}[/]", soft_wrap=True, highlight=False)
+        chosen = None
+    table = Table(title="backends")
+    for column in ("backend", "device", "lenet, one second", "compiled = eager", "flags"):
+        table.add_column(column)
+    sound = True
+    for backend in runtime.BACKENDS:
+        mark = f"{backend} *" if backend == chosen else backend
+        if importlib.util.find_spec(backend) is None:
+            table.add_row(mark, "not installed", "", "", f"pip install {backend}")
+            continue
+        found = _probe_in_process(backend)
+        if "error" in found:
+            table.add_row(mark, "[red]failed[/]", "", "", found["error"])
+            sound = sound and backend != chosen
+            continue
+        right = "[green]yes[/]" if found["right"] else "[bold red]NO: results are wrong[/]"
+        sound = sound and (found["right"] or backend != chosen)
+        speed = f"{found['images_per_second']:,.0f} images/s"
+        table.add_row(mark, found["device"], speed, right, found["flags"])
+    console.print(table)
+    if chosen:
+        console.print(f"* the backend that `fmnist train` takes here: {chosen}", highlight=False)
+    return 0 if chosen and sound else EXIT_USER
+
+
+def _probe_in_process(backend: str) -> dict[str, Any]:
+    # A process each: a backend cannot be changed, and a broken one may end its process.
+    code = f"from {__name__} import probe; probe()"
+    environment = {**os.environ, "KERAS_BACKEND": backend}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+        )
+        return json.loads(done.stdout.splitlines()[-1])
+    except (subprocess.TimeoutExpired, ValueError, IndexError):
+        lines = locals().get("done") and done.stderr.strip().splitlines()
+        return {"error": lines[-1] if lines else "no answer within 180 seconds"}
+
+
+def probe() -> None:
+    """Train `lenet` for a second on this process's backend and print what was found as JSON."""
+    import numpy as np
+
+    runtime.prepare()
+    from fmnist_keras3.data.dataset import Split
+    from fmnist_keras3.data.feeds import ResidentFeed
+    from fmnist_keras3.data.plan import epoch_plan
+    from fmnist_keras3.engines import make_engine
+    from fmnist_keras3.models import build_model
+
+    steps, batch = 16, 128
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (steps * batch, 28, 28, 1)).astype(np.uint8)
+    labels = rng.integers(0, 10, len(images)).astype(np.int32)
+    engine = make_engine(build_model("lenet"), chunk_steps=steps)
+    feed = ResidentFeed(Split(images, labels), engine)
+    plan = epoch_plan(0, 0, examples=len(images), batch_size=batch)
+    rates = np.full(steps, 1e-3, np.float32)
+
+    def chunk() -> None:
+        feed.open(plan)
+        engine.train(feed.take(steps), rates)
+
+    chunk()
+    started, done = time.perf_counter(), 0
+    while time.perf_counter() - started < PROBE_SECONDS:
+        chunk()
+        done += len(images)
+    print(
+        json.dumps(
+            {
+                "device": engine.device,
+                "images_per_second": done / (time.perf_counter() - started),
+                "right": compiled_equals_eager(engine),
+                "flags": os.environ.get("XLA_FLAGS", ""),
+            }
+        )
+    )
+
+
+def compiled_equals_eager(engine: Any) -> bool:
+    """Tell whether a compiled reduction over 40,000 products is what eager arithmetic gives.
+
+    jaxlib 0.10.2 fails this on CPUs without the flag that `runtime.prepare` sets
+    (jax-ml/jax#39103).
+    """
+    import numpy as np
+    from keras import ops
+
+    n = 40_000
+    a, b = np.full((n, 1, 1), 128, np.float32), np.full((n, 1), 256, np.float32)
+
+    def total(a, b):
+        return ops.sum(ops.sum(ops.squeeze(a, 1) * b, axis=1))
+
+    a, b = engine.put(a), engine.put(b)
+    return float(engine.jit(total)(a, b)) == float(total(a, b)) == n * 128 * 256

@@ -1,0 +1,59 @@
+"""`fmnist evaluate`: what a run's model, or any `.keras` file, does on a split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fmnist_keras3 import runtime
+from fmnist_keras3.errors import UserError
+
+
+def evaluate(target: str, split: str, data: str | None, data_dir: str | None, batch: int) -> int:
+    """Print accuracy, loss and the per-class table; a run's own data settings are the default."""
+    from rich.console import Console
+
+    runtime.prepare()
+    path = Path(target)
+    if not path.exists():
+        raise UserError(f"{target} does not exist. Give a run directory or a .keras file.")
+    from fmnist_keras3.run import load_model, load_run
+
+    config = load_run(path).config if path.is_dir() else {}
+    from fmnist_keras3.data.datamodule import FashionMNIST
+
+    module = FashionMNIST(
+        batch_size=batch,
+        validation=config.get("validation", 0.1),
+        seed=config.get("seed", 0),
+        data=data or ("auto" if data_dir else config.get("data", "auto")),
+        data_dir=data_dir or config.get("data_dir"),
+    ).setup()
+    examples = module.test if split == "test" else module.validation
+    if examples is None:
+        raise UserError(f"There is no {split} split (validation is {module.validation_fraction}).")
+    model = load_model(path)
+    if tuple(model.input_shape[1:]) != examples.x.shape[1:]:
+        raise UserError(
+            f"The model takes images of shape {tuple(model.input_shape[1:])}; those of "
+            f"{module.source.name} have {examples.x.shape[1:]}."
+        )
+    from fmnist_keras3.evaluation.metrics import evaluate_logits, per_class_table
+    from fmnist_keras3.training.trainer import Trainer
+
+    logits = Trainer(enable_progress_bar=False).predict(model, examples.x)
+    if logits.shape[1] != len(module.source.class_names):
+        raise UserError(
+            f"The model tells {logits.shape[1]} classes apart; {module.source.name} has "
+            f"{len(module.source.class_names)}."
+        )
+    evaluation = evaluate_logits(examples.y, logits, module.source.class_names)
+    console = Console()
+    console.print(per_class_table(evaluation))
+    marker = " (GENERATED GARMENTS)" if module.source.name == "synthetic" else ""
+    console.print(
+        f"{module.source.name}{marker}, {split} split, {len(examples):,} images: "
+        f"accuracy [bold]{evaluation.accuracy:.4f}[/], loss [bold]{evaluation.loss:.4f}[/]",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0

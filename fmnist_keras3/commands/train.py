@@ -1,0 +1,225 @@
+"""`fmnist train`: from settings to a complete run directory."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from fmnist_keras3 import runtime
+from fmnist_keras3.config import FIELDS, TrainConfig, read_yaml
+from fmnist_keras3.errors import UserError
+from fmnist_keras3.training import rundir
+from fmnist_keras3.training.files import write_json
+from fmnist_keras3.training.signals import EXIT_CODES
+
+RUNS = Path("runs")
+
+
+def start(config: TrainConfig) -> int:
+    """Train from the beginning; returns the exit code."""
+    return _train(config, ckpt_path=None)
+
+
+def resume(chosen: dict[str, Any]) -> int:
+    """Continue a run where a checkpoint stands, with its settings under the ``chosen`` ones.
+
+    Raises UserError for a setting that may not change, and where there is nothing to resume.
+    """
+    which = chosen["resume"]
+    if which in ("last", "best"):
+        run = Path(chosen["run_dir"]) if chosen.get("run_dir") else rundir.newest_run(RUNS)
+        run, ckpt_path = rundir.find_run(run), which
+    else:
+        path = Path(which)
+        run = rundir.find_run(path)
+        ckpt_path = "last" if path.resolve() == run.resolve() else str(path)
+    stored = _stored_config(run)
+    for name, value in chosen.items():
+        if FIELDS[name].metadata.get("fixed") and value != stored.get(name, value):
+            raise UserError(
+                f"{name} was {stored[name]!r} when {run} was started and may not be {value!r} now: "
+                f"it decides the data or the weights. Leave --{name} out, or start a new run."
+            )
+    known = {k: v for k, v in stored.items() if k in FIELDS}
+    config = TrainConfig(**{**known, **chosen, "run_dir": str(run)})
+    return _train(config, ckpt_path)
+
+
+def _stored_config(run: Path) -> dict[str, Any]:
+    try:
+        return read_yaml(run / rundir.CONFIG)
+    except UserError as error:
+        raise UserError(f"{run} cannot be resumed: {error}") from error
+
+
+def _train(config: TrainConfig, ckpt_path: str | None) -> int:
+    from rich.console import Console
+
+    console = Console()
+    backend = runtime.prepare()
+    if ckpt_path is None and config.run_dir is not None:
+        rundir.check_new(Path(config.run_dir))
+
+    from fmnist_keras3.data.datamodule import FashionMNIST
+
+    data = FashionMNIST(
+        batch_size=config.batch_size,
+        augment=config.augment,
+        validation=config.validation,
+        seed=config.seed,
+        data=config.data,
+        data_dir=config.data_dir,
+    ).setup()
+    synthetic = data.source.name == "synthetic"
+    _announce(console, data)
+
+    from fmnist_keras3.models import build_model
+    from fmnist_keras3.training.optimizers import make_optimizer
+    from fmnist_keras3.training.trainer import Trainer
+
+    model = build_model(
+        config.model,
+        dropout=config.dropout,
+        l2=config.l2,
+        seed=config.seed,
+        input_shape=data.train.x.shape[1:],
+        classes=len(data.source.class_names),
+        optimizer=make_optimizer(
+            config.optimizer, config.lr, weight_decay=config.weight_decay, clip=config.clip
+        ),
+    )
+    path = config.run_dir or rundir.new_run_path(RUNS, config.model, backend, synthetic)
+    trainer = Trainer(
+        max_epochs=config.epochs,
+        max_steps=config.max_steps,
+        schedule=config.schedule,
+        warmup=config.warmup,
+        label_smoothing=config.label_smoothing,
+        limit_train_batches=config.limit_train_batches,
+        limit_val_batches=config.limit_val_batches,
+        pipeline=config.pipeline,
+        seed=config.seed,
+        callbacks=_callbacks(config),
+        logger=config.logger,
+        log_every_n_steps=config.log_every_n_steps,
+        run_dir=path,
+    )
+    console.print(
+        f"{config.model} on {backend}, {config.epochs} epochs, batch {config.batch_size}; "
+        f"run directory [bold]{path}[/]",
+        highlight=False,
+        soft_wrap=True,
+    )
+    result = trainer.fit(model, data, ckpt_path=ckpt_path, config=config.to_dict())
+    if result.status == "interrupted":
+        console.print(
+            f"[bold yellow]Stopped by {result.reason}[/] after step {result.summary['steps']}; "
+            f"nothing is lost. To go on:\n  {_resume_command(backend, result.run_dir)}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return EXIT_CODES[result.reason or "SIGINT"]
+    if result.reason:
+        console.print(f"Ended early: {result.reason}.", highlight=False, soft_wrap=True)
+    finish(console, trainer, model, data, result)
+    _announce_synthetic(console, data)
+    return 0
+
+
+def _callbacks(config: TrainConfig) -> list[Any]:
+    from fmnist_keras3.training.callbacks import EarlyStopping, ModelCheckpoint
+
+    callbacks: list[Any] = [
+        ModelCheckpoint(save_top_k=config.keep_top, every_n_steps=config.checkpoint_every)
+    ]
+    if config.early_stopping is not None:
+        callbacks.append(EarlyStopping(patience=config.early_stopping))
+    return callbacks
+
+
+def finish(console: Any, trainer: Any, model: Any, data: Any, result: Any) -> None:
+    """Evaluate on the test split, once; write record, plots and report; print the tables."""
+    from rich.table import Table
+
+    from fmnist_keras3.evaluation import report
+    from fmnist_keras3.evaluation.metrics import evaluate_logits, per_class_table
+    from fmnist_keras3.training.loggers import JSONLLogger
+
+    run = result.run_dir
+    summary = dict(result.summary)
+    if data.test is not None:
+        logs, logits = trainer.test_outputs(model, data)
+        evaluation = evaluate_logits(data.test.y, logits, data.source.class_names)
+        write_json(run / "evaluation.json", evaluation.to_dict())
+        record = {"event": "test", "epoch": summary["epochs"], "step": summary["steps"], **logs}
+        JSONLLogger(run).log(record)
+        summary |= {"test_loss": logs["loss"], "test_accuracy": logs.get("accuracy")}
+        summary["total_seconds"] = round(runtime.process_seconds(), 2)
+        write_json(run / rundir.SUMMARY, summary)
+        draw(run, data, evaluation)
+        console.print(per_class_table(evaluation))
+    report.build([run])
+    table = Table(show_header=False, box=None)
+    for key in ("test_accuracy", "test_loss", "validation_accuracy", "validation_loss"):
+        if summary.get(key) is not None:
+            table.add_row(key.replace("_", " "), f"[bold]{summary[key]:.4f}[/]")
+    if summary.get("images_per_second"):
+        table.add_row("training speed", f"{summary['images_per_second']:,.0f} images/s")
+    table.add_row("model", str(run / rundir.MODEL))
+    table.add_row("report", str(run / "report.html"))
+    console.print(table)
+
+
+def draw(run: Path, data: Any, evaluation: Any) -> None:
+    """Write the four plots of a run."""
+    from fmnist_keras3.evaluation import plots
+
+    synthetic = data.source.name == "synthetic"
+    summary = json.loads((run / rundir.SUMMARY).read_text())
+    title = f"{summary['model']} on {summary['backend']}, seed {summary['seed']}"
+    folder = run / rundir.PLOTS
+    folder.mkdir(exist_ok=True)
+    records = rundir.read_metrics(run / rundir.METRICS)
+    plots.curves(records, folder / "curves.png", title, synthetic)
+    plots.confusion_matrix(evaluation, folder / "confusion_matrix.png", title, synthetic)
+    plots.mistakes(
+        data.test.x, data.test.y, evaluation, folder / "mistakes.png", title, synthetic=synthetic
+    )
+    plots.calibration(evaluation, folder / "calibration.png", title, synthetic)
+
+
+def _announce(console: Any, data: Any) -> None:
+    source = data.source
+    held = f", {len(data.validation):,} for validation" if data.validation is not None else ""
+    console.print(
+        f"{source.name} from {source.source}: {len(data.train):,} training examples{held}, "
+        f"{len(source.test):,} for the test",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if source.note and source.name != "synthetic":
+        console.print(f"Note: {source.note}", highlight=False, soft_wrap=True)
+    _announce_synthetic(console, data)
+
+
+def _announce_synthetic(console: Any, data: Any) -> None:
+    if data.source.name != "synthetic":
+        return
+    from rich.panel import Panel
+
+    console.print(
+        Panel(
+            "These are GENERATED GARMENTS, not Fashion-MNIST. The figures say nothing about "
+            f"Fashion-MNIST.\n{data.source.note or ''}\nFor the real data: --data_dir FOLDER, or "
+            "FMNIST_DATA_DIR=FOLDER, with its four files; see `fmnist data`.",
+            title="SYNTHETIC DATA",
+            border_style="bold yellow",
+        )
+    )
+
+
+def _resume_command(backend: str, run: Path) -> str:
+    folder = f"FMNIST_DATA_DIR={d} " if (d := os.environ.get("FMNIST_DATA_DIR")) else ""
+    return f"{folder}KERAS_BACKEND={backend} fmnist train --resume last --run_dir {run}"

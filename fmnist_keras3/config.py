@@ -1,0 +1,203 @@
+"""The settings of `fmnist train`: one frozen dataclass for the command line and for YAML.
+
+A field is a setting, an option (``--batch_size`` or ``--batch-size``) and a YAML key. This module
+imports neither Keras nor a backend, so that a wrong setting is told at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fmnist_keras3.errors import UserError, nearest
+
+
+def _setting(default: Any, help: str, **checks: Any) -> Any:
+    return field(default=default, metadata={"help": help, **checks})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All settings of a training; raises UserError for a value outside its range."""
+
+    model: str = _setting("baseline", "what to train; see `fmnist models`", fixed=True)
+    dropout: float | None = _setting(
+        None,
+        "dropout rate, 0 <= rate < 1; the model's own if not given",
+        least=0,
+        below=1,
+        fixed=True,
+    )
+    l2: float | None = _setting(
+        None, "L2 strength on kernels; the model's own if not given", least=0, fixed=True
+    )
+    data: str = _setting("auto", "auto, fashion_mnist, synthetic or tfds:NAME", fixed=True)
+    data_dir: str | None = _setting(None, "folder with the IDX files; else $FMNIST_DATA_DIR")
+    validation: float = _setting(
+        0.1, "fraction of the training set held out, 0 <= f < 1", least=0, below=1, fixed=True
+    )
+    augment: str = _setting(
+        "flip,crop:2", "none, or a list of flip[:P], crop[:PIXELS], erase[:P]", fixed=True
+    )
+    pipeline: str = _setting(
+        "auto", "images on the device, or through tf.data", choices=("auto", "resident", "stream")
+    )
+    optimizer: str = _setting("adamw", "optimizer's name")
+    lr: float = _setting(1e-3, "learning rate, the schedule's peak", above=0)
+    schedule: str = _setting("cosine", "constant, cosine, linear, step or wsd")
+    warmup: float = _setting(
+        5.0, "epochs of linear rise of the learning rate, at most a fifth of all", least=0
+    )
+    weight_decay: float = _setting(0.0, "decoupled weight decay on kernels", least=0)
+    label_smoothing: float = _setting(0.0, "0 <= e < 1, in training only", least=0, below=1)
+    clip: float | None = _setting(None, "largest global norm of the gradients", above=0)
+    epochs: int = _setting(25, "epochs to train", least=1)
+    max_steps: int | None = _setting(None, "steps after which to end, if that is earlier", least=1)
+    batch_size: int = _setting(128, "examples a step", least=1, fixed=True)
+    seed: int = _setting(0, "of weights, order, augmentation and split", least=0, fixed=True)
+    early_stopping: int | None = _setting(
+        None, "epochs without a better validation loss after which to stop", least=1
+    )
+    checkpoint_every: int | None = _setting(
+        None, "steps between checkpoints, besides one at each epoch's end", least=1
+    )
+    keep_top: int = _setting(1, "best checkpoints to keep, besides the last", least=0)
+    limit_train_batches: int | None = _setting(
+        None, "batches of an epoch to train on", least=1, fixed=True
+    )
+    limit_val_batches: int | None = _setting(None, "batches to validate on", least=1)
+    log_every_n_steps: int = _setting(50, "steps between step records; 0 for none", least=0)
+    logger: str | None = _setting(None, "a logger beside metrics.jsonl: csv", choices=("csv",))
+    run_dir: str | None = _setting(None, "new folder of the run; one below runs/ if not given")
+    resume: str | None = _setting(None, "last, best, or a run's or checkpoint's folder")
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            _check(f, getattr(self, f.name))
+        from fmnist_keras3.data.augment import parse_augment
+        from fmnist_keras3.models import check_model
+        from fmnist_keras3.training.optimizers import check_optimizer
+        from fmnist_keras3.training.schedules import make_schedule
+
+        check_model(self.model)
+        check_optimizer(self.optimizer)
+        make_schedule(self.schedule, self.lr, 1)
+        parse_augment(self.augment)
+        if self.early_stopping is not None and self.validation == 0:
+            raise UserError("early_stopping watches the validation loss, but validation is 0.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what config.yaml holds: all settings but where this one run lies."""
+        values = dataclasses.asdict(self)
+        del values["run_dir"], values["resume"]
+        if self.data_dir is not None:
+            values["data_dir"] = str(Path(self.data_dir).resolve())
+        return values
+
+
+FIELDS = {f.name: f for f in dataclasses.fields(TrainConfig)}
+_TYPES = typing.get_type_hints(TrainConfig)
+
+
+def field_type(name: str) -> tuple[type, bool]:
+    """Return the type of a setting (str, int or float) and whether it may be None."""
+    hint = _TYPES[name]
+    if isinstance(hint, types.UnionType):
+        return next(t for t in hint.__args__ if t is not type(None)), True
+    return hint, False
+
+
+def convert(name: str, value: Any) -> Any:
+    """Return ``value``, from the command line or YAML, in the setting's type; else UserError."""
+    kind, optional = field_type(name)
+    if value is None or (optional and value == "none"):
+        if optional:
+            return None
+        raise UserError(f"{name} has no value. Give {_article(kind)}, or leave the line out.")
+    if isinstance(value, (bool, list, dict)):
+        raise UserError(f"{name} is {value!r}; it must be {_article(kind)}.")
+    try:
+        if kind is int and isinstance(value, float) and not value.is_integer():
+            raise ValueError
+        return kind(value)
+    except (ValueError, OverflowError):
+        raise UserError(
+            f"{name} is {value!r}; it must be {_article(kind)}. Type --{name} {_example(name)}"
+        ) from None
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Return the settings in a YAML file, in their types.
+
+    Raises UserError for a file that is missing, no YAML or no mapping, and for unknown keys, with
+    the nearest known one.
+    """
+    import yaml
+
+    try:
+        text = Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The configuration {path} cannot be read: {error}.") from error
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(
+            f"{path}{where}: this is not YAML ({getattr(error, 'problem', None) or 'broken'}). "
+            "Write one `key: value` a line; `fmnist train --print_config` shows all keys."
+        ) from error
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds a {type(values).__name__}; write one `key: value` a line.")
+    for key in values:
+        if key not in FIELDS:
+            raise UserError(
+                f"{path}: unknown key {key!r}.{nearest(str(key), FIELDS)} "
+                "`fmnist train --print_config` shows all keys."
+            )
+    return {key: convert(key, value) for key, value in values.items()}
+
+
+def _check(f: dataclasses.Field, value: Any) -> None:
+    limits = f.metadata
+    if value is None:
+        return
+    if "choices" in limits and value not in limits["choices"]:
+        raise UserError(
+            f"{f.name} is {value!r}.{nearest(str(value), limits['choices'])} "
+            f"Allowed: {', '.join(limits['choices'])}."
+        )
+    rules = []
+    bad = isinstance(value, float) and not math.isfinite(value)
+    for key, words, good in (
+        ("least", "at least", lambda v, m: v >= m),
+        ("above", "more than", lambda v, m: v > m),
+        ("below", "less than", lambda v, m: v < m),
+    ):
+        if key in limits:
+            rules.append(f"{words} {limits[key]}")
+            bad = bad or not good(value, limits[key])
+    if bad:
+        rules = rules or ["finite"]
+        raise UserError(
+            f"{f.name} is {value}; it must be {' and '.join(rules)}. "
+            f"Type --{f.name} {_example(f.name)}"
+        )
+
+
+def _article(kind: type) -> str:
+    return {int: "a whole number", float: "a number", str: "a text"}[kind]
+
+
+def _example(name: str) -> str:
+    default = FIELDS[name].default
+    if default is not None:
+        return f"{default:g}" if isinstance(default, float) else str(default)
+    kind = field_type(name)[0]
+    return {int: "10", float: "0.1", str: "..."}[kind]

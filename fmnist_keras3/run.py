@@ -1,0 +1,79 @@
+"""Reading back what a training left: models and runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fmnist_keras3 import runtime
+from fmnist_keras3.errors import UserError
+from fmnist_keras3.training import rundir
+
+if TYPE_CHECKING:
+    import keras
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory: ``path``, ``config`` (dict), ``summary`` (dict), ``history`` (records)."""
+
+    path: Path
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    history: list[dict[str, Any]]
+
+    @cached_property
+    def model(self) -> keras.Model:
+        """The final model, compiled, on the backend of this process."""
+        return load_model(self.path / rundir.MODEL)
+
+    def __repr__(self) -> str:
+        keys = ("status", "model", "backend", "epochs", "test_accuracy")
+        shown = ", ".join(f"{k}={self.summary[k]}" for k in keys if k in self.summary)
+        return f"Run({str(self.path)!r}, {shown})"
+
+
+def load_run(path: str | Path) -> Run:
+    """Read a run directory; raises UserError where ``path`` is none.
+
+    Example: ``load_run("runs/20261122-231500-baseline-jax").model.predict(images)``
+    """
+    import yaml
+
+    folder = rundir.find_run(Path(path))
+    try:
+        config = yaml.safe_load((folder / rundir.CONFIG).read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{folder / rundir.CONFIG} cannot be read: {error}") from error
+    summary = rundir.read_json(folder / rundir.SUMMARY) or {}
+    return Run(folder, config, summary, rundir.read_metrics(folder / rundir.METRICS))
+
+
+def load_model(path: str | Path) -> keras.Model:
+    """Load a ``.keras`` file, or a run directory's, with the fast layers in place of the plain.
+
+    The model runs no code of the file's (Keras' safe mode). Raises UserError for a file that is
+    missing, damaged, or made of layers that are not Keras'.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = rundir.find_run(path) / rundir.MODEL
+    if not path.is_file():
+        raise UserError(
+            f"There is no model {path}. Give a .keras file or a run directory; a run has its "
+            f"{rundir.MODEL} when training has ended."
+        )
+    runtime.prepare()
+    import keras
+
+    from fmnist_keras3.models.layers import accelerate
+
+    try:
+        with runtime.keras_without_tensorflow():
+            model = keras.saving.load_model(path, safe_mode=True)
+    except Exception as error:  # Keras raises what its readers raise: zip, HDF5, JSON, its own
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path} cannot be loaded as a Keras model: {reason}") from error
+    return accelerate(model)
