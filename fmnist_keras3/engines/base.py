@@ -143,16 +143,26 @@ class Engine(ABC):
         }
         return [(f"{group}/{v.path}", v) for group, vs in groups.items() for v in vs]
 
+    def learning_rate(self) -> float:
+        """Return the optimizer's learning rate as it stands in the Keras model."""
+        return float(to_numpy(self.optimizer.learning_rate))
+
     def export_state(self) -> list[tuple[str, np.ndarray]]:
         """Return the whole training state as named arrays, copied to the host."""
         self.sync_model()
-        return [(name, np.array(variable)) for name, variable in self.variables]
+        return [(name, to_numpy(variable)) for name, variable in self.variables]
 
     def import_state(self, arrays: list[tuple[str, np.ndarray]]) -> None:
         """Set the whole state; names must be checked by the caller (see checkpoint.restore)."""
         for (_, variable), (_, array) in zip(self.variables, arrays, strict=True):
             variable.assign(array)
         self.read_model()
+
+
+def to_numpy(variable: Any) -> np.ndarray:
+    """Return a Keras variable's value, copied to the host."""
+    # Not np.array(variable): Keras' variables do not know NumPy 2's `copy` argument.
+    return np.array(ops.convert_to_numpy(ops.convert_to_tensor(variable)))
 
 
 def training_losses(engine: Engine, x: Any, y: Any, valid: Any) -> tuple[Any, Any, Any]:

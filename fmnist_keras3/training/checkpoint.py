@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ def save(folder: Path, step: int, state: State, manifest: dict[str, Any]) -> Pat
         # The position in the list is part of the name: paths alone need not be unique.
         keys = [f"{i:04d}/{name}" for i, (name, _) in enumerate(state)]
         save_file(
-            {k: np.ascontiguousarray(a) for k, (_, a) in zip(keys, state, strict=True)},
+            {k: np.array(a, order="C") for k, (_, a) in zip(keys, state, strict=True)},
             beside / STATE,
         )
         arrays = [
@@ -138,12 +139,16 @@ def find(folder: Path, which: str) -> tuple[Checkpoint, list[str]]:
     )
 
 
+# Keras numbers what is made twice in a process: "adam_2/iteration", "adam_2/dense_3_kernel_m".
+_AUTO_NUMBER = re.compile(r"_\d+(?=[_/ ])")
+
+
 def check_matches(state: State, expected: State) -> None:
     """Raise UserError, naming the array, unless paths, shapes and dtypes agree in order."""
     for i in range(max(len(state), len(expected))):
         here = _describe(expected[i]) if i < len(expected) else "nothing"
         there = _describe(state[i]) if i < len(state) else "nothing"
-        if here != there:
+        if _AUTO_NUMBER.sub("", here) != _AUTO_NUMBER.sub("", there):
             raise UserError(
                 f"The checkpoint does not fit this model and optimizer: array {i} is {there} in "
                 f"the checkpoint and {here} here. Resume with the settings of the first run."

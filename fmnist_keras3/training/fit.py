@@ -94,8 +94,7 @@ class Fit:
         """Return the learning rates of ``steps``, float32, by the schedule or the optimizer's."""
         if self.schedule is not None:
             return self.schedule(steps)
-        rate = np.float32(float(np.asarray(self.engine.optimizer.learning_rate)))
-        return np.full(len(steps), rate, np.float32)
+        return np.full(len(steps), self.engine.learning_rate(), np.float32)
 
     def log(self, event: str, epoch: int, *, step: int | None = None, **values: Any) -> None:
         """Hand a record to every logger; ``step`` is the position's unless given."""

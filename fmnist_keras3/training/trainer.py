@@ -301,7 +301,7 @@ class Trainer:
                     "The optimizer has a learning-rate schedule of its own. Compile the model with "
                     "a number as learning_rate, or leave out the Trainer's schedule."
                 )
-            peak = float(np.asarray(engine.optimizer.learning_rate))
+            peak = engine.learning_rate()
             total = min(self.max_epochs * steps, self.max_steps or self.max_epochs * steps)
             warmup = round(min(self.warmup, 0.2 * self.max_epochs) * steps)
             schedule = make_schedule(self.schedule, peak, total, warmup)

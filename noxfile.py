@@ -1,0 +1,46 @@
+"""Sessions: `nox -s tests`, `lint`, `slow`. Each makes its own environment.
+
+Arguments after ``--`` go to pytest: ``nox -s tests -- -k plan -x``.
+"""
+
+from __future__ import annotations
+
+import nox
+
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["lint", "tests"]
+
+BACKENDS = ("jax", "tensorflow")
+
+
+def run_pytest(session: nox.Session, backend: str, *arguments: str) -> None:
+    # A process a backend: Keras cannot change it. PYTHONDONTWRITEBYTECODE would make each of the
+    # many processes that the tests start compile everything again.
+    env = {"KERAS_BACKEND": backend, "PYTHONDONTWRITEBYTECODE": ""}
+    session.run("python", "-m", "pytest", *arguments, *session.posargs, env=env)
+
+
+@nox.session
+@nox.parametrize("backend", BACKENDS)
+def tests(session: nox.Session, backend: str) -> None:
+    """The default suite: generated data and tiny models; real data where FMNIST_DATA_DIR is."""
+    session.install(".[test]")
+    run_pytest(session, backend)
+
+
+@nox.session
+@nox.parametrize("backend", BACKENDS)
+def slow(session: nox.Session, backend: str) -> None:
+    """The tests that take minutes."""
+    session.install(".[test]")
+    run_pytest(session, backend, "-m", "slow")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, formatting and types."""
+    session.install(".[test,lint]")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("pyright")

@@ -1,0 +1,176 @@
+"""The resident and the streaming pipeline: equal chunks to the bit, however they are cut."""
+
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from fmnist_keras3.data.augment import parse_augment
+from fmnist_keras3.data.dataset import Split
+from fmnist_keras3.data.feeds import ResidentFeed, StreamFeed
+from fmnist_keras3.data.plan import epoch_plan, evaluation_plan
+from fmnist_keras3.engines import make_engine
+
+CHUNK, BATCH, EXAMPLES = 3, 8, 50  # 7 steps, the last with 2 examples
+AUGMENT = parse_augment("flip,crop:3,erase:0.7")
+
+
+@pytest.fixture(scope="module")
+def engine():
+    inputs = keras.Input((28, 28, 1))
+    model = keras.Model(inputs, keras.layers.Dense(10)(keras.layers.Flatten()(inputs)))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return make_engine(model, chunk_steps=CHUNK)
+
+
+@pytest.fixture(scope="module")
+def split(tiny_data):
+    return Split(tiny_data[0][:EXAMPLES], tiny_data[1][:EXAMPLES])
+
+
+@pytest.fixture(scope="module")
+def feeds(engine, split):
+    """By name, both pipelines with and without augmentation; programs are compiled once."""
+    made = {
+        (cls.__name__, bool(augment)): cls(split, engine, augment)
+        for cls in (ResidentFeed, StreamFeed)
+        for augment in (AUGMENT, ())
+    }
+    yield made
+    for feed in made.values():
+        feed.close()
+
+
+def plan_of(augment, epoch=0, **options):
+    return epoch_plan(
+        0,
+        epoch,
+        examples=EXAMPLES,
+        batch_size=BATCH,
+        image_shape=(28, 28, 1),
+        augment=augment,
+        **options,
+    )
+
+
+def taken(feed, plan, counts, start=0):
+    """The batches that ``feed`` gives, one after the other: ``x [B,...], y [B], valid``."""
+    feed.open(plan, start)
+    batches = []
+    for count in counts:
+        chunk = feed.take(count)
+        assert chunk.count == count
+        assert len(chunk.valid) == chunk.x.shape[0] == chunk.y.shape[0] == CHUNK
+        x, y = np.asarray(chunk.x), np.asarray(chunk.y)
+        assert (x.dtype, y.dtype, chunk.valid.dtype) == (np.uint8, np.int32, np.int32)
+        batches += [(x[i], y[i], int(chunk.valid[i])) for i in range(count)]
+    return batches
+
+
+def check_equal(ours, theirs):
+    assert len(ours) == len(theirs)
+    for (x, y, valid), (x2, y2, valid2) in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(x, x2)
+        np.testing.assert_array_equal(y, y2)
+        assert valid == valid2
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["augmented", "plain"])
+def augmented(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def expected(split, augmented):
+    """The batches of epoch 0, step by step, outside any pipeline."""
+    plan = plan_of(AUGMENT if augmented else ())
+    batches = []
+    for step, indices in enumerate(plan.indices):
+        x = split.x[indices]
+        for name, augmentation in AUGMENT if augmented else ():
+            x = np.asarray(augmentation.apply(x, plan.draws[name][step]))
+        batches.append((x, split.y[indices], int(plan.valid[step])))
+    return batches
+
+
+@pytest.mark.parametrize("cls", [ResidentFeed, StreamFeed])
+class TestEveryFeed:
+    @pytest.mark.parametrize(
+        "counts", [(3, 3, 1), (1,) * 7, (2, 1, 3, 1), (1, 3, 3)], ids=lambda c: "-".join(map(str, c))
+    )
+    def test_any_partition_gives_the_same_batches(self, feeds, expected, cls, augmented, counts):
+        plan = plan_of(AUGMENT if augmented else ())
+        check_equal(taken(feeds[cls.__name__, augmented], plan, counts), expected)
+
+    @pytest.mark.parametrize("start", range(7))
+    def test_from_any_step(self, feeds, expected, cls, augmented, start):
+        plan = plan_of(AUGMENT if augmented else ())
+        left = 7 - start
+        counts = [min(CHUNK, left - at) for at in range(0, left, CHUNK)]
+        check_equal(taken(feeds[cls.__name__, augmented], plan, counts, start), expected[start:])
+
+    def test_a_new_plan_begins_anew(self, feeds, expected, cls, augmented):
+        feed, augment = feeds[cls.__name__, augmented], AUGMENT if augmented else ()
+        other = taken(feed, plan_of(augment, epoch=1), [2])
+        assert not np.array_equal(other[0][0], expected[0][0])
+        check_equal(taken(feed, plan_of(augment), [2]), expected[:2])
+
+    def test_the_last_batch_repeats_its_own(self, feeds, cls, augmented):
+        plan = plan_of(AUGMENT if augmented else ())
+        ((x, y, valid),) = taken(feeds[cls.__name__, augmented], plan, [1], start=6)
+        assert valid == 2
+        for i in range(2, BATCH):
+            np.testing.assert_array_equal(x[i], x[i % 2])
+            assert y[i] == y[i % 2]
+
+    def test_all_batches_in_the_fewest_chunks(self, feeds, split, cls):
+        chunks = list(feeds[cls.__name__, False].chunks(evaluation_plan(EXAMPLES, BATCH)))
+        assert [chunk.count for chunk in chunks] == [3, 3, 1]
+        x = np.concatenate([np.asarray(c.x)[i, : c.valid[i]] for c in chunks for i in range(c.count)])
+        np.testing.assert_array_equal(x, split.x)
+
+    def test_other_dtypes_pass_through(self, engine, cls):
+        rng = np.random.default_rng(0)
+        split = Split(rng.normal(size=(20, 5)).astype(np.float32), np.eye(20, dtype=np.float32))
+        feed = cls(split, engine)
+        feed.open(evaluation_plan(20, BATCH))
+        chunk = feed.take(3)
+        np.testing.assert_array_equal(np.asarray(chunk.x)[1], split.x[8:16])
+        np.testing.assert_array_equal(np.asarray(chunk.y)[1], split.y[8:16])
+        feed.close()
+
+
+# What JAX trains with must not bring TensorFlow along: it would cost seconds and GPU memory.
+SCRIPT = """
+import sys
+import numpy as np
+from fmnist_keras3.models import build_model
+from fmnist_keras3.data.augment import parse_augment
+from fmnist_keras3.data.dataset import Split
+from fmnist_keras3.data.feeds import ResidentFeed
+from fmnist_keras3.data.plan import epoch_plan, evaluation_plan
+from fmnist_keras3.engines import make_engine
+
+model = build_model("lenet", dropout=0.1)
+engine = make_engine(model, chunk_steps=2)
+split = Split(np.zeros((8, 28, 28, 1), np.uint8), np.zeros(8, np.int32))
+augment = parse_augment("flip,crop,erase")
+feed = ResidentFeed(split, engine, augment)
+feed.open(epoch_plan(0, 0, examples=8, batch_size=4, image_shape=(28, 28, 1), augment=augment))
+loss = engine.train(feed.take(2), np.full(2, 1e-3, np.float32)).loss
+assert np.isfinite(loss).all()
+engine.infer(ResidentFeed(split, engine).chunks(evaluation_plan(8, 4)))
+engine.import_state(engine.export_state())
+print([name for name in ("tensorflow", "torch") if name in sys.modules])
+"""
+
+
+def test_jax_with_resident_data_never_imports_tensorflow(backend):
+    if backend != "jax":
+        pytest.skip("about JAX only")
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert json.loads(done.stdout.replace("'", '"')) == []

@@ -1,0 +1,235 @@
+"""What every registered model keeps to, and that `build_model` gives an ordinary Keras model."""
+
+import hashlib
+import inspect
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from fmnist_keras3.errors import UserError
+from fmnist_keras3.models import MODELS, build_model, macs
+from fmnist_keras3.models.layers import Conv2D
+
+
+def digest(arrays) -> str:
+    joined = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
+    return hashlib.sha256(joined).hexdigest()
+
+
+def digests_of_weights(seed):
+    """By model, of the initial weights in their order; also run on the other backend."""
+    return {name: digest(build_model(name, seed=seed).get_weights()) for name in MODELS}
+
+
+def kernels(model):
+    return [layer.kernel for layer in model._flatten_layers() if hasattr(layer, "kernel")]
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request):
+    return build_model(request.param, seed=0)
+
+
+def test_raw_pixels_in_logits_out(model):
+    assert model.input_shape == (None, 28, 28, 1)
+    assert model.output_shape == (None, 10)
+    assert model.count_params() > 0
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), dtype=np.uint8)
+    logits = np.asarray(model(pixels))
+    assert logits.dtype == np.float32
+    assert np.isfinite(logits).all()
+    assert np.ptp(logits, axis=0).min() > 0  # the images tell
+    np.testing.assert_array_equal(logits, model(pixels.astype(np.float32)))
+
+
+def test_compiled_with_good_defaults(model):
+    assert model.compiled
+    assert isinstance(model.optimizer, keras.optimizers.AdamW)
+    assert float(model.optimizer.learning_rate) == pytest.approx(1e-3)
+    assert model.loss.from_logits
+
+
+def test_a_seed_gives_the_same_weights(model):
+    again, other = build_model(model.name, seed=0), build_model(model.name, seed=1)
+    for a, b in zip(model.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(kernels(model), kernels(other), strict=True):
+        assert not np.array_equal(np.asarray(a.value), np.asarray(b.value))
+
+
+def test_other_sizes_and_classes(model):
+    other = build_model(model.name, input_shape=(32, 36, 3), classes=4)
+    assert other.input_shape == (None, 32, 36, 3)
+    assert other.output_shape == (None, 4)
+
+
+def test_dropout(model):
+    dropouts = [keras.layers.Dropout, keras.layers.SpatialDropout2D]
+
+    def found(built):
+        return [layer for layer in built._flatten_layers() if type(layer) in dropouts]
+
+    default = MODELS[model.name].dropout
+    assert {layer.rate for layer in found(model)} == ({default} if default else set())
+    assert not found(build_model(model.name, dropout=0))
+    some = found(build_model(model.name, dropout=0.25, seed=3))
+    assert {layer.rate for layer in some} == {0.25}
+    assert len({layer.seed for layer in some}) == len(some)  # each draws for itself
+
+
+def test_l2(model):
+    assert bool(model.losses) == bool(MODELS[model.name].l2)
+    assert not build_model(model.name, l2=0).losses
+    penalised = build_model(model.name, l2=0.01)
+    penalty = sum(0.01 * np.square(np.asarray(k.value)).sum() for k in kernels(penalised))
+    assert sum(float(loss) for loss in penalised.losses) == pytest.approx(penalty, rel=1e-5)
+
+
+def test_draws_are_those_of_the_initializer(model):
+    checked = 0
+    for layer in model._flatten_layers():
+        initializer = getattr(layer, "kernel_initializer", None)
+        if not isinstance(initializer, keras.initializers.VarianceScaling):
+            continue
+        values = np.asarray(layer.kernel.value, np.float64)
+        receptive = np.prod(values.shape[:-2])
+        fan_in, fan_out = receptive * values.shape[-2], receptive * values.shape[-1]
+        fan = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}
+        std = np.sqrt(initializer.scale / fan[initializer.mode])
+        # A uniform draw ends at sqrt(3) deviations, a truncated one at two of the untruncated.
+        ends = {"uniform": 3**0.5, "truncated_normal": 2 / 0.8796, "untruncated_normal": np.inf}
+        slack = 4 / np.sqrt(values.size)
+        assert abs(values.mean()) < slack * std
+        assert values.std() == pytest.approx(std, rel=slack)
+        end = ends[initializer.distribution] * std
+        assert np.abs(values).max() <= end * (1 + 1e-6)
+        if values.size > 1_000 and np.isfinite(end):
+            assert np.abs(values).max() > 0.97 * end
+        checked += 1
+    assert checked
+
+
+@pytest.mark.parametrize(
+    "initializer",
+    ["he_normal", "he_uniform", "lecun_normal", "glorot_uniform", "glorot_normal"],
+)
+def test_draws_spread_as_keras_would_spread_them(initializer):
+    from fmnist_keras3.models.initial import draw_weights
+
+    inputs = keras.Input((6, 6, 20))
+    layer = Conv2D(60, 5, kernel_initializer=initializer)
+    model = keras.Model(inputs, layer(inputs))
+    keras_own = np.abs(np.asarray(layer.kernel.value))
+    draw_weights(model, seed=5)
+    ours = np.abs(np.asarray(layer.kernel.value))
+    assert not np.array_equal(ours, keras_own)
+    grid = [0.1, 0.25, 0.5, 0.75, 0.9]
+    np.testing.assert_allclose(np.quantile(ours, grid), np.quantile(keras_own, grid), rtol=0.06)
+    assert not np.asarray(layer.bias.value).any()
+
+
+def test_weights_with_a_constant_initializer_stay():
+    from fmnist_keras3.models.initial import draw_weights
+
+    inputs = keras.Input((4,))
+    layer = keras.layers.Dense(3, kernel_initializer="ones", bias_initializer="ones")
+    model = keras.Model(inputs, keras.layers.BatchNormalization()(layer(inputs)))
+    before = model.get_weights()
+    draw_weights(model, seed=0)
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_weights_are_equal_on_every_backend(other_backend):
+    assert digests_of_weights(7) == other_backend(digests_of_weights, 7)
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0, float("nan")])
+def test_bad_dropout(dropout):
+    with pytest.raises(UserError, match=rf"dropout is {dropout}.*at least 0 and less than 1"):
+        build_model("lenet", dropout=dropout)
+
+
+@pytest.mark.parametrize("l2", [-1e-4, float("inf"), float("nan")])
+def test_bad_l2(l2):
+    with pytest.raises(UserError, match=rf"l2 is {l2}.*at least 0"):
+        build_model("lenet", l2=l2)
+
+
+def test_bad_seed():
+    with pytest.raises(UserError, match="seed"):
+        build_model("lenet", seed=-1)
+
+
+@pytest.mark.parametrize(("given", "meant"), [("lent", "lenet"), ("base_line", "baseline")])
+def test_unknown_name(given, meant):
+    with pytest.raises(UserError, match=f"no model '{given}'. Did you mean '{meant}'.*fmnist models"):
+        build_model(given)
+
+
+def test_every_model_is_described():
+    for entry in MODELS.values():
+        assert 10 < len(entry.about) < 100
+        assert 0 <= entry.dropout < 1
+        assert entry.l2 >= 0
+
+
+def test_macs_by_hand():
+    lenet = 28 * 28 * 25 * 6 + 10 * 10 * 25 * 6 * 16 + 400 * 120 + 120 * 84 + 84 * 10
+    cnn = 26 * 26 * 9 * 32 + 11 * 11 * 9 * 32 * 64 + 1600 * 128 + 128 * 10
+    assert macs(build_model("lenet")) == lenet == 416_520
+    assert macs(build_model("cnn")) == cnn == 2_631_040
+
+
+def predictions(path, data):
+    """Of a saved model for images in a `.npy` file; also run on the other backend."""
+    return np.asarray(keras.saving.load_model(path)(np.load(data))).tolist()
+
+
+@pytest.fixture(scope="module")
+def fitted(tiny_data):
+    x, y = tiny_data
+    model = build_model("lenet", dropout=0.1, l2=1e-4, seed=0)
+    before = model.evaluate(x, y, batch_size=50, verbose=0, return_dict=True)
+    model.fit(x, y, batch_size=20, epochs=3, verbose=0)
+    after = model.evaluate(x, y, batch_size=50, verbose=0, return_dict=True)
+    return model, before, after
+
+
+def test_it_fits_with_keras_alone(fitted, tiny_data):
+    model, before, after = fitted
+    assert after["loss"] < before["loss"]
+    assert after["accuracy"] > before["accuracy"] + 0.2
+    assert model.predict(tiny_data[0][:30], batch_size=30, verbose=0).shape == (30, 10)
+
+
+def test_it_may_be_compiled_otherwise(tiny_data):
+    x, y = tiny_data
+    model = build_model("lenet", optimizer=keras.optimizers.SGD(0.05))
+    assert isinstance(model.optimizer, keras.optimizers.SGD)
+    model.compile("sgd", keras.losses.CategoricalCrossentropy(from_logits=True))
+    model.fit(x[:40], np.eye(10, dtype=np.float32)[y[:40]], batch_size=20, verbose=0)
+
+
+def test_it_is_saved_and_loaded_on_the_other_backend(fitted, tiny_data, tmp_path, other_backend):
+    model, x = fitted[0], tiny_data[0][:20]
+    path, data = str(tmp_path / "model.keras"), str(tmp_path / "x.npy")
+    model.save(path)
+    np.save(data, x)
+    expected = np.asarray(model(x))
+    np.testing.assert_allclose(predictions(path, data), expected, atol=1e-5)
+    np.testing.assert_allclose(other_backend(predictions, path, data), expected, atol=1e-5)
+
+
+def test_json_round_trip():
+    model = build_model("baseline")
+    again = keras.models.model_from_json(model.to_json())
+    assert [layer.name for layer in again.layers] == [layer.name for layer in model.layers]
+    assert "fmnist_keras3" not in json.dumps(json.loads(model.to_json()))
+
+
+def test_every_option_has_a_default():
+    parameters = inspect.signature(build_model).parameters.values()
+    assert all(p.default is not inspect.Parameter.empty for p in parameters)

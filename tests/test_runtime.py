@@ -1,0 +1,103 @@
+"""What is set before a backend starts, and that it works: in processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NO_TENSORFLOW = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("tensorflow", "tensorflow_datasets"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+"""
+TRAIN = """
+import sys
+from fmnist_keras3.cli import main
+words = "train --data synthetic --epochs 1 --model lenet --limit_train_batches 2 --run_dir r"
+code = main(words.split())
+print("TENSORFLOW", any(m.split(".")[0] == "tensorflow" for m in sys.modules), "CODE", code)
+"""
+
+
+def python(code, cwd, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def probe(code, tmp_path, **environment):
+    setup = "import os, json\nfrom fmnist_keras3 import runtime\n"
+    return json.loads(python(setup + f"print(json.dumps({code}))", tmp_path, **environment))
+
+
+def test_importing_the_package_imports_and_sets_nothing(tmp_path):
+    code = (
+        "import os, sys\nbefore = dict(os.environ)\nimport fmnist_keras3\n"
+        "print(sorted({'keras', 'jax', 'tensorflow', 'numpy'} & set(sys.modules)), "
+        "os.environ == before)"
+    )
+    assert python(code, tmp_path).split() == ["[]", "True"]
+
+
+def test_the_users_flags_are_kept(tmp_path, backend):
+    flags = probe(
+        "[runtime.prepare(), os.environ['XLA_FLAGS']][1]",
+        tmp_path,
+        KERAS_BACKEND=backend,
+        XLA_FLAGS="--xla_cpu_enable_fast_math=false",
+    )
+    assert flags.startswith("--xla_cpu_enable_fast_math=false")
+
+
+def test_the_backend_is_the_variable_then_keras_own_file_then_jax(tmp_path):
+    (tmp_path / "keras.json").write_text('{"backend": "tensorflow"}')
+    home = str(tmp_path)
+    assert probe("runtime.choose_backend()", tmp_path, KERAS_BACKEND="jax") == "jax"
+    assert probe("runtime.choose_backend()", tmp_path, KERAS_BACKEND="", KERAS_HOME=home) == (
+        "tensorflow"
+    )
+    empty = str(tmp_path / "none")
+    assert probe("runtime.choose_backend()", tmp_path, KERAS_BACKEND="", KERAS_HOME=empty) == "jax"
+
+
+def test_a_resident_jax_run_never_imports_tensorflow(tmp_path, backend):
+    if backend != "jax":
+        pytest.skip("it is about the JAX backend")
+    assert "TENSORFLOW False CODE 0" in python(TRAIN, tmp_path)
+
+
+def test_jax_trains_where_tensorflow_is_not_installed(tmp_path, backend):
+    if backend != "jax":
+        pytest.skip("it is about the JAX backend")
+    assert "TENSORFLOW False CODE 0" in python(NO_TENSORFLOW + TRAIN, tmp_path)
+
+
+def test_compiled_sums_are_right(backend):
+    # jax-ml/jax#39103: without its flag, jaxlib 0.10.2 gets this wrong.
+    from fmnist_keras3 import build_model
+    from fmnist_keras3.commands.doctor import compiled_equals_eager
+    from fmnist_keras3.engines import make_engine
+
+    assert compiled_equals_eager(make_engine(build_model("lenet")))
+
+
+@pytest.mark.slow
+def test_doctor_reports_every_backend(tmp_path):
+    code = "from fmnist_keras3.cli import main; print('CODE', main(['doctor']))"
+    text = python(code, tmp_path)
+    assert "CODE 0" in text
+    assert text.count("images/s") >= 1
