@@ -22,6 +22,7 @@ import numpy as np
 from keras import ops
 
 from fmnist_keras3.errors import UserError
+from fmnist_keras3.models.losses import log_softmax, picked
 
 
 @dataclass(frozen=True)
@@ -181,10 +182,9 @@ def training_losses(engine: Engine, x: Any, y: Any, valid: Any) -> tuple[Any, An
     objective = total
     if engine.label_smoothing:
         # Cross-entropy to (1 - e) * one-hot + e / classes, as a correction of the plain one.
-        log_p = ops.log_softmax(ops.cast(outputs, "float32"))
-        picked = ops.squeeze(ops.take_along_axis(log_p, ops.cast(y, "int32")[:, None], -1), -1)
+        log_p = log_softmax(ops.cast(outputs, "float32"))
         objective = total + engine.label_smoothing * ops.mean(
-            weight * (picked - ops.mean(log_p, -1))
+            weight * (picked(log_p, y) - ops.mean(log_p, -1))
         )
     return objective, total - penalty, penalty
 

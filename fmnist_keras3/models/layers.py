@@ -22,6 +22,8 @@ import keras
 from keras import ops
 from keras.src import api_export
 
+from fmnist_keras3.models.losses import SparseCategoricalCrossentropy
+
 # Up to this many input channels a convolution is fastest as patches times a matrix: measured
 # on two cores, 1 channel 3,026 against 2,635 images/s (`cnn`); from 32 channels on it is slower.
 IM2COL_CHANNELS = 8
@@ -65,10 +67,26 @@ def im2col_conv(x: Any, kernel: Any, padding: str) -> Any:
     height, width, channels, filters = kernel.shape
     x = ops.pad(x, [(0, 0), *_pads((height, width), padding), (0, 0)])
     rows, cols = x.shape[1] - height + 1, x.shape[2] - width + 1
-    patches = ops.concatenate(
-        [x[:, i : i + rows, j : j + cols] for i in range(height) for j in range(width)], axis=-1
-    )
-    return ops.matmul(patches, ops.reshape(kernel, (height * width * channels, filters)))
+    spare = (x.shape[1] - rows, x.shape[2] - cols)
+    corners = [(i, j) for i in range(height) for j in range(width)]
+
+    @ops.custom_gradient
+    def patches_of(x):
+        # Left to the backends, the patches' gradients are added up in an order of each one's own.
+        def grad(*args, upstream=None):
+            g = upstream if upstream is not None else args[0]
+            parts = [
+                ops.pad(
+                    g[..., n * channels : (n + 1) * channels],
+                    [(0, 0), (i, spare[0] - i), (j, spare[1] - j), (0, 0)],
+                )
+                for n, (i, j) in enumerate(corners)
+            ]
+            return sum(parts[1:], parts[0])
+
+        return ops.concatenate([x[:, i : i + rows, j : j + cols] for i, j in corners], -1), grad
+
+    return ops.matmul(patches_of(x), ops.reshape(kernel, (height * width * channels, filters)))
 
 
 def canonical_conv(x: Any, kernel: Any, padding: str) -> Any:
@@ -109,6 +127,21 @@ class Conv2D(keras.layers.Conv2D):
         return convolve(inputs, kernel, self.padding)
 
 
+@ops.custom_gradient
+def _window_max(x: Any) -> Any:
+    """Return the maximum over axes 2 and 4 of ``x [N,rows,h,cols,w,C]``."""
+    top = ops.max(x, axis=(2, 4), keepdims=True)
+
+    def grad(*args, upstream=None):
+        g = upstream if upstream is not None else args[0]
+        # A share in thirds is inexact; the backends' own gradients round it at different places.
+        is_top = ops.cast(ops.equal(x, top), x.dtype)
+        share = ops.reshape(g, top.shape) / ops.sum(is_top, axis=(2, 4), keepdims=True)
+        return is_top * share
+
+    return ops.squeeze(top, (2, 4)), grad
+
+
 class MaxPooling2D(keras.layers.MaxPooling2D):
     """`keras.layers.MaxPooling2D`: same arguments and results, faster where windows tile the input.
 
@@ -128,8 +161,7 @@ class MaxPooling2D(keras.layers.MaxPooling2D):
             return super().call(inputs)
         rows, cols = shape[1] // height, shape[2] // width
         x = inputs[:, : rows * height, : cols * width]
-        x = ops.reshape(x, (-1, rows, height, cols, width, shape[3]))
-        return ops.max(x, axis=(2, 4))
+        return _window_max(ops.reshape(x, (-1, rows, height, cols, width, shape[3])))
 
 
 # A `.keras` file names a layer by this table. With these two lines our layers are written as the
@@ -144,7 +176,10 @@ def accelerate(model: keras.Model) -> keras.Model:
     """Give the plain Conv2D and MaxPooling2D layers of ``model`` their fast form; returns it.
 
     In place: weights, names and results stay. For models that were loaded from a `.keras` file.
+    The plain cross-entropy becomes ours (see losses.py).
     """
+    if type(getattr(model, "loss", None)) is keras.losses.SparseCategoricalCrossentropy:
+        model.loss.__class__ = SparseCategoricalCrossentropy
     for layer in model._flatten_layers():
         fast = _FAST_CLASS.get(type(layer))
         if fast is not None:
