@@ -92,7 +92,7 @@ class JaxEngine(Engine):
 
     def _infer_chunk(self, weights, metrics, xs, ys, valid, count):
         def one(metrics, x, y, valid):
-            with self._scope(*weights, metrics) as scope:
+            with self._scope(weights[0], weights[1], metrics) as scope:
                 loss, outputs = evaluation_losses(self, x, y, valid)
             return loss, self._read(scope, 3)[0], outputs
 

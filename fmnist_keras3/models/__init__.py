@@ -28,7 +28,7 @@ class Entry:
 
 MODELS = {
     "baseline": Entry(
-        "baseline", "LeNet adapted: wider, ReLU, max-pooling, L2 and dropout", dropout=0.25, l2=1e-4
+        "baseline", "LeNet adapted: wider, ReLU, max-pooling, L2 and dropout", dropout=0.2, l2=1e-4
     ),
     "lenet": Entry("lenet", "the classic LeNet-5: 6 and 16 filters of 5x5, dense 120 and 84"),
     "cnn": Entry("cnn", "the bench's: 3x3x32, pool, 3x3x64, pool, dense 128, dropout", dropout=0.5),

@@ -21,9 +21,9 @@ def build(x: Any, *, classes: int, dropout: Any, l2: float) -> Any:
         "kernel_regularizer": decay,
         "kernel_initializer": "he_normal",
     }
-    x = Conv2D(32, 3, padding="same", name="conv1", **common)(x)
+    x = Conv2D(24, 3, padding="same", name="conv1", **common)(x)
     x = MaxPooling2D(2, name="pool1")(x)
-    x = Conv2D(64, 3, name="conv2", **common)(x)
+    x = Conv2D(48, 3, name="conv2", **common)(x)
     x = MaxPooling2D(2, name="pool2")(x)
     x = layers.Flatten(name="flatten")(x)
     x = dropout(x)

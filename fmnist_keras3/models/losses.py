@@ -36,7 +36,7 @@ def picked(log_p: Any, y: Any) -> Any:
 
 
 class SparseCategoricalCrossentropy(keras.losses.SparseCategoricalCrossentropy):
-    """Keras' loss of this name: same arguments and values, and on logits ``[N, C]`` our gradient."""
+    """Keras' loss of this name: same arguments and values; on logits ``[N, C]`` our gradient."""
 
     def call(self, y_true, y_pred):
         options = self.get_config()

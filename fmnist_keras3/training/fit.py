@@ -96,9 +96,8 @@ class Fit:
             return self.schedule(steps)
         return np.full(len(steps), self.engine.learning_rate(), np.float32)
 
-    def log(self, event: str, epoch: int, *, step: int | None = None, **values: Any) -> None:
-        """Hand a record to every logger; ``step`` is the position's unless given."""
-        step = self.position.step if step is None else step
+    def log(self, event: str, epoch: int, step: int, values: dict[str, Any]) -> None:
+        """Hand a record to every logger."""
         record = {"event": event, "epoch": epoch, "step": step, **values}
         self.records[event] = record
         for logger in self.loggers:

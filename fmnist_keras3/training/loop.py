@@ -50,7 +50,7 @@ def train_chunk(fit: Fit, plan: EpochPlan, count: int, pace: Pace) -> None:
     for i in range(count):
         if fit.log_every_n_steps and (first + i + 1) % fit.log_every_n_steps == 0:
             values = {"loss": float(logs.loss[i]), "lr": float(rates[i])}
-            fit.log("step", position.epoch + 1, step=first + i + 1, **values)
+            fit.log("step", position.epoch + 1, first + i + 1, values)
     fit.logs = {
         "loss": position.loss_sum / position.examples,
         **fit.engine.metric_results(),
@@ -63,12 +63,13 @@ def train_chunk(fit: Fit, plan: EpochPlan, count: int, pace: Pace) -> None:
 def end_epoch(fit: Fit) -> None:
     """Validate, log, and move on; an epoch cut short by `max_steps` keeps its position."""
     position, epoch = fit.position, fit.position.epoch + 1
-    seconds, rate = position.seconds, position.examples / max(position.seconds, 1e-9)
-    fit.log("train", epoch, **fit.logs, seconds=seconds, images_per_second=rate)
+    rate = position.examples / max(position.seconds, 1e-9)
+    speed = {"seconds": position.seconds, "images_per_second": rate}
+    fit.log("train", epoch, position.step, {**fit.logs, **speed})
     if fit.validation_feed is not None:
         values = evaluate(fit.engine, fit.validation_feed, fit.data.batch_size)[0]
         fit.logs.update({f"val_{name}": value for name, value in values.items()})
-        fit.log("validation", epoch, **values)
+        fit.log("validation", epoch, position.step, values)
     if fit.epoch_complete:
         position.next_epoch()
         fit.engine.reset_metrics()

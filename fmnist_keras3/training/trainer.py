@@ -187,11 +187,11 @@ class Trainer:
         finally:
             fit.feed.close()
         fit.engine.sync_model()
-        ended = fit.position.epoch >= fit.max_epochs or fit.stop_reason is None
-        planned = ended or fit.stop_reason.startswith("max_steps")
-        status = "completed" if planned else "stopped"
+        status = "completed"
         if fit.signals.received:
             status = "interrupted"
+        elif fit.stop_reason and fit.position.step != fit.max_steps:
+            status = "stopped"
         fit.run.write_model(fit.model)
         fit.run.update(status=status, reason=fit.stop_reason)
         saver = _checkpointer(fit.callbacks)

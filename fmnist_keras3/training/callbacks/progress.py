@@ -12,7 +12,9 @@ class Progress(Callback):
     """Print the progress of a fit to ``console`` (a `rich.console.Console`; stdout by default)."""
 
     def __init__(self, console: Any = None) -> None:
-        self._console, self._bar, self._task = console, None, None
+        self._console: Any = console
+        self._bar: Any = None
+        self._task: Any = None
 
     def on_fit_start(self, fit):
         from rich.console import Console
