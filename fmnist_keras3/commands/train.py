@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,11 @@ def _train(config: TrainConfig, ckpt_path: str | None) -> int:
         highlight=False,
         soft_wrap=True,
     )
-    result = trainer.fit(model, data, ckpt_path=ckpt_path, config=config.to_dict())
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: console.print(
+            f"[bold yellow]Warning:[/] {message}", soft_wrap=True, highlight=False
+        )
+        result = trainer.fit(model, data, ckpt_path=ckpt_path, config=config.to_dict())
     if result.status == "interrupted":
         console.print(
             f"[bold yellow]Stopped by {result.reason}[/] after step {result.summary['steps']}; "

@@ -137,25 +137,27 @@ class Trainer:
     ) -> FitResult:
         """Train ``model`` on ``data`` and leave a run directory.
 
-        ``ckpt_path`` is "last" or "best" (of ``run_dir``) or a checkpoint's folder: training goes
-        on from its step, in its run directory, to the same bits as if it had never stopped.
-        ``config`` is what config.yaml holds (default: the Trainer's arguments). The model holds
-        the trained weights afterwards. Raises UserError for input that cannot be used and Diverged
-        when the loss or a weight is not finite.
+        ``ckpt_path`` is "last" or "best" (of ``run_dir``), or a run's or checkpoint's folder:
+        training goes on from its step, in its run directory, to the same bits as if it had never
+        stopped. ``config`` is what config.yaml holds (default: the Trainer's arguments). The model
+        holds the trained weights afterwards. Raises UserError for input that cannot be used and
+        Diverged when the loss or a weight is not finite.
         """
         data = as_datamodule(data)
         engine = self._engine_for(model, data)
         found, problems = self._find_checkpoint(ckpt_path)
         for problem in problems:
             warnings.warn(f"{problem} An earlier checkpoint is used.", stacklevel=2)
+        if found is not None:
+            self._check_resumable(found, engine)
         run = self._run_directory(model, data, config, found)
         jsonl = JSONLLogger(run.path)
         fit = self._make_fit(model, data, engine, run, [jsonl, *self._make_loggers(run)])
         if found is not None:
             self._restore(fit, found)
-            for logger, records in [(lo, jsonl.rewind(fit.position.step)) for lo in fit.loggers]:
-                if hasattr(logger, "replay"):
-                    logger.replay(records)
+            kept = jsonl.rewind(fit.position.step)
+            for logger in fit.loggers[1:]:
+                logger.replay(kept)
         compile_seconds = _compile(fit)
         run.update(
             **rundir.environment(),
@@ -182,7 +184,11 @@ class Trainer:
             elif isinstance(exception, KeyboardInterrupt):
                 status = "interrupted"
             fit.run.update(status=status, reason=f"{type(exception).__name__}: {exception}")
-            fit.notify("on_exception", exception)
+            for callback in fit.callbacks:
+                try:
+                    callback.on_exception(fit, exception)
+                except Exception as another:  # must not hide the first
+                    exception.add_note(f"{type(callback).__name__}.on_exception: {another!r}")
             raise
         finally:
             fit.feed.close()
@@ -272,6 +278,9 @@ class Trainer:
             if self.run_dir is None:
                 raise UserError(f"ckpt_path {ckpt_path!r} needs the run_dir of the run to resume.")
             return checkpoint.find(Path(self.run_dir) / rundir.CHECKPOINTS, str(ckpt_path))
+        folder = Path(ckpt_path) / rundir.CHECKPOINTS
+        if folder.is_dir():
+            return checkpoint.find(folder, "last")
         return checkpoint.load(Path(ckpt_path)), []
 
     def _run_directory(self, model, data, config, found) -> rundir.RunDirectory:
@@ -331,13 +340,15 @@ class Trainer:
             log_every_n_steps=self.log_every_n_steps,
         )
 
-    def _restore(self, fit: Fit, found: checkpoint.Checkpoint) -> None:
-        checkpoint.check_matches(found.state, fit.engine.export_state())
+    def _check_resumable(self, found: checkpoint.Checkpoint, engine: Engine) -> None:
+        checkpoint.check_matches(found.state, engine.export_state())
         if found.manifest["seed"] != self.seed:
             raise UserError(
                 f"The run was started with seed {found.manifest['seed']}, not {self.seed}; the "
                 "seed may not change on resume."
             )
+
+    def _restore(self, fit: Fit, found: checkpoint.Checkpoint) -> None:
         fit.engine.import_state(found.state)
         fit.position = Position(**found.manifest["position"])
         for callback in fit.callbacks:

@@ -214,6 +214,20 @@ def test_an_exception_in_a_callback_keeps_the_state(data, tmp_path):
     assert found.manifest["position"]["step"] >= 7
 
 
+def test_a_failing_on_exception_does_not_hide_the_first_error(data, tmp_path):
+    class Broken(Callback):
+        def on_chunk_end(self, fit):
+            raise RuntimeError("first")
+
+        def on_exception(self, fit, exception):
+            raise ValueError("second")
+
+    with pytest.raises(RuntimeError, match="first") as raised:
+        trainer(tmp_path / "run", callbacks=[Broken()]).fit(tiny_model(), data)
+    assert "second" in raised.value.__notes__[0]
+    assert list((tmp_path / "run/checkpoints").glob("step-*"))
+
+
 def test_validate_test_and_predict_agree_with_keras(data, tmp_path, tiny_data):
     model = tiny_model()
     t = trainer(tmp_path / "run", max_epochs=1)
@@ -243,9 +257,11 @@ def test_a_run_is_never_overwritten(straight, data):
 
 
 def test_a_checkpoint_of_another_model_names_the_array(straight, data, tmp_path):
+    before = (straight.run_dir / "config.yaml").read_text()
     model = build_model("lenet")
     with pytest.raises(UserError, match="array 0 is model/hidden/kernel"):
-        trainer(straight.run_dir).fit(model, data, ckpt_path="last")
+        trainer(straight.run_dir).fit(model, data, ckpt_path=straight.run_dir)
+    assert (straight.run_dir / "config.yaml").read_text() == before
 
 
 def test_another_seed_may_not_resume(straight, data):
