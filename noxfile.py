@@ -1,4 +1,4 @@
-"""Sessions: `nox -s tests`, `lint`, `slow`. Each makes its own environment.
+"""Sessions: `nox -s tests`, `lint`, `slow`, `bench`. Each makes its own environment.
 
 Arguments after ``--`` go to pytest: ``nox -s tests -- -k plan -x``.
 """
@@ -44,3 +44,10 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("pyright")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Our Trainer beside plain Keras; `-- --quick`, `-- --peers`, `-- compare A.json B.json`."""
+    session.install(".[peers]" if "--peers" in session.posargs else ".")
+    session.run("python", "-m", "bench", *session.posargs, env={"PYTHONDONTWRITEBYTECODE": ""})

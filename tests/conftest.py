@@ -19,7 +19,18 @@ BACKEND = prepare()  # XLA reads its flags once, so this must come before any te
 os.environ["FMNIST_OFFLINE"] = "1"
 
 # Set by others: pytest for every test, TensorFlow and its libraries when they are imported.
-NOT_OURS = ("PYTEST_", "TF2_BEHAVIOR", "TPU_", "KMP_", "HDF5_", "ENABLE_RUNTIME_", "GRPC_", "ABSL_", "TF_XLA_", "MPL")
+NOT_OURS = (
+    "PYTEST_",
+    "TF2_BEHAVIOR",
+    "TPU_",
+    "KMP_",
+    "HDF5_",
+    "ENABLE_RUNTIME_",
+    "GRPC_",
+    "ABSL_",
+    "TF_XLA_",
+    "MPL",
+)
 
 
 @pytest.fixture(scope="session")
@@ -134,7 +145,7 @@ for call in sys.stdin:
 
 @pytest.fixture(scope="session")
 def other_backend():
-    """Call ``other_backend(function, *args)`` to run a test file's function on the other backend."""
+    """Run a test file's function on the other backend: ``other_backend(function, *args)``."""
     other = OtherBackend()
     yield other
     other.close()

@@ -50,15 +50,25 @@ class Engine(ABC):
     """Trains one compiled Keras model on one backend.
 
     ``label_smoothing`` (0 <= rate < 1) applies to training only; reported losses are without it.
+    ``labels [1, ...]`` is an example of what the model is trained on, by which Keras chooses its
+    metrics; without it, the name of the loss tells.
     """
 
     device: str  # what the programs run on, as a person would name it
     platform: str  # "cpu" or "gpu"
 
-    def __init__(self, model: keras.Model, *, chunk_steps: int = 128, label_smoothing: float = 0.0):
+    def __init__(
+        self,
+        model: keras.Model,
+        *,
+        chunk_steps: int = 128,
+        label_smoothing: float = 0.0,
+        labels: np.ndarray | None = None,
+    ):
         _check_trainable(model, label_smoothing)
         self.model = model
         self.chunk_steps = chunk_steps
+        self._labels = labels
         self.label_smoothing = label_smoothing
         self.optimizer = model.optimizer
         self.optimizer.build(model.trainable_variables)
@@ -128,9 +138,11 @@ class Engine(ABC):
 
     def placeholder_labels(self, n: int) -> np.ndarray:
         """Return ``n`` labels of the kind that the model's loss takes, all zero."""
+        if self._labels is not None:
+            return np.zeros((n, *self._labels.shape[1:]), self._labels.dtype)
         loss = self.model.loss
-        sparse = isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
-        if sparse or (isinstance(loss, str) and loss.startswith("sparse")):
+        name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
+        if name.lower().startswith("sparse"):
             return np.zeros(n, np.int32)
         return np.zeros((n, *self.model.output_shape[1:]), np.float32)
 

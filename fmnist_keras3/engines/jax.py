@@ -69,6 +69,8 @@ class JaxEngine(Engine):
         def objective(trainable):
             with self._scope(trainable, other, metrics) as scope:
                 objective, loss, penalty = training_losses(self, x, y, valid)
+            with keras.StatelessScope(zip(self.optimizer.variables, optimizer, strict=True)):
+                objective = self.optimizer.scale_loss(objective)  # for float16
             return objective, (loss, penalty, *self._read(scope, 1, 3))
 
         gradients, (loss, penalty, other, metrics) = jax.grad(objective, has_aux=True)(trainable)

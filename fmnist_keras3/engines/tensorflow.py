@@ -70,6 +70,7 @@ class TensorFlowEngine(Engine):
             self.optimizer.learning_rate.assign(lr)
         with tf.GradientTape() as tape:
             objective, loss, penalty = training_losses(self, x, y, valid)
+            objective = self.optimizer.scale_loss(objective)  # for float16
         weights = self.model.trainable_weights
         gradients = tape.gradient(objective, [w.value for w in weights])
         self.optimizer.apply(gradients, weights)

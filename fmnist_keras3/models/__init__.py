@@ -72,6 +72,9 @@ def build_model(
     if not 0 <= l2 < float("inf"):
         raise UserError(f"l2 is {l2}; it must be a finite number of at least 0.")
 
+    if seed < 0:
+        raise UserError(f"seed is {seed}; it must be at least 0.")
+
     from fmnist_keras3.runtime import prepare
 
     prepare()

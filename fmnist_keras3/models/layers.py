@@ -107,7 +107,8 @@ def canonical_conv(x: Any, kernel: Any, padding: str) -> Any:
 
         return _conv(x, kernel, pads), grad
 
-    return conv(x, ops.convert_to_tensor(kernel))
+    # Reshaped to what it is: TensorFlow refuses a variable where a gradient is custom.
+    return conv(x, ops.reshape(kernel, kernel.shape))
 
 
 class Conv2D(keras.layers.Conv2D):

@@ -24,15 +24,20 @@ def log_softmax(logits: Any) -> Any:
 
     def grad(*args, upstream=None):
         g = upstream if upstream is not None else args[0]
-        return g - exp * (1 / total) * ops.sum(g, axis=-1, keepdims=True)
+        return g - exp * (ops.sum(g, axis=-1, keepdims=True) * (1 / total))
 
     return shifted - ops.log(total), grad
 
 
 def picked(log_p: Any, y: Any) -> Any:
-    """Return ``log_p[i, y[i]]``; as a product, because gradients of gathers differ too."""
-    one_hot = ops.one_hot(ops.cast(y, "int32"), log_p.shape[-1], dtype=log_p.dtype)
-    return ops.sum(one_hot * log_p, axis=-1)
+    """Return ``log_p[i, y[i]]``.
+
+    Selected, not gathered or multiplied by a one-hot: of two products that are added, compilers
+    choose one to fuse with the addition, each its own.
+    """
+    classes = ops.arange(log_p.shape[-1], dtype="int32")
+    chosen = ops.equal(classes, ops.expand_dims(ops.cast(y, "int32"), -1))
+    return ops.sum(ops.where(chosen, log_p, ops.zeros_like(log_p)), axis=-1)
 
 
 class SparseCategoricalCrossentropy(keras.losses.SparseCategoricalCrossentropy):

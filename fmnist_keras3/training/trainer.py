@@ -255,7 +255,8 @@ class Trainer:
     def _engine_for(self, model: keras.Model, data: DataModule | None) -> Engine:
         """Return the engine of ``model``, the same one as long as the model is the same."""
         if self._engine is None or self._engine.model is not model:
-            self._engine = make_engine(model, label_smoothing=self.label_smoothing)
+            labels = None if data is None else data.train.y[:1]
+            self._engine = make_engine(model, label_smoothing=self.label_smoothing, labels=labels)
         engine = self._engine
         engine.read_model()
         if data is not None:

@@ -99,7 +99,9 @@ def expected(split, augmented):
 @pytest.mark.parametrize("cls", [ResidentFeed, StreamFeed])
 class TestEveryFeed:
     @pytest.mark.parametrize(
-        "counts", [(3, 3, 1), (1,) * 7, (2, 1, 3, 1), (1, 3, 3)], ids=lambda c: "-".join(map(str, c))
+        "counts",
+        [(3, 3, 1), (1,) * 7, (2, 1, 3, 1), (1, 3, 3)],
+        ids=lambda c: "-".join(map(str, c)),
     )
     def test_any_partition_gives_the_same_batches(self, feeds, expected, cls, augmented, counts):
         plan = plan_of(AUGMENT if augmented else ())
@@ -129,7 +131,9 @@ class TestEveryFeed:
     def test_all_batches_in_the_fewest_chunks(self, feeds, split, cls):
         chunks = list(feeds[cls.__name__, False].chunks(evaluation_plan(EXAMPLES, BATCH)))
         assert [chunk.count for chunk in chunks] == [3, 3, 1]
-        x = np.concatenate([np.asarray(c.x)[i, : c.valid[i]] for c in chunks for i in range(c.count)])
+        x = np.concatenate(
+            [np.asarray(c.x)[i, : c.valid[i]] for c in chunks for i in range(c.count)]
+        )
         np.testing.assert_array_equal(x, split.x)
 
     def test_other_dtypes_pass_through(self, engine, cls):

@@ -113,7 +113,7 @@ def test_draws_are_those_of_the_initializer(model):
 
 @pytest.mark.parametrize(
     "initializer",
-    ["he_normal", "he_uniform", "lecun_normal", "glorot_uniform", "glorot_normal"],
+    ["he_normal", "glorot_uniform"],
 )
 def test_draws_spread_as_keras_would_spread_them(initializer):
     from fmnist_keras3.models.initial import draw_weights
@@ -165,7 +165,9 @@ def test_bad_seed():
 
 @pytest.mark.parametrize(("given", "meant"), [("lent", "lenet"), ("base_line", "baseline")])
 def test_unknown_name(given, meant):
-    with pytest.raises(UserError, match=f"no model '{given}'. Did you mean '{meant}'.*fmnist models"):
+    with pytest.raises(
+        UserError, match=f"no model '{given}'. Did you mean '{meant}'.*fmnist models"
+    ):
         build_model(given)
 
 

@@ -1,0 +1,1 @@
+"""The benchmark: our Trainer beside plain Keras and, if asked, PyTorch, Lightning and bare JAX."""

@@ -1,0 +1,231 @@
+"""The bench: options, order, pooling, comparison, tables, and one real cell."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench import __main__ as command
+from bench import cells, charts, tables
+from bench.cells import CONTESTANTS, Cell, Settings
+from bench.worker import WORK
+
+FIT, TRAINER = ("fit", "jax", "lenet"), ("trainer", "jax", "lenet")
+KEYS = ("contestant", "backend", "model")
+
+
+def parsed(*words: str) -> Settings:
+    return command.settings_from(vars(command.parser().parse(words)))
+
+
+def cell(key, seconds, *, seed=0, loss=0.5, **more):
+    """A measured cell: a slow epoch of warm-up, then ``seconds`` for each 1,000 images."""
+    epochs = [{"seconds": s, "elapsed": s, "loss": loss, "accuracy": 0.8} for s in (9.0, *seconds)]
+    contestant, backend, model = key
+    return {
+        "contestant": contestant,
+        "backend": backend,
+        "model": model,
+        "seed": seed,
+        "images": 1000,
+        "parameters": 61706,
+        "epochs": epochs,
+        "compile_seconds": 2.0,
+        "first_step": 5.0,
+        "peak_memory_mb": 800.0,
+        **more,
+    }
+
+
+def failed(key, error="it broke", seed=0):
+    return {**dict(zip(KEYS, key, strict=True)), "seed": seed, "error": error}
+
+
+def result(measured, name="synthetic"):
+    return {
+        "command": "python -m bench --quick",
+        "date": "2026-11-23 07:00:00 +0000",
+        "hardware": {"processor": "a chip", "cores": 2, "memory_gib": 8.0},
+        "versions": {"keras": "3.15.1"},
+        "settings": {"epochs": 3, "rounds": 1, "batch_size": 128},
+        "dataset": {"name": name, "train": 1000, "validation": 256},
+        "cells": measured,
+    }
+
+
+def test_the_options_become_settings(monkeypatch):
+    monkeypatch.delenv("FMNIST_DATA_DIR", raising=False)
+    assert parsed() == Settings(data="synthetic")
+    quick = parsed("--quick", "--limit-train", "1280", "--models", "cnn", "cnn")
+    assert (quick.rounds, quick.limit_train, quick.models) == (1, 1280, ("cnn",))
+    assert set(parsed("--quick", "--peers").contestants) >= {"fit", "jax", "torch", "lightning"}
+    monkeypatch.setenv("FMNIST_DATA_DIR", "somewhere")
+    assert parsed().data == "real"
+    assert parsed("--data", "synthetic").data == "synthetic"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--models", "lenett"],
+        ["--epochs", "0"],
+        ["--limit_train", "5"],
+        ["--epochs", "many"],
+        ["--bakends", "jax"],
+        ["compare", "nowhere.json", "nowhere.json"],
+        ["compare", "only-one.json"],
+    ],
+)
+def test_bad_options_end_with_one_message(words, capsys):
+    assert command.main(words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("bench: ")
+    assert len(said.splitlines()) == 1
+    assert "Traceback" not in said
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path, capsys):
+    (tmp_path / "taken").touch()
+    assert command.main(["--output", str(tmp_path / "taken")]) == 2
+    assert "taken" in capsys.readouterr().err
+
+
+def test_rounds_interleave_all_cells_and_every_other_runs_backwards():
+    settings = Settings(rounds=2, contestants=("trainer", "fit", "torch"))
+    order = cells.plan(settings)
+    half = len(order) // 2
+    first, second = order[:half], order[half:]
+    assert [c.seed for c in order] == [0] * half + [1] * half
+    assert [str(c) for c in second] == [str(c) for c in first[::-1]]
+    assert len(set(map(str, first))) == half == 2 * (2 + 2 + 1)
+
+
+def test_peers_run_whatever_the_backends_and_keras_contestants_on_those_asked_for():
+    order = cells.plan(Settings(backends=("tensorflow",), contestants=("fit", "jax"), rounds=1))
+    assert {(c.contestant, c.backend) for c in order} == {("fit", "tensorflow"), ("jax", "jax")}
+
+
+def test_every_contestant_has_a_function():
+    assert set(WORK) == {"prepare", *CONTESTANTS}
+
+
+def test_a_plain_contestant_does_not_get_the_trainers_flag(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_a=1 --xla_cpu_experimental_ynn_fusion_type=")
+    assert cells.environment("fit", "jax")["XLA_FLAGS"] == "--xla_a=1"
+    assert cells.environment("fit", "tensorflow")["KERAS_BACKEND"] == "tensorflow"
+
+
+def test_rounds_are_pooled_without_their_warm_up():
+    measured = [cell(FIT, (1, 2)), failed(TRAINER), cell(FIT, (4, 4), seed=1), failed(TRAINER)]
+    fit, trainer = cells.pool(measured)
+    assert [list(rates) for rates in fit.rates] == [[1000, 500], [250, 250]]
+    assert (fit.rate(), fit.rate(0), fit.rate(100)) == (375, 250, 1000)
+    assert fit.final("accuracy") == pytest.approx(0.8)
+    assert not trainer
+    assert np.isnan(trainer.rate())
+    assert trainer.errors == ["it broke"] * 2
+
+
+def test_the_table_shows_ratios_and_failures():
+    torch = ("torch", "torch", "lenet")
+    other = ("fit", "tensorflow", "lenet")
+    measured = [cell(TRAINER, (1,)), cell(FIT, (4,)), cell(other, (2,)), failed(torch)]
+    rows = {tuple(row[1:3]): row[3:7] for row in tables.cells_of(cells.pool(measured))}
+    assert rows["jax", "trainer"] == ["1,000", "1,000 to 1,000", "4.00", "2.00"]
+    assert rows["tensorflow", "fit"] == ["500", "500 to 500", "1.00", "1.00"]
+    assert rows["torch", "torch"] == ["failed", "-", "-", "-"]
+
+
+def test_markdown_says_data_failures_and_environment():
+    text = tables.markdown(result([cell(FIT, (1,)), failed(TRAINER, "no memory")]))
+    assert text.startswith("**SYNTHETIC DATA")
+    assert "| lenet | jax | fit | 1,000 |" in text
+    assert "FAILED lenet trainer (jax), 1 of 1: no memory" in text
+    assert "without the XLA flag" in text
+    assert "SYNTHETIC" not in tables.markdown(result([cell(FIT, (1,))], "fashion_mnist"))
+
+
+def test_different_work_is_noticed():
+    same = [cell(FIT, (1,)), cell(TRAINER, (1,))]
+    assert tables.doubts(cells.pool(same)) == []
+    size = tables.doubts(cells.pool([same[0], cell(TRAINER, (1,), parameters=7)]))
+    assert "not the same parameters" in size[0]
+    others = [cell(("fit", "tensorflow", "lenet"), (1,)), cell(TRAINER, (1,), loss=2.0)]
+    assert "trainer (jax) is 2.000" in tables.doubts(cells.pool([same[0], *others]))[0]
+
+
+def test_the_charts_are_drawn_with_failures_too(tmp_path):
+    drawn = result([cell(FIT, (1, 1.1)), failed(TRAINER), cell(("fit", "jax", "cnn"), (2, 3))])
+    for draw in (charts.speeds, charts.accuracies):
+        path = draw(drawn, tmp_path / f"{draw.__name__}.png")
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_interval_of_a_ratio_holds_it_and_widens_with_the_spread():
+    steady = [np.full(3, 100.0), np.full(3, 100.0)]
+    assert tables.bootstrap_ratio(steady, [2 * r for r in steady]) == (2, 2, 2)
+    noisy = [np.array([80.0, 100, 120]), np.array([90.0, 100, 130])]
+    ratio, low, high = tables.bootstrap_ratio(noisy, noisy)
+    assert low < ratio == 1 < high
+
+
+def test_compare_tells_slower_faster_and_missing(tmp_path, capsys):
+    trainer_tf = ("trainer", "tensorflow", "lenet")
+    a = result([cell(FIT, (1, 1.01)), cell(TRAINER, (1, 1.01)), cell(trainer_tf, (1,))])
+    b = result([cell(FIT, (2, 2.02)), cell(TRAINER, (0.5, 0.51)), failed(trainer_tf)])
+    fit, trainer, missing = tables.compare(a, b)[0]
+    assert (fit[5], fit[7], fit[-1]) == ("0.50", "1.00", "slower")
+    assert (trainer[7], trainer[-1]) == ("3.98", "faster")
+    assert missing[-1] == "no figure in B"
+    for name, content in (("a", a), ("b", b)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    assert command.main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 0
+    assert "slower" in capsys.readouterr().out
+
+
+def test_a_cell_that_cannot_run_is_reported(tmp_path):
+    # The folder holds no data: the worker's exception must come back as the reason.
+    done = cells.measure(Cell("jax", "jax", "lenet", 0), Settings(), tmp_path)
+    assert "No such file" in done["error"]
+    slow = cells.measure(Cell("jax", "jax", "lenet", 0), Settings(timeout=1), tmp_path)
+    assert "error" in slow
+
+
+def test_a_crash_and_a_timeout_are_reasons(monkeypatch):
+    crash = subprocess.CompletedProcess([], -11, stdout="", stderr="warning\nSegmentation fault\n")
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: crash)
+    assert cells.run_worker({}, {}, 5)["error"] == "the process ended with -11: Segmentation fault"
+
+    def endless(*args, **options):
+        raise subprocess.TimeoutExpired("bench", options["timeout"])
+
+    monkeypatch.setattr(subprocess, "run", endless)
+    assert "no answer within 5 seconds" in cells.run_worker({}, {}, 5)["error"]
+
+
+@pytest.mark.slow
+def test_one_real_cell_in_its_own_process(backend, tmp_path):
+    words = ["--contestants", "trainer", "fit", "--models", "lenet", "--backends", backend]
+    words += ["--data", "synthetic", "--limit_train", "256", "--epochs", "1", "--rounds", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", *words, "--output", str(tmp_path)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "SYNTHETIC DATA" in done.stdout
+    content = json.loads(next(tmp_path.glob("*.json")).read_text())
+    assert content["synthetic"]
+    trainer, fit = content["cells"]
+    assert trainer["parameters"] == fit["parameters"] == 61706
+    assert len(trainer["epochs"]) == len(fit["epochs"]) == 2
+    for measured in (trainer, fit):
+        assert measured["compile_seconds"] < measured["first_step"] < measured["wall_seconds"]
+        assert 0 < measured["epochs"][-1]["loss"] < 3
+    assert "ynn_fusion" not in fit["flags"].get("XLA_FLAGS", "")
+    assert len(list(tmp_path.glob("*.png"))) == 2
