@@ -84,7 +84,9 @@ class RunDirectory:
 
 def command_line() -> str:
     """Return the command of this process as it was typed, with the backend it ran on."""
-    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    program = Path(sys.argv[0])
+    module = program.name == "__main__.py"
+    words = [*(["python", "-m", program.parent.name] if module else [program.name]), *sys.argv[1:]]
     backend = os.environ.get("KERAS_BACKEND", "")
     return f"KERAS_BACKEND={backend} " * bool(backend) + shlex.join(words)
 
