@@ -107,11 +107,11 @@ class Dropouts:
         """Apply the next dropout to ``x``; at rate 0 there is no layer."""
         if self.rate == 0:
             return x
-        import keras
+        from fmnist_keras3.models.layers import Dropout
 
         self.made += 1
         seed = (self.seed * 1000 + self.made) % 2**31
-        return keras.layers.Dropout(self.rate, seed=seed, name=f"dropout{self.made}")(x)
+        return Dropout(self.rate, seed=seed, name=f"dropout{self.made}")(x)
 
 
 def macs(model: keras.Model) -> int:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -165,12 +166,44 @@ class MaxPooling2D(keras.layers.MaxPooling2D):
         return _window_max(ops.reshape(x, (-1, rows, height, cols, width, shape[3])))
 
 
-# A `.keras` file names a layer by this table. With these two lines our layers are written as the
+def _scramble(x: Any) -> Any:
+    """Hash uint32 values to uniform ones (Wellons 2018, Prospecting for Hash Functions)."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x = ops.bitwise_xor(x, ops.right_shift(x, ops.cast(shift, "uint32")))
+        x = x * ops.cast(factor, "uint32")
+    return ops.bitwise_xor(x, ops.right_shift(x, ops.cast(16, "uint32")))
+
+
+class Dropout(keras.layers.Dropout):
+    """`keras.layers.Dropout` with a mask hashed from seed state and position while compiled.
+
+    The backends' own generators cost more than the layers around them on a CPU (TensorFlow's, for
+    `baseline`: 918 images/s with dropout, 4,484 without), and no two draw the same mask.
+    """
+
+    def call(self, inputs, training=False):
+        fast = _xla_cpu.get() and self.noise_shape is None and None not in inputs.shape
+        if not (training and self.rate > 0 and fast):
+            return super().call(inputs, training=training)
+        seed = ops.cast(self.seed_generator.next(), "uint32")
+        key = _scramble(_scramble(seed[0]) ^ seed[1])
+        position = ops.cast(ops.arange(math.prod(inputs.shape), dtype="int32"), "uint32")
+        drawn = ops.reshape(_scramble(position ^ key), inputs.shape)
+        keep = drawn >= ops.cast(round(self.rate * 2**32), "uint32")
+        return ops.where(keep, inputs * (1 / (1 - self.rate)), ops.zeros_like(inputs))
+
+
+# A `.keras` file names a layer by this table. With these lines our layers are written as the
 # plain ones they stand for, and a reader needs Keras only; a test holds Keras to it.
 api_export.REGISTERED_OBJS_TO_NAMES[Conv2D] = "keras.layers.Conv2D"
 api_export.REGISTERED_OBJS_TO_NAMES[MaxPooling2D] = "keras.layers.MaxPooling2D"
+api_export.REGISTERED_OBJS_TO_NAMES[Dropout] = "keras.layers.Dropout"
 
-_FAST_CLASS = {keras.layers.Conv2D: Conv2D, keras.layers.MaxPooling2D: MaxPooling2D}
+_FAST_CLASS = {
+    keras.layers.Conv2D: Conv2D,
+    keras.layers.MaxPooling2D: MaxPooling2D,
+    keras.layers.Dropout: Dropout,
+}
 
 
 def accelerate(model: keras.Model) -> keras.Model:

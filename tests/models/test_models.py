@@ -66,10 +66,10 @@ def test_other_sizes_and_classes(model):
 
 
 def test_dropout(model):
-    dropouts = [keras.layers.Dropout, keras.layers.SpatialDropout2D]
+    dropouts = (keras.layers.Dropout, keras.layers.SpatialDropout2D)
 
     def found(built):
-        return [layer for layer in built._flatten_layers() if type(layer) in dropouts]
+        return [layer for layer in built._flatten_layers() if isinstance(layer, dropouts)]
 
     default = MODELS[model.name].dropout
     assert {layer.rate for layer in found(model)} == ({default} if default else set())
