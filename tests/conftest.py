@@ -29,7 +29,7 @@ NOT_OURS = (
     "GRPC_",
     "ABSL_",
     "TF_XLA_",
-    "TF_FORCE_GPU_ALLOW_GROWTH",  # set by JAX's or TensorFlow's libraries
+    "TF_FORCE_GPU_ALLOW_GROWTH",
     "MPL",
 )
 
