@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 from keras import ops
 
 from fmnist_keras3.errors import UserError
+from fmnist_keras3.models.layers import pooled_convolutions, traced_for_xla_cpu
 from fmnist_keras3.models.losses import log_softmax, picked
 
 
@@ -74,9 +76,14 @@ class Engine(ABC):
         self.optimizer.build(model.trainable_variables)
         self.metrics = _built_metrics(model, self.placeholder_labels(1))
         self.metric_variables = [v for metric in self.metrics for v in metric.variables]
+        self._pooled = pooled_convolutions(model)
         lr = self.optimizer.learning_rate
         # A Keras schedule inside the optimizer is the user's own, and stays in charge.
         self.sets_learning_rate = any(lr is v for v in self.optimizer.variables)
+
+    def tracing(self) -> AbstractContextManager[None]:
+        """Return the context in which the programs are traced: the layers take their fast form."""
+        return traced_for_xla_cpu(self.platform == "cpu", self._pooled)
 
     @abstractmethod
     def jit(self, function: Callable) -> Callable:

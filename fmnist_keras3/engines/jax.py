@@ -16,7 +16,6 @@ from fmnist_keras3.engines.base import (
     evaluation_losses,
     training_losses,
 )
-from fmnist_keras3.models.layers import traced_for_xla_cpu
 
 
 class JaxEngine(Engine):
@@ -47,7 +46,7 @@ class JaxEngine(Engine):
         return jnp.asarray(array)
 
     def train(self, chunk: Chunk, lr: np.ndarray) -> StepLogs:
-        with traced_for_xla_cpu(self.platform == "cpu"):
+        with self.tracing():
             self._state, loss, penalty = self._train(
                 self._state, chunk.x, chunk.y, chunk.valid, lr, np.int32(chunk.count)
             )
@@ -83,7 +82,7 @@ class JaxEngine(Engine):
         return self._fresh_metrics()
 
     def _infer_batches(self, chunk, metrics):
-        with traced_for_xla_cpu(self.platform == "cpu"):
+        with self.tracing():
             losses, metrics, outputs = self._infer(
                 self._state[:2], metrics, chunk.x, chunk.y, chunk.valid, np.int32(chunk.count)
             )

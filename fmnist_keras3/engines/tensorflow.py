@@ -19,7 +19,6 @@ from fmnist_keras3.engines.base import (
     evaluation_losses,
     training_losses,
 )
-from fmnist_keras3.models.layers import traced_for_xla_cpu
 
 
 class TensorFlowEngine(Engine):
@@ -43,7 +42,7 @@ class TensorFlowEngine(Engine):
         return tf.constant(array)
 
     def train(self, chunk: Chunk, lr: np.ndarray) -> StepLogs:
-        with traced_for_xla_cpu(self.platform == "cpu"):
+        with self.tracing():
             loss, penalty = self._train(
                 chunk.x,
                 chunk.y,
@@ -82,7 +81,7 @@ class TensorFlowEngine(Engine):
         return kept
 
     def _infer_batches(self, chunk, metrics):
-        with traced_for_xla_cpu(self.platform == "cpu"):
+        with self.tracing():
             losses, outputs = self._infer(
                 chunk.x, chunk.y, tf.constant(chunk.valid), tf.constant(chunk.count)
             )

@@ -1,10 +1,9 @@
-"""Conv2D and MaxPooling2D with Keras' arguments and results, and gradients XLA:CPU likes.
+"""Conv2D, MaxPooling2D and Dropout with Keras' arguments and results, in forms XLA:CPU likes.
 
-Two facts make the ordinary layers slow in a compiled loop on a CPU. XLA:CPU sends a convolution
-to its fast kernel only if it is NHWC/HWIO in form, which neither backward convolution of the usual
-gradient is (jax-ml/jax#12868); and the gradient of max-pooling, a select-and-scatter, runs on one
-thread. Here the backward convolutions are written in the form XLA wants, and a pooling window
-that tiles its input is a reshape and a maximum.
+The forms are in kernels.py; here is who takes them. A convolution that is followed by 2x2
+max-pooling is computed together with it where an engine has found the two to be neighbours
+(`pooled_convolutions`). The maximum then comes before bias and ReLU, a quarter of the work for the
+same bits, because both are monotone.
 
 The layers hold no state of their own and are written to `.keras` files as the plain Keras layers,
 so that a file loads where this package is not installed. Strides, dilation, groups and
@@ -16,26 +15,28 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
 from keras import ops
 from keras.src import api_export
 
+from fmnist_keras3.models.kernels import convolve, convolve_and_pool, window_max
 from fmnist_keras3.models.losses import SparseCategoricalCrossentropy
 
-# Up to this many input channels a convolution is fastest as patches times a matrix: measured
-# on two cores, 1 channel 3,026 against 2,635 images/s (`cnn`); from 32 channels on it is slower.
-IM2COL_CHANNELS = 8
+Pairs = Mapping[keras.layers.Layer, keras.layers.Layer]
 
-_xla_cpu = contextvars.ContextVar("_xla_cpu", default=False)
+_xla_cpu: contextvars.ContextVar[Pairs | None] = contextvars.ContextVar("_xla_cpu", default=None)
 
 
 @contextlib.contextmanager
-def traced_for_xla_cpu(active: bool = True) -> Iterator[None]:
-    """Let the layers take their fast form while an engine traces a program for XLA on a CPU."""
-    token = _xla_cpu.set(active)
+def traced_for_xla_cpu(active: bool = True, pooled: Pairs | None = None) -> Iterator[None]:
+    """Let the layers take their fast form while an engine traces a program for XLA on a CPU.
+
+    ``pooled``: what `pooled_convolutions` found in the model that is traced.
+    """
+    token = _xla_cpu.set((pooled or {}) if active else None)
     try:
         yield
     finally:
@@ -43,7 +44,7 @@ def traced_for_xla_cpu(active: bool = True) -> Iterator[None]:
 
 
 def _fast() -> bool:
-    if _xla_cpu.get():
+    if _xla_cpu.get() is not None:
         return True
     if keras.backend.backend() != "jax":
         return False  # outside XLA, TensorFlow's own kernels are the faster ones
@@ -52,118 +53,96 @@ def _fast() -> bool:
     return jax.default_backend() == "cpu"
 
 
-def _pads(kernel_size: tuple[int, ...], padding: str) -> list[tuple[int, int]]:
-    if padding == "valid":
-        return [(0, 0) for _ in kernel_size]
-    return [((k - 1) // 2, k // 2) for k in kernel_size]
-
-
-def _conv(x: Any, kernel: Any, pads: list[tuple[int, int]]) -> Any:
-    x = ops.pad(x, [(0, 0), *pads, (0, 0)]) if any(map(any, pads)) else x
-    return ops.conv(x, kernel, strides=1, padding="valid", data_format="channels_last")
-
-
-def im2col_conv(x: Any, kernel: Any, padding: str) -> Any:
-    """Convolve ``x [N,H,W,C]`` with ``kernel [h,w,C,F]``, stride 1, as patches times a matrix."""
-    height, width, channels, filters = kernel.shape
-    x = ops.pad(x, [(0, 0), *_pads((height, width), padding), (0, 0)])
-    rows, cols = x.shape[1] - height + 1, x.shape[2] - width + 1
-    spare = (x.shape[1] - rows, x.shape[2] - cols)
-    corners = [(i, j) for i in range(height) for j in range(width)]
-
-    @ops.custom_gradient
-    def patches_of(x):
-        # Left to the backends, the patches' gradients are added up in an order of each one's own.
-        def grad(*args, upstream=None):
-            g = upstream if upstream is not None else args[0]
-            parts = [
-                ops.pad(
-                    g[..., n * channels : (n + 1) * channels],
-                    [(0, 0), (i, spare[0] - i), (j, spare[1] - j), (0, 0)],
-                )
-                for n, (i, j) in enumerate(corners)
-            ]
-            return sum(parts[1:], parts[0])
-
-        return ops.concatenate([x[:, i : i + rows, j : j + cols] for i, j in corners], -1), grad
-
-    return ops.matmul(patches_of(x), ops.reshape(kernel, (height * width * channels, filters)))
-
-
-def canonical_conv(x: Any, kernel: Any, padding: str) -> Any:
-    """Convolve ``x [N,H,W,C]`` with ``kernel [h,w,C,F]``, stride 1, backward in NHWC/HWIO form."""
-    size = tuple(kernel.shape[:2])
-    pads = _pads(size, padding)
-
-    @ops.custom_gradient
-    def conv(x, kernel):
-        def grad(*args, upstream=None):
-            g = upstream if upstream is not None else args[0]
-            flipped = ops.transpose(ops.flip(kernel, (0, 1)), (0, 1, 3, 2))
-            outer = [(k - 1 - a, k - 1 - b) for k, (a, b) in zip(size, pads, strict=True)]
-            dx = _conv(g, flipped, outer)
-            # The kernel's gradient: channels take the batch's place, and the batch the channels'.
-            dk = _conv(ops.transpose(x, (3, 1, 2, 0)), ops.transpose(g, (1, 2, 0, 3)), pads)
-            return dx, ops.transpose(dk, (1, 2, 0, 3))
-
-        return _conv(x, kernel, pads), grad
-
-    # Reshaped to what it is: TensorFlow refuses a variable where a gradient is custom.
-    return conv(x, ops.reshape(kernel, kernel.shape))
-
-
 class Conv2D(keras.layers.Conv2D):
     """`keras.layers.Conv2D`: same arguments, shapes, dtypes and results, faster on XLA:CPU."""
 
+    def call(self, inputs):
+        if self not in (_xla_cpu.get() or {}):
+            return super().call(inputs)
+        outputs = convolve_and_pool(inputs, self.kernel, self.padding)
+        if self.use_bias:
+            outputs = ops.add(outputs, self.bias)
+        return self.activation(outputs)
+
     def convolution_op(self, inputs, kernel):
-        plain = (
+        if not self.has_fast_form(inputs.shape) or not _fast():
+            return super().convolution_op(inputs, kernel)
+        return convolve(inputs, kernel, self.padding)
+
+    def has_fast_form(self, shape: tuple[int | None, ...]) -> bool:
+        """Tell whether inputs of ``shape [N,H,W,C]`` are convolved in a way of ours."""
+        return (
             self.groups == 1
             and self.strides == (1, 1)
             and self.dilation_rate == (1, 1)
             and self.data_format == "channels_last"
+            and None not in shape[1:]
         )
-        if not plain or None in inputs.shape[1:] or not _fast():
-            return super().convolution_op(inputs, kernel)
-        channels = inputs.shape[-1]
-        convolve = im2col_conv if channels <= IM2COL_CHANNELS else canonical_conv
-        return convolve(inputs, kernel, self.padding)
-
-
-@ops.custom_gradient
-def _window_max(x: Any) -> Any:
-    """Return the maximum over axes 2 and 4 of ``x [N,rows,h,cols,w,C]``."""
-    top = ops.max(x, axis=(2, 4), keepdims=True)
-
-    def grad(*args, upstream=None):
-        g = upstream if upstream is not None else args[0]
-        # A share in thirds is inexact; the backends' own gradients round it at different places.
-        is_top = ops.cast(ops.equal(x, top), x.dtype)
-        share = ops.reshape(g, top.shape) / ops.sum(is_top, axis=(2, 4), keepdims=True)
-        return is_top * share
-
-    return ops.squeeze(top, (2, 4)), grad
 
 
 class MaxPooling2D(keras.layers.MaxPooling2D):
     """`keras.layers.MaxPooling2D`: same arguments and results, faster where windows tile the input.
 
-    Where two pixels of a window are equal, the gradient is shared between them (Keras sends it to
-    the first); both are subgradients of the maximum.
+    As with Keras, the gradient goes to the first of equal maxima.
     """
 
     def call(self, inputs):
-        (height, width), shape = self.pool_size, inputs.shape
-        tiles = (
-            self.strides == self.pool_size
-            and self.data_format == "channels_last"
-            and None not in shape[1:]
-            and (self.padding == "valid" or (shape[1] % height == 0 and shape[2] % width == 0))
-        )
-        if not tiles or not _fast():
+        if self in (_xla_cpu.get() or {}):
+            return inputs  # the convolution before has done it
+        if not self.has_fast_form(inputs.shape) or not _fast():
             return super().call(inputs)
+        (height, width), shape = self.pool_size, inputs.shape
         rows, cols = shape[1] // height, shape[2] // width
         x = inputs[:, : rows * height, : cols * width]
-        return _window_max(ops.reshape(x, (-1, rows, height, cols, width, shape[3])))
+        return window_max(ops.reshape(x, (-1, rows, height, cols, width, shape[3])), (2, 4))
+
+    def has_fast_form(self, shape: tuple[int | None, ...]) -> bool:
+        """Tell whether inputs of ``shape [N,H,W,C]`` are pooled in a way of ours."""
+        if None in shape[1:] or self.data_format != "channels_last":
+            return False
+        fits = all(n % size == 0 for n, size in zip(shape[1:3], self.pool_size, strict=True))
+        return self.strides == self.pool_size and (self.padding == "valid" or fits)
+
+
+def pooled_convolutions(model: keras.Model) -> Pairs:
+    """Return the pairs of a Conv2D and the 2x2 MaxPooling2D that alone takes its output.
+
+    Each layer of a pair leads to the other. Found in functional and sequential models, also inside
+    others; a layer that is used twice is in no pair.
+    """
+    graphs = {}
+    for layer in model._flatten_layers():
+        graph = getattr(layer, "_functional", layer)  # of a Sequential
+        if isinstance(graph, keras.src.models.Functional):
+            graphs[id(graph)] = graph
+    depths = [depth for graph in graphs.values() for depth in graph._nodes_by_depth.values()]
+    nodes = [node for depth in depths for node in depth if not node.is_input]
+    outputs = {id(tensor) for graph in graphs.values() for tensor in graph.outputs}
+    takers: dict[int, list[Any]] = {}
+    uses: dict[Any, int] = {}
+    for node in nodes:
+        uses[node.operation] = uses.get(node.operation, 0) + 1
+        for tensor in node.input_tensors:
+            takers.setdefault(id(tensor), []).append(node.operation)
+    pairs = {}
+    for node in nodes:
+        conv, after = node.operation, takers.get(id(node.output_tensors[0]), [])
+        if type(conv) is not Conv2D or len(after) != 1 or id(node.output_tensors[0]) in outputs:
+            continue
+        pool = after[0]
+        if type(pool) is MaxPooling2D and uses[conv] == uses[pool] == 1 and _can_pair(conv, pool):
+            pairs |= {conv: pool, pool: conv}
+    return pairs
+
+
+def _can_pair(conv: Conv2D, pool: MaxPooling2D) -> bool:
+    return (
+        conv.activation in (keras.activations.linear, keras.activations.relu)
+        and conv.activity_regularizer is None
+        and conv.has_fast_form(conv.input.shape)
+        and pool.pool_size == (2, 2)
+        and pool.has_fast_form(pool.input.shape)
+    )
 
 
 def _scramble(x: Any) -> Any:
@@ -182,7 +161,7 @@ class Dropout(keras.layers.Dropout):
     """
 
     def call(self, inputs, training=False):
-        fast = _xla_cpu.get() and self.noise_shape is None and None not in inputs.shape
+        fast = _xla_cpu.get() is not None and self.noise_shape is None and None not in inputs.shape
         if not (training and self.rate > 0 and fast):
             return super().call(inputs, training=training)
         seed = ops.cast(self.seed_generator.next(), "uint32")
