@@ -94,7 +94,10 @@ def im2col_conv(x: Any, kernel: Any) -> Any:
 
         return ops.concatenate([x[:, i : i + rows, j : j + cols] for i, j in corners], -1), grad
 
-    return ops.matmul(patches_of(x), ops.reshape(kernel, (height * width * channels, filters)))
+    # Two-dimensional: the gradient of a product of more dimensions copies what it multiplies.
+    size = height * width * channels
+    y = ops.matmul(ops.reshape(patches_of(x), (-1, size)), ops.reshape(kernel, (size, filters)))
+    return ops.reshape(y, (-1, rows, cols, filters))
 
 
 def canonical_conv(x: Any, kernel: Any) -> Any:
