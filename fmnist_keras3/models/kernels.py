@@ -102,17 +102,27 @@ def im2col_conv(x: Any, kernel: Any) -> Any:
 
 def canonical_conv(x: Any, kernel: Any) -> Any:
     """Convolve ``x [N,H,W,C]`` with ``kernel [h,w,C,F]``, unpadded, backward in NHWC/HWIO form."""
-    around = [(size - 1, size - 1) for size in kernel.shape[:2]]
+    height, width, channels, filters = kernel.shape
 
     @ops.custom_gradient
     def conv(x, kernel):
         def grad(*args, upstream=None):
             g = upstream if upstream is not None else args[0]
-            flipped = ops.transpose(ops.flip(kernel, (0, 1)), (0, 1, 3, 2))
-            dx = _conv(ops.pad(g, [(0, 0), *around, (0, 0)]), flipped)
+            # Not a convolution of the padded gradient: that multiplies zeros, and is slower.
+            rows = ops.reshape(g, (-1, filters))
+            parts = [
+                ops.pad(
+                    ops.reshape(
+                        ops.matmul(rows, ops.transpose(kernel[i, j])), (*g.shape[:3], channels)
+                    ),
+                    [(0, 0), (i, height - 1 - i), (j, width - 1 - j), (0, 0)],
+                )
+                for i in range(height)
+                for j in range(width)
+            ]
             # The kernel's gradient: channels take the batch's place, and the batch the channels'.
             dk = _conv(ops.transpose(x, (3, 1, 2, 0)), ops.transpose(g, (1, 2, 0, 3)))
-            return dx, ops.transpose(dk, (1, 2, 0, 3))
+            return sum(parts[1:], parts[0]), ops.transpose(dk, (1, 2, 0, 3))
 
         return _conv(x, kernel), grad
 

@@ -358,17 +358,17 @@ def test_any_batch_size_with_one_trace():
         np.testing.assert_allclose(model(x[:1]), model(x)[:1], atol=1e-5)
 
 
-def test_equal_pixels_share_the_gradient_of_the_maximum():
-    case = pytest.param((4, 4, 1), {"pool_size": 2}, id="ties")
-    shares = {}
+def test_the_gradient_of_equal_pixels_goes_to_the_first():
+    cases = [pool((6, 6, 2), pool_size=size) for size in (2, 3)] + [pool((34, 34, 1), pool_size=17)]
+    gradients = []
     for cls in (MaxPooling2D, keras.layers.MaxPooling2D):
-        program = Program(cls, [case])
-        program.inputs, program.upstream = [ops.ones((2, 4, 4, 1))], [ops.ones((2, 2, 2, 1))]
+        program = Program(cls, cases)
+        program.inputs = [ops.ones_like(x) for x in program.inputs]
         with traced_for_xla_cpu():
-            _, shares[cls] = program.run(compiled=True)["ties"]
-    np.testing.assert_array_equal(shares[MaxPooling2D], np.full((2, 4, 4, 1), 0.25))
-    first = np.tile([[1, 0], [0, 0]], (2, 2))[None, :, :, None]
-    np.testing.assert_array_equal(shares[keras.layers.MaxPooling2D], np.repeat(first, 2, 0))
+            gradients.append({name: made[1] for name, made in program.run(compiled=True).items()})
+    for name, upstream in zip(program.ids, program.upstream, strict=True):
+        np.testing.assert_array_equal(gradients[0][name], gradients[1][name])
+        assert np.count_nonzero(gradients[0][name]) == math.prod(upstream.shape)
 
 
 def test_clones_and_configurations_are_of_our_kind():
