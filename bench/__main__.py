@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from bench import cells, tables
-from bench.cells import CONTESTANTS, Settings
+from bench.cells import CONTESTANTS, DEVICES, PRECISIONS, Settings
 from fmnist_keras3 import runtime
 from fmnist_keras3.cli import Parser, add_option
 from fmnist_keras3.errors import EXIT_USER, UserError
 from fmnist_keras3.models import MODELS
 
 DEFAULT_OUTPUT = Path(__file__).parent / "results"
-QUICK = {"contestants": ("trainer", "fit"), "epochs": 2, "rounds": 1, "limit_train": 2560}
+QUICK = {"contestants": ("trainer", "fit"), "epochs": 2, "rounds": 1}
 
 
 def parser() -> Parser:
@@ -36,10 +36,15 @@ def parser() -> Parser:
         ("models", MODELS),
         ("backends", runtime.BACKENDS),
         ("contestants", CONTESTANTS),
+        ("precisions", PRECISIONS),
     ):
         default = ", ".join(getattr(Settings, name))
         text = f"of {', '.join(allowed)} [{default}]"
         add_option(made, name, nargs="+", choices=list(allowed), metavar="NAME", help=text)
+    text = "examples a step, one or several [128]"
+    add_option(made, "batch_sizes", nargs="+", type=int, metavar="N", help=text)
+    text = f"of {', '.join(DEVICES)} [auto: a GPU if there is one]"
+    add_option(made, "device", choices=list(DEVICES), metavar="NAME", help=text)
     for name, text in (
         ("epochs", "timed epochs, after one of warm-up"),
         ("rounds", "how often each cell is measured, with another seed each time"),
@@ -51,7 +56,7 @@ def parser() -> Parser:
     text = "auto (real if FMNIST_DATA_DIR is set) or synthetic [auto]"
     add_option(made, "data", choices=["auto", "synthetic"], metavar="DATA", help=text)
     add_option(made, "output", metavar="DIR", help="folder for the results [bench/results]")
-    add_option(made, "peers", action="store_true", help="with jax, torch and lightning")
+    add_option(made, "peers", action="store_true", help="with engine, jax, torch and lightning")
     text = "two minutes: fewer images, one round, no streaming"
     add_option(made, "quick", action="store_true", help=text)
     return made
@@ -67,6 +72,9 @@ def settings_from(given: dict[str, Any]) -> Settings:
         names = chosen.get("contestants", Settings.contestants)
         peers = [name for name, contestant in CONTESTANTS.items() if contestant.peer]
         chosen["contestants"] = tuple(dict.fromkeys([*names, *peers]))
+    # A machine may have one backend only; then that is what is compared.
+    installed = tuple(b for b in runtime.BACKENDS if runtime.version(b)) or runtime.BACKENDS
+    chosen.setdefault("backends", installed)
     if chosen.get("data", "auto") == "auto":
         chosen["data"] = "real" if os.environ.get("FMNIST_DATA_DIR") else "synthetic"
     return Settings(**chosen)
@@ -93,6 +101,9 @@ def measure(words: Sequence[str]) -> int:
     title = "Training speed" + ", SYNTHETIC DATA" * tables.is_synthetic(result)
     said = tables.notes(result)
     console.print(tables.rich_table(title, tables.COLUMNS, tables.cells_of(rows), said))
+    if outside := tables.outside_of(rows):
+        heading = "Evaluation and prediction"
+        console.print(tables.rich_table(heading, tables.OUTSIDE, outside, []))
     path.with_suffix(".md").write_text(tables.markdown(result))
     from bench import charts
 
@@ -107,7 +118,9 @@ def collect(settings: Settings, work: Path, path: Path, console: Any) -> dict[st
     """Prepare the data, measure every cell and return the result, which is kept in ``path``."""
     spec = {**dataclasses.asdict(settings), "contestant": "prepare", "folder": str(work)}
     backend = settings.backends[0]
-    dataset = cells.run_worker(spec, cells.environment("prepare", backend), settings.timeout)
+    dataset = cells.run_worker(
+        spec, cells.environment("prepare", backend, settings.device), settings.timeout
+    )
     if "error" in dataset:
         raise UserError(f"The data cannot be prepared: {dataset['error']}")
     result = {

@@ -21,21 +21,31 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Contestant:
-    """Who trains: one line about it, the backends it has, whether it is ours or needs --peers."""
+    """Who trains: one line about it, its backends and precisions; ours, or for --peers only."""
 
     about: str
     backends: tuple[str, ...] = BACKENDS
     ours: bool = False
     peer: bool = False
+    precisions: tuple[str, ...] = ("32", "bf16-mixed", "16-mixed")
 
 
 CONTESTANTS = {
     "trainer": Contestant("our Trainer, images on the device", ours=True),
     "trainer-stream": Contestant("our Trainer, images through tf.data", ours=True),
     "fit": Contestant("plain Keras layers, Model.fit, tf.data"),
-    "jax": Contestant("hand-written JAX: a jitted step, native lax ops", ("jax",), peer=True),
+    "engine": Contestant("our compiled loop without the Trainer", ours=True, peer=True),
+    "jax": Contestant(
+        "hand-written JAX: a jitted step, native lax ops", ("jax",), peer=True, precisions=("32",)
+    ),
     "torch": Contestant("bare PyTorch loop", ("torch",), peer=True),
     "lightning": Contestant("PyTorch Lightning, DataLoader", ("torch",), peer=True),
+}
+PRECISIONS = {"32": "float32", "bf16-mixed": "mixed_bfloat16", "16-mixed": "mixed_float16"}
+DEVICES = {
+    "auto": {},
+    "cpu": {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""},
+    "gpu": {"JAX_PLATFORMS": "cuda"},
 }
 
 
@@ -46,21 +56,24 @@ class Settings:
     models: tuple[str, ...] = ("lenet", "cnn")
     backends: tuple[str, ...] = BACKENDS
     contestants: tuple[str, ...] = ("trainer", "trainer-stream", "fit")
-    epochs: int = 3  # timed, after one epoch of warm-up
-    rounds: int = 2  # each with a seed of its own
+    precisions: tuple[str, ...] = ("32",)
+    batch_sizes: tuple[int, ...] = (128,)
+    device: str = "auto"
+    epochs: int = 5  # timed, after one epoch of warm-up
+    rounds: int = 3  # each with a seed of its own
     limit_train: int = 6400  # images an epoch; 0 for all
-    batch_size: int = 128
     data: str = "auto"
     timeout: int = 900  # seconds a cell
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("rounds", 1), ("timeout", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
-        if 0 != self.limit_train < self.batch_size:
+        numbers = [(name, getattr(self, name)) for name in ("epochs", "rounds", "timeout")]
+        for name, value in [*numbers, ("batch_sizes", min(self.batch_sizes))]:
+            if value < 1:
+                raise UserError(f"{name} is {value}; it must be at least 1.")
+        if 0 != self.limit_train < max(self.batch_sizes):
             raise UserError(
-                f"limit_train is {self.limit_train}; it must be at least {self.batch_size} (one "
-                "batch), or 0 for all images."
+                f"limit_train is {self.limit_train}; it must be at least {max(self.batch_sizes)} "
+                "(one batch), or 0 for all images."
             )
 
 
@@ -72,9 +85,19 @@ class Cell:
     backend: str
     model: str
     seed: int  # also the number of the round
+    precision: str = "32"
+    batch_size: int = 128
 
     def __str__(self) -> str:
-        return f"{self.model} {self.backend} {self.contestant}"
+        return f"{work(self.model, self.precision, self.batch_size)} {self.backend} " + (
+            self.contestant
+        )
+
+
+def work(model: str, precision: str, batch_size: int) -> str:
+    """Return a name of the work that contestants share; float32 and batch 128 go without saying."""
+    parts = [model, precision * (precision != "32"), f"batch {batch_size}" * (batch_size != 128)]
+    return " ".join(filter(None, parts))
 
 
 def plan(settings: Settings) -> list[Cell]:
@@ -82,19 +105,22 @@ def plan(settings: Settings) -> list[Cell]:
     cells = []
     for seed in range(settings.rounds):
         one = [
-            Cell(name, backend, model, seed)
+            Cell(name, backend, model, seed, precision, size)
             for model in settings.models
+            for precision in settings.precisions
+            for size in settings.batch_sizes
             for name in settings.contestants
+            if precision in CONTESTANTS[name].precisions
             for backend in CONTESTANTS[name].backends
-            if backend in settings.backends or CONTESTANTS[name].peer
+            if backend in settings.backends or backend not in BACKENDS or name == "jax"
         ]
         cells += one if seed % 2 == 0 else one[::-1]
     return cells
 
 
-def environment(contestant: str, backend: str) -> dict[str, str]:
+def environment(contestant: str, backend: str, device: str = "auto") -> dict[str, str]:
     """Return a cell's environment; only our Trainer may set XLA flags, as it does for its users."""
-    env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **DEVICES[device]}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
     env["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # everybody compiles anew
     if backend in BACKENDS:
@@ -108,8 +134,9 @@ def environment(contestant: str, backend: str) -> dict[str, str]:
 def measure(cell: Cell, settings: Settings, folder: Path) -> dict[str, Any]:
     """Run ``cell`` on the data and weights in ``folder``; a failure becomes the key ``error``."""
     spec = {**asdict(settings), **asdict(cell), "folder": str(folder)}
+    env = environment(cell.contestant, cell.backend, settings.device)
     started = time.perf_counter()
-    answer = run_worker(spec, environment(cell.contestant, cell.backend), settings.timeout)
+    answer = run_worker(spec, env, settings.timeout)
     return {**asdict(cell), "wall_seconds": round(time.perf_counter() - started, 2), **answer}
 
 
@@ -135,7 +162,7 @@ class Row:
 
     contestant: str
     backend: str
-    model: str
+    work: str
     results: list[dict[str, Any]] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
@@ -161,6 +188,11 @@ class Row:
         """Return a percentile of images/s over the epochs of all rounds; NaN if none succeeded."""
         return float(np.percentile(np.concatenate(self.rates), percentile)) if self else np.nan
 
+    def outside(self, what: str) -> float:
+        """Return images/s of "evaluate" or "predict", the median over all rounds; NaN if none."""
+        rates = [r["images"] / seconds for r in self.results for seconds in r.get(what, [])]
+        return float(np.median(rates)) if rates else np.nan
+
     def median(self, key: str) -> float:
         """Return the median of a result's key over the rounds; NaN where it is missing."""
         values = [r[key] for r in self.results if r.get(key) is not None]
@@ -178,7 +210,8 @@ def pool(cells: list[dict[str, Any]]) -> list[Row]:
     """Gather measured cells into rows, in the order of the first round."""
     rows: dict[tuple[str, str, str], Row] = {}
     for cell in cells:
-        key = cell["contestant"], cell["backend"], cell["model"]
+        of = work(cell["model"], cell.get("precision", "32"), cell.get("batch_size", 128))
+        key = cell["contestant"], cell["backend"], of
         row = rows.setdefault(key, Row(*key))
         if "error" in cell:
             row.errors.append(cell["error"])

@@ -11,13 +11,13 @@ from bench.cells import CONTESTANTS, pool
 from bench.tables import fit_rate, is_synthetic
 from fmnist_keras3.evaluation import plots
 
-BLUE, ORANGE, GREEN, PINK, AMBER, SKY, _ = plots.RUN_COLOURS
-COLOURS = dict(zip(CONTESTANTS, (BLUE, SKY, ORANGE, GREEN, PINK, AMBER), strict=True))
+BLUE, ORANGE, GREEN, PINK, AMBER, SKY, GREY = plots.RUN_COLOURS
+COLOURS = dict(zip(CONTESTANTS, (BLUE, SKY, ORANGE, GREY, GREEN, PINK, AMBER), strict=True))
 
 
 def _subtitle(result: dict[str, Any]) -> str:
-    machine, settings = result["hardware"], result["settings"]
-    return f"batch {settings['batch_size']}, float32; {machine['processor']}, " + (
+    machine = result["hardware"]
+    return f"batch 128, float32 unless named; {machine['processor']}, " + (
         f"{machine['cores']} cores; {result['date'][:10]}"
     )
 
@@ -25,13 +25,13 @@ def _subtitle(result: dict[str, Any]) -> str:
 def speeds(result: dict[str, Any], path: Path) -> Path:
     """Draw images/s of every cell, a panel a model: medians as bars, quartiles as whiskers."""
     rows = pool(result["cells"])
-    models = list(dict.fromkeys(row.model for row in rows))
-    most = max(sum(row.model == model for row in rows) for model in models)
+    models = list(dict.fromkeys(row.work for row in rows))
+    most = max(sum(row.work == model for row in rows) for model in models)
     size = (5.6 * len(models), 1.1 + 0.42 * most)
     title = "Training speed, images a second"
     with plots._figure(path, size, title, _subtitle(result), is_synthetic(result)) as (_, body):
         for axes, model in zip(np.atleast_1d(body.subplots(1, len(models))), models, strict=True):
-            bars = [row for row in rows if row.model == model]
+            bars = [row for row in rows if row.work == model]
             top = max((row.rate(75) for row in bars if row), default=1.0)
             for place, row in enumerate(bars):
                 if not row:
@@ -60,7 +60,7 @@ def accuracies(result: dict[str, Any], path: Path) -> Path:
     warm-up epoch, without validation.
     """
     rows = [row for row in pool(result["cells"]) if row]
-    models = list(dict.fromkeys(row.model for row in rows))
+    models = list(dict.fromkeys(row.work for row in rows))
     backends = list(dict.fromkeys(row.backend for row in rows))
     size = (3.9 * len(backends) + 1, 2.5 * len(models) + 0.6)
     title = "Validation accuracy against training time"
@@ -75,7 +75,7 @@ def accuracies(result: dict[str, Any], path: Path) -> Path:
                 axes.set_title(f"{model}, {backend}", pad=8)
                 axes.yaxis.set_major_formatter(lambda share, _: f"{round(100 * share, 6):g} %")
                 for row in rows:
-                    if (row.model, row.backend) == (model, backend):
+                    if (row.work, row.backend) == (model, backend):
                         points = [
                             np.mean([[epoch[key] for epoch in r["epochs"]] for r in row.results], 0)
                             for key in ("elapsed", "accuracy")

@@ -9,19 +9,26 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.worker import LEARNING_RATE, Clock, arrays, initial_weights, measured
+from bench.worker import (
+    LEARNING_RATE,
+    Clock,
+    arrays,
+    initial_weights,
+    measured,
+    plain_model,
+    timed,
+)
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-7  # Keras' Adam
 
 
 def layers(spec: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """Return class name and settings of the model's layers, in order."""
-    model = json.loads((Path(spec["folder"]) / f"{spec['model']}.json").read_text())
+    model = json.loads(plain_model(spec))
     return [(layer["class_name"], layer["config"]) for layer in model["config"]["layers"]]
 
 
@@ -154,26 +161,43 @@ def bare_torch(spec: dict[str, Any]) -> dict[str, Any]:
     model = torch_model(spec).to(device)
     x, y, x_val, y_val = (tensor.to(device) for tensor in torch_tensors(spec))
     optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, eps=EPSILON)
+    lower = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(spec["precision"])
+    cast = torch.autocast(device, lower, enabled=lower is not None)
+    scaler = torch.amp.GradScaler(device, enabled=lower is torch.float16)
+
+    def logits_of(images):
+        model.eval()
+        with torch.no_grad(), cast:
+            batches = images.split(spec["batch_size"])
+            return torch.cat([model(batch.float() / 255).float() for batch in batches])
+
+    def evaluate(images, labels):
+        logits = logits_of(images)
+        right = (logits.argmax(1) == labels).float().mean()
+        return float(cross_entropy(logits, labels)), float(right)
+
     clock = Clock()
     for _ in range(1 + spec["epochs"]):
         clock.start()
         model.train()
         for at in torch.randperm(len(x), device=device).split(spec["batch_size"]):
             optimizer.zero_grad()
-            cross_entropy(model(x[at].float() / 255), y[at]).backward()
-            optimizer.step()
+            with cast:
+                loss = cross_entropy(model(x[at].float() / 255), y[at])
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
             if not clock.first:
                 wait()
                 clock.first_step()
         wait()
         clock.stop()
-        model.eval()
-        with torch.no_grad():
-            batches = x_val.split(spec["batch_size"])
-            logits = torch.cat([model(images.float() / 255) for images in batches])
-        right = (logits.argmax(1) == y_val).float().mean()
-        clock.validated(float(cross_entropy(logits, y_val)), float(right))
-    return measured(clock, len(x), _count(model), device=device)
+        clock.validated(*evaluate(x_val, y_val))
+    outside = {
+        "evaluate": timed(lambda: evaluate(x, y)),
+        "predict": timed(lambda: logits_of(x).cpu().numpy()),
+    }
+    return measured(clock, len(x), _count(model), device=device, **outside)
 
 
 def lightning(spec: dict[str, Any]) -> dict[str, Any]:
@@ -235,6 +259,7 @@ def lightning(spec: dict[str, Any]) -> dict[str, Any]:
     trainer = pl.Trainer(
         max_epochs=1 + spec["epochs"],
         callbacks=[Stopwatch()],
+        precision="32-true" if spec["precision"] == "32" else spec["precision"],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

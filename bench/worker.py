@@ -6,23 +6,27 @@ Plain contestants take no more than that from us, and so run as they would on a 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bench.cells import PRECISIONS
 from fmnist_keras3 import runtime
 from fmnist_keras3.errors import UserError
 
 LEARNING_RATE = 1e-3
 VALIDATION = 2560  # images, at most
+REPEATS = 3  # of evaluation and prediction
 FLAGS = (
     "KERAS_BACKEND", "XLA_FLAGS", "JAX_PLATFORMS", "JAX_ENABLE_COMPILATION_CACHE", "TF_XLA_FLAGS",
     "TF_ENABLE_ONEDNN_OPTS", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES",
@@ -62,9 +66,18 @@ class Clock:
 
 
 def arrays(spec: dict[str, Any]) -> list[np.ndarray]:
-    """Return x and y for training, x and y for validation: uint8 [N,28,28,1] and int32 [N]."""
+    """Return x and y for training, x and y for validation: uint8 [N,28,28,1] and int32 [N].
+
+    Whole batches only, so that a mean over batches is the same for everybody.
+    """
+    size = spec["batch_size"]
     with np.load(Path(spec["folder"]) / "data.npz") as data:
-        return [data[name] for name in ("x", "y", "x_val", "y_val")]
+        return [data[n][: len(data[n]) // size * size] for n in ("x", "y", "x_val", "y_val")]
+
+
+def plain_model(spec: dict[str, Any]) -> str:
+    """Return the model that every contestant trains as Keras' JSON, in the cell's precision."""
+    return (Path(spec["folder"]) / f"{spec['model']}-{spec['precision']}.json").read_text()
 
 
 def initial_weights(spec: dict[str, Any]) -> list[np.ndarray]:
@@ -75,28 +88,32 @@ def initial_weights(spec: dict[str, Any]) -> list[np.ndarray]:
 
 def prepare(spec: dict[str, Any]) -> dict[str, Any]:
     """Write images, models and initial weights into the folder; returns what the data is."""
+    import keras
+
     from fmnist_keras3 import build_model
     from fmnist_keras3.data import sources, synthetic
 
-    limit, batch, folder = spec["limit_train"], spec["batch_size"], Path(spec["folder"])
+    limit, batch, folder = spec["limit_train"], max(spec["batch_sizes"]), Path(spec["folder"])
     if spec["data"] == "synthetic":
         source = synthetic.generate(train=(limit or 12_000) + VALIDATION)
     else:
         source = sources.load("fashion_mnist")
     order = np.random.default_rng(0).permutation(len(source.train))
-    held = min(len(order) // 10, VALIDATION) // batch * batch
+    held = min(len(order) // 10, VALIDATION)
     validation = source.train.take(order[:held])
-    rest = order[held:][: limit or None]
-    train = source.train.take(rest[: len(rest) // batch * batch])  # whole batches for everybody
-    if not (len(train) and held):
+    train = source.train.take(order[held:][: limit or None])
+    if min(len(train), held) < batch:
         raise UserError(f"{source.source} has too few images for batches of {batch}.")
     held_out: dict[str, Any] = {"x_val": validation.x, "y_val": validation.y}
     np.savez(folder / "data.npz", x=train.x, y=train.y, **held_out)
     for name in spec["models"]:
+        for precision in spec["precisions"]:
+            keras.config.set_dtype_policy(PRECISIONS[precision])
+            model = build_model(name)
+            (folder / f"{name}-{precision}.json").write_text(model.to_json())
         for seed in range(spec["rounds"]):
-            model = build_model(name, seed=seed)
-            (folder / f"{name}.json").write_text(model.to_json())
-            np.savez(folder / f"{name}-{seed}.npz", *model.get_weights())
+            weights = build_model(name, seed=seed).get_weights()
+            np.savez(folder / f"{name}-{seed}.npz", *weights)
     return {
         "name": source.name,
         "source": source.source,
@@ -106,19 +123,29 @@ def prepare(spec: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def trainer(spec: dict[str, Any]) -> dict[str, Any]:
-    """Measure our Trainer, with the images on the device or streamed."""
+def our_model(spec: dict[str, Any]) -> Any:
+    """Return the model with our layers, in the cell's precision, with the common weights."""
     runtime.prepare()
     import keras
 
-    from fmnist_keras3 import Trainer, build_model
+    from fmnist_keras3 import build_model
+
+    keras.config.set_dtype_policy(PRECISIONS[spec["precision"]])
+    optimizer = keras.optimizers.Adam(LEARNING_RATE)
+    return build_model(spec["model"], seed=spec["seed"], optimizer=optimizer)
+
+
+def trainer(spec: dict[str, Any]) -> dict[str, Any]:
+    """Measure our Trainer, with the images on the device or streamed."""
+    model = our_model(spec)
+    from fmnist_keras3 import Trainer
     from fmnist_keras3.data.datamodule import DataModule
     from fmnist_keras3.data.dataset import ImageData, Split
     from fmnist_keras3.training.callbacks import ModelCheckpoint
 
     class Prepared(DataModule):
         def setup(self):
-            self.train, self.validation, self.test = Split(x, y), Split(x_val, y_val), None
+            self.train, self.validation, self.test = Split(x, y), Split(x_val, y_val), Split(x, y)
             self.source = ImageData("bench", spec["folder"], self.train, self.validation, ())
             return self
 
@@ -139,8 +166,6 @@ def trainer(spec: dict[str, Any]) -> dict[str, Any]:
             clock.start()
 
     x, y, x_val, y_val = arrays(spec)
-    optimizer = keras.optimizers.Adam(LEARNING_RATE)
-    model = build_model(spec["model"], seed=spec["seed"], optimizer=optimizer)
     with tempfile.TemporaryDirectory() as folder:
         runner = Trainer(
             max_epochs=1 + spec["epochs"],
@@ -150,18 +175,55 @@ def trainer(spec: dict[str, Any]) -> dict[str, Any]:
             enable_progress_bar=False,
             run_dir=Path(folder) / "run",
         )
-        clock = Clock()
-        summary = runner.fit(model, Prepared(spec["batch_size"])).summary
-    return measured(clock, len(x), model.count_params(), device=summary["device"])
+        clock, data = Clock(), Prepared(spec["batch_size"])
+        summary = runner.fit(model, data).summary
+    outside = {
+        "evaluate": timed(lambda: runner.test(model, data)),
+        "predict": timed(lambda: runner.predict(model, x)),
+    }
+    return measured(clock, len(x), model.count_params(), device=summary["device"], **outside)
+
+
+def engine(spec: dict[str, Any]) -> dict[str, Any]:
+    """Measure the compiled loop alone: batches that lie ready, one chunk an epoch."""
+    model = our_model(spec)
+    from fmnist_keras3.engines import make_engine
+    from fmnist_keras3.engines.base import Chunk
+
+    def chunk(x: np.ndarray, y: np.ndarray) -> Chunk:
+        steps = len(x) // size
+        x, y = (runner.put(a.reshape(steps, size, *a.shape[1:])) for a in (x, y))
+        return Chunk(x, y, np.full(steps, size, np.int32), steps)
+
+    x, y, x_val, y_val = arrays(spec)
+    size = spec["batch_size"]
+    runner = make_engine(model, chunk_steps=len(x) // size)
+    training, validation, clock = chunk(x, y), chunk(x_val, y_val), Clock()
+    rates = np.full(training.count, LEARNING_RATE, np.float32)
+    runner.train(dataclasses.replace(training, count=1), rates)
+    clock.first_step()
+    for _ in range(1 + spec["epochs"]):
+        clock.start()
+        runner.train(training, rates)  # waits for the device
+        clock.stop()
+        logs, _ = runner.infer([validation])
+        clock.validated(logs["loss"], logs["accuracy"])
+    return measured(clock, len(x), model.count_params(), device=runner.device)
+
+
+def timed(work: Callable[[], Any]) -> list[float]:
+    """Return the seconds of each of `REPEATS` calls, after one of warm-up."""
+    seconds = []
+    for _ in range(1 + REPEATS):
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return seconds[1:]
 
 
 def fit(spec: dict[str, Any]) -> dict[str, Any]:
     """Measure plain Keras: its own layers, `Model.fit`, and tf.data as its guides write it."""
     import keras
-    import tensorflow as tf
-
-    if keras.backend.backend() != "tensorflow":
-        tf.config.set_visible_devices([], "GPU")  # tf.data shall not take the GPU's memory
 
     class Stopwatch(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
@@ -184,13 +246,8 @@ def fit(spec: dict[str, Any]) -> dict[str, Any]:
                 clock.first_step()
 
     x, y, x_val, y_val = arrays(spec)
-    train = tf.data.Dataset.from_tensor_slices((x, y))
-    train = train.shuffle(len(x), seed=spec["seed"]).batch(spec["batch_size"])
-    train = train.prefetch(tf.data.AUTOTUNE)
-    validation = tf.data.Dataset.from_tensor_slices((x_val, y_val))
-    validation = validation.batch(spec["batch_size"]).prefetch(tf.data.AUTOTUNE)
-    text = (Path(spec["folder"]) / f"{spec['model']}.json").read_text()
-    model: Any = keras.models.model_from_json(text)
+    train, validation = pipelines(spec, (x, y), (x_val, y_val))
+    model: Any = keras.models.model_from_json(plain_model(spec))
     for layer in model.layers:
         assert type(layer).__module__.startswith("keras."), layer
     model.set_weights(initial_weights(spec))
@@ -199,14 +256,44 @@ def fit(spec: dict[str, Any]) -> dict[str, Any]:
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    options = {"validation_data": validation, "verbose": 0}
+    options: dict[str, Any] = {"validation_data": validation, "verbose": 0}
+    if isinstance(train, tuple):
+        options["batch_size"] = spec["batch_size"]
+        train = dict(zip("xy", train, strict=True))
+    else:
+        train = {"x": train}
     clock = Clock()
-    model.fit(train, epochs=1, callbacks=[FirstStep()], **options)
+    model.fit(**train, epochs=1, callbacks=[FirstStep()], **options)
     epochs = 1 + spec["epochs"]
-    model.fit(train, initial_epoch=1, epochs=epochs, callbacks=[Stopwatch()], **options)
+    model.fit(**train, initial_epoch=1, epochs=epochs, callbacks=[Stopwatch()], **options)
+    size = {"batch_size": spec["batch_size"], "verbose": 0}
+    outside = {
+        "evaluate": timed(lambda: model.evaluate(x, y, **size)),
+        "predict": timed(lambda: model.predict(x, **size)),
+    }
     on_gpu = "GPU" if any("gpu" in d.lower() for d in keras.distribution.list_devices()) else "CPU"
     compiled = bool(model.jit_compile)
-    return measured(clock, len(x), model.count_params(), device=on_gpu, jit_compile=compiled)
+    return measured(
+        clock, len(x), model.count_params(), device=on_gpu, jit_compile=compiled, **outside
+    )
+
+
+def pipelines(spec: dict[str, Any], *splits: tuple[np.ndarray, np.ndarray]) -> list[Any]:
+    """Return the splits as Keras' guides feed them: tf.data, or arrays where there is none."""
+    if not runtime.version("tensorflow"):
+        return list(splits)
+    import keras
+    import tensorflow as tf
+
+    if keras.backend.backend() != "tensorflow":
+        tf.config.set_visible_devices([], "GPU")  # tf.data shall not take the GPU's memory
+    made = []
+    for x, y in splits:
+        data = tf.data.Dataset.from_tensor_slices((x, y))
+        if not made:  # the first is for training
+            data = data.shuffle(len(x), seed=spec["seed"])
+        made.append(data.batch(spec["batch_size"]).prefetch(tf.data.AUTOTUNE))
+    return made
 
 
 def measured(clock: Clock, images: int, parameters: int, **more: Any) -> dict[str, Any]:
@@ -229,6 +316,7 @@ WORK = {
     "trainer": ("bench.worker", "trainer"),
     "trainer-stream": ("bench.worker", "trainer"),
     "fit": ("bench.worker", "fit"),
+    "engine": ("bench.worker", "engine"),
     "jax": ("bench.peers", "bare_jax"),
     "torch": ("bench.peers", "bare_torch"),
     "lightning": ("bench.peers", "lightning"),
