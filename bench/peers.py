@@ -133,9 +133,7 @@ def torch_model(spec: dict[str, Any]) -> Any:
                     cube = matrix.reshape(side, side, channels, -1).transpose(2, 0, 1, 3)
                     matrix, flat = cube.reshape(matrix.shape), False
                 layer, matrix = nn.Linear(*matrix.shape), matrix.T
-            with torch.no_grad():
-                layer.weight.copy_(torch.tensor(matrix))
-                layer.bias.copy_(torch.tensor(bias))
+            layer.load_state_dict({"weight": torch.tensor(matrix), "bias": torch.tensor(bias)})
             modules += [layer, nn.ReLU()] if settings["activation"] == "relu" else [layer]
     return nn.Sequential(*modules)
 

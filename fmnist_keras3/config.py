@@ -73,6 +73,11 @@ class TrainConfig:
     limit_val_batches: int | None = _setting(None, "batches to validate on", least=1)
     log_every_n_steps: int = _setting(50, "steps between step records; 0 for none", least=0)
     logger: str | None = _setting(None, "a logger beside metrics.jsonl: csv", choices=("csv",))
+    profile: str | None = _setting(
+        None,
+        "simple: the share of each part; trace: the backend's profiler over one chunk",
+        choices=("simple", "trace"),
+    )
     run_dir: str | None = _setting(None, "new folder of the run; one below runs/ if not given")
     resume: str | None = _setting(None, "last, best, or a run's or checkpoint's folder")
 

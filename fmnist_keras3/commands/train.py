@@ -11,7 +11,7 @@ from typing import Any
 from fmnist_keras3 import runtime
 from fmnist_keras3.config import FIELDS, TrainConfig, read_yaml
 from fmnist_keras3.errors import UserError
-from fmnist_keras3.training import rundir
+from fmnist_keras3.training import profiler, rundir
 from fmnist_keras3.training.files import write_json
 from fmnist_keras3.training.signals import EXIT_CODES
 
@@ -104,6 +104,7 @@ def _train(config: TrainConfig, ckpt_path: str | None) -> int:
         seed=config.seed,
         callbacks=_callbacks(config),
         logger=config.logger,
+        profiler=config.profile,
         log_every_n_steps=config.log_every_n_steps,
         run_dir=path,
     )
@@ -126,11 +127,22 @@ def _train(config: TrainConfig, ckpt_path: str | None) -> int:
             soft_wrap=True,
         )
         return EXIT_CODES[result.reason or "SIGINT"]
+    if result.profile is not None:
+        console.print(profiler.table(result.profile))
+    if (result.run_dir / "profile").is_dir():
+        _say_how_to_read_a_trace(console, result.run_dir / "profile")
     if result.reason:
         console.print(f"Ended early: {result.reason}.", highlight=False, soft_wrap=True)
     finish(console, trainer, model, data, result)
     _announce_synthetic(console, data)
     return 0
+
+
+def _say_how_to_read_a_trace(console: Any, folder: Path) -> None:
+    files = sorted(folder.rglob("perfetto_trace.json.gz"))
+    how = [f"open {files[-1]} at https://ui.perfetto.dev, or" for _ in files[-1:]]
+    how += [f"pip install xprof && xprof --logdir {folder}"]
+    console.print(f"Trace: {' '.join(how)}", highlight=False, soft_wrap=True)
 
 
 def _callbacks(config: TrainConfig) -> list[Any]:

@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -88,6 +89,10 @@ class Engine(ABC):
     @abstractmethod
     def jit(self, function: Callable) -> Callable:
         """Compile a function of arrays, written with `keras.ops`."""
+
+    @abstractmethod
+    def trace(self, folder: Path) -> AbstractContextManager[Any]:
+        """Return the context in which the backend's own profiler writes into ``folder``."""
 
     @abstractmethod
     def put(self, array: np.ndarray) -> Any:

@@ -42,6 +42,9 @@ class JaxEngine(Engine):
     def jit(self, function):
         return jax.jit(function)
 
+    def trace(self, folder):
+        return jax.profiler.trace(str(folder), create_perfetto_trace=True)
+
     def put(self, array):
         return jnp.asarray(array)
 

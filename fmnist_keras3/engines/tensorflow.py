@@ -38,6 +38,9 @@ class TensorFlowEngine(Engine):
     def jit(self, function):
         return tf.function(function, jit_compile=True, autograph=False)
 
+    def trace(self, folder):
+        return tf.profiler.experimental.Profile(str(folder))
+
     def put(self, array):
         return tf.constant(array)
 

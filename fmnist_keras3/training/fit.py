@@ -11,6 +11,7 @@ from fmnist_keras3.data.datamodule import DataModule
 from fmnist_keras3.data.feeds import Feed
 from fmnist_keras3.data.plan import EpochPlan, epoch_plan
 from fmnist_keras3.engines.base import Engine, StepLogs
+from fmnist_keras3.training.profiler import Profiler
 from fmnist_keras3.training.rundir import RunDirectory
 from fmnist_keras3.training.schedules import Schedule
 from fmnist_keras3.training.signals import StopSignals
@@ -64,6 +65,7 @@ class Fit:
     schedule: Schedule | None = None  # None: the optimizer's own learning rate
     log_every_n_steps: int = 50
     position: Position = field(default_factory=Position)
+    profiler: Profiler = field(default_factory=Profiler)
     logs: dict[str, float] = field(default_factory=dict)  # latest values, by Keras' names
     records: dict[str, dict[str, Any]] = field(default_factory=dict)  # latest, by event
     stop_reason: str | None = None
@@ -76,19 +78,23 @@ class Fit:
     def notify(self, hook: str, *args: Any) -> None:
         """Call ``hook`` of every callback, in order."""
         for callback in self.callbacks:
-            getattr(callback, hook)(self, *args)
+            with self.profiler.section(callback.section):
+                getattr(callback, hook)(self, *args)
 
-    def plan(self) -> EpochPlan:
-        """Return the plan of the epoch at the position."""
-        return epoch_plan(
-            self.seed,
-            self.position.epoch,
-            examples=len(self.data.train),
-            batch_size=self.data.batch_size,
-            image_shape=self.data.train.x.shape[1:],
-            augment=self.data.augment,
-            limit=self.steps_in_epoch,
-        )
+    def open_epoch(self) -> EpochPlan:
+        """Return the plan of the epoch at the position, and let the feed begin there."""
+        with self.profiler.section("data"):
+            plan = epoch_plan(
+                self.seed,
+                self.position.epoch,
+                examples=len(self.data.train),
+                batch_size=self.data.batch_size,
+                image_shape=self.data.train.x.shape[1:],
+                augment=self.data.augment,
+                limit=self.steps_in_epoch,
+            )
+            self.feed.open(plan, self.position.step_in_epoch)
+        return plan
 
     def learning_rates(self, steps: np.ndarray) -> np.ndarray:
         """Return the learning rates of ``steps``, float32, by the schedule or the optimizer's."""
@@ -100,8 +106,9 @@ class Fit:
         """Hand a record to every logger."""
         record = {"event": event, "epoch": epoch, "step": step, **values}
         self.records[event] = record
-        for logger in self.loggers:
-            logger.log(record)
+        with self.profiler.section("logging"):
+            for logger in self.loggers:
+                logger.log(record)
 
     def manifest(self) -> dict[str, Any]:
         """Return what a checkpoint keeps beside the arrays."""

@@ -23,8 +23,7 @@ def train(fit: Fit) -> None:
     """Train until the last epoch or step, a callback's stop, or a signal."""
     pace = Pace(fit.engine.chunk_steps)
     while fit.position.epoch < fit.max_epochs and not stopping(fit):
-        plan = fit.plan()
-        fit.feed.open(plan, fit.position.step_in_epoch)
+        plan = fit.open_epoch()
         fit.epoch_complete = False
         fit.notify("on_train_epoch_start")
         while fit.position.step_in_epoch < plan.steps and not stopping(fit):
@@ -39,8 +38,10 @@ def train_chunk(fit: Fit, plan: EpochPlan, count: int, pace: Pace) -> None:
     position, first = fit.position, fit.position.step
     rates = fit.learning_rates(np.arange(first, first + fit.engine.chunk_steps))
     started = time.perf_counter()
-    chunk = fit.feed.take(count)
-    logs = fit.engine.train(chunk, rates)  # waits for the device
+    with fit.profiler.section("data"):
+        chunk = fit.feed.take(count)
+    with fit.profiler.section("step"):
+        logs = fit.engine.train(chunk, rates)  # waits for the device
     seconds = time.perf_counter() - started
     pace.measured(count, seconds)
     if not np.isfinite(logs.loss).all():
@@ -67,7 +68,8 @@ def end_epoch(fit: Fit) -> None:
     speed = {"seconds": position.seconds, "images_per_second": rate}
     fit.log("train", epoch, position.step, {**fit.logs, **speed})
     if fit.validation_feed is not None:
-        values = evaluate(fit.engine, fit.validation_feed, fit.data.batch_size)[0]
+        with fit.profiler.section("validation"):
+            values = evaluate(fit.engine, fit.validation_feed, fit.data.batch_size)[0]
         fit.logs.update({f"val_{name}": value for name, value in values.items()})
         fit.log("validation", epoch, position.step, values)
     if fit.epoch_complete:

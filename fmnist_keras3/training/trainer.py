@@ -23,7 +23,8 @@ from fmnist_keras3.engines.base import Engine
 from fmnist_keras3.errors import Diverged, UserError
 from fmnist_keras3.models import macs
 from fmnist_keras3.training import checkpoint, rundir
-from fmnist_keras3.training.callbacks import Callback, ModelCheckpoint, Progress
+from fmnist_keras3.training.callbacks import Callback, ModelCheckpoint, Progress, Trace
+from fmnist_keras3.training.files import write_json
 from fmnist_keras3.training.fit import Fit, Position
 from fmnist_keras3.training.loggers import LOGGERS, JSONLLogger, check_logger
 from fmnist_keras3.training.loop import evaluate, train
@@ -32,6 +33,7 @@ from fmnist_keras3.training.signals import StopSignals
 
 PIPELINES = {"resident": ResidentFeed, "stream": StreamFeed}
 RESIDENT_BYTES = 2 * 2**30  # the largest training split that "auto" puts on the device
+PROFILERS = (None, "simple", "trace")
 CHUNK_STEPS = {"cpu": 128}  # longest chunk; elsewhere a whole epoch may be one
 CHUNK_BYTES = 256 * 2**20
 PREDICT_BATCH = 128
@@ -43,7 +45,8 @@ class FitResult:
 
     ``status``: "completed", "stopped" (by a callback) or "interrupted" (by a signal, named in
     ``reason``). ``history``: the records of metrics.jsonl. ``best_checkpoint``: None without
-    validation. ``summary``: the content of summary.json.
+    validation. ``summary``: the content of summary.json. ``profile``: see `Profiler.results`, None
+    without ``profiler="simple"``.
     """
 
     status: str
@@ -53,6 +56,7 @@ class FitResult:
     last_checkpoint: Path | None
     best_checkpoint: Path | None
     summary: dict[str, Any]
+    profile: list[dict[str, Any]] | None = None
 
     def __repr__(self) -> str:
         values = {
@@ -73,6 +77,8 @@ class Trainer:
     leaves the rate to the optimizer. ``label_smoothing`` is a rate in 0..1. ``limit_train_batches``
     and ``limit_val_batches`` are numbers of batches. ``pipeline`` is "auto", "resident" or
     "stream". ``logger`` is a name or list of names beside the metrics.jsonl that is always written.
+    ``profiler`` is "simple" (seconds and share of each part, in ``FitResult.profile`` and
+    profile.json) or "trace" (the backend's own profiler over one chunk, into ``profile/``).
     ``run_dir`` is a new folder (default: one below ``default_root_dir``).
     Raises UserError for values outside their range.
 
@@ -93,6 +99,7 @@ class Trainer:
         seed: int = 0,
         callbacks: list[Callback] | None = None,
         logger: str | list[str] | None = None,
+        profiler: str | None = None,
         log_every_n_steps: int = 50,
         enable_progress_bar: bool = True,
         run_dir: str | Path | None = None,
@@ -113,6 +120,8 @@ class Trainer:
             raise UserError(f"label_smoothing is {label_smoothing}; it must be in 0..1, below 1.")
         if pipeline not in ("auto", *PIPELINES):
             raise UserError(f"pipeline is {pipeline!r}; it must be auto, resident or stream.")
+        if profiler not in PROFILERS:
+            raise UserError(f"profiler is {profiler!r}; it must be simple, trace or None.")
         if schedule is not None:
             make_schedule(schedule, 1.0, 1)
         self.max_epochs, self.max_steps = max_epochs, max_steps
@@ -122,6 +131,7 @@ class Trainer:
         self.callbacks = list(callbacks or [])
         names = [logger] if isinstance(logger, str) else logger or []
         self.loggers = [check_logger(name) for name in names]
+        self.profiler = profiler
         self.log_every_n_steps = log_every_n_steps
         self.enable_progress_bar = enable_progress_bar
         self.run_dir, self.default_root_dir = run_dir, Path(default_root_dir)
@@ -200,6 +210,9 @@ class Trainer:
             status = "stopped"
         fit.run.write_model(fit.model)
         fit.run.update(status=status, reason=fit.stop_reason)
+        profile = fit.profiler.results() if self.profiler == "simple" else None
+        if profile is not None:
+            write_json(fit.run.path / "profile.json", profile)
         saver = _checkpointer(fit.callbacks)
         return FitResult(
             status,
@@ -209,6 +222,7 @@ class Trainer:
             saver.last,
             saver.best_path,
             dict(fit.run.summary),
+            profile,
         )
 
     def validate(self, model: keras.Model, data: Any) -> dict[str, float]:
@@ -316,6 +330,8 @@ class Trainer:
             warmup = round(min(self.warmup, 0.2 * self.max_epochs) * steps)
             schedule = make_schedule(self.schedule, peak, total, warmup)
         callbacks = list(self.callbacks)
+        if self.profiler == "trace":
+            callbacks.append(Trace())
         if not any(isinstance(c, ModelCheckpoint) for c in callbacks):
             callbacks.append(ModelCheckpoint())
         # The checkpoint comes last: it must hold what the other callbacks made of the epoch.
@@ -420,11 +436,11 @@ def _checkpointer(callbacks: list[Any]) -> ModelCheckpoint:
 
 def _compile(fit: Fit) -> float:
     """Compile the programs by running chunks of no steps, and return the seconds it took."""
-    started = time.perf_counter()
-    fit.feed.open(fit.plan())
-    rates = fit.learning_rates(np.arange(fit.engine.chunk_steps))
-    fit.engine.train(dataclasses.replace(fit.feed.take(1), count=0), rates)
-    if (feed := fit.validation_feed) is not None:
-        feed.open(evaluation_plan(len(feed.split), fit.data.batch_size))
-        fit.engine.infer([dataclasses.replace(feed.take(1), count=0)])
-    return time.perf_counter() - started
+    fit.open_epoch()
+    with fit.profiler.section("compile"):
+        rates = fit.learning_rates(np.arange(fit.engine.chunk_steps))
+        fit.engine.train(dataclasses.replace(fit.feed.take(1), count=0), rates)
+        if (feed := fit.validation_feed) is not None:
+            feed.open(evaluation_plan(len(feed.split), fit.data.batch_size))
+            fit.engine.infer([dataclasses.replace(feed.take(1), count=0)])
+    return fit.profiler.sections["compile"].seconds

@@ -17,6 +17,8 @@ class Callback:
     date by ``fit.engine.sync_model()``.
     """
 
+    section = "callbacks"  # of the profile, under which the time of the hooks is counted
+
     def on_fit_start(self, fit: Fit) -> None:
         """Before the first step, after a checkpoint was restored."""
 

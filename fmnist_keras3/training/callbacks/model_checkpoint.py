@@ -19,6 +19,8 @@ class ModelCheckpoint(Callback):
     val_loss; without validation there is no best). ``best_epoch`` is 1-based.
     """
 
+    section = "checkpoint"
+
     def __init__(
         self,
         monitor: str | None = None,
