@@ -172,6 +172,23 @@ def keras_without_tensorflow() -> Iterator[None]:
         lazy._available = before
 
 
+def import_keras_alone() -> None:
+    """Import Keras without scikit-learn and Matplotlib: half of what its import takes.
+
+    Keras tries them for its scikit-learn wrappers and picture galleries, which then say that they
+    are missing. For processes of our own commands, which use neither; both import as ever later.
+    """
+    if "keras" in sys.modules:
+        return
+    hidden = [name for name in ("sklearn", "matplotlib") if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    try:
+        importlib.import_module("keras")
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that results depend on."""
     packages = ("fmnist-keras3", "keras", "jax", "jaxlib", "tensorflow", "numpy")

@@ -13,6 +13,7 @@ def evaluate(target: str, split: str, data: str | None, data_dir: str | None, ba
     from rich.console import Console
 
     runtime.prepare()
+    runtime.import_keras_alone()
     path = Path(target)
     if not path.exists():
         raise UserError(f"{target} does not exist. Give a run directory or a .keras file.")

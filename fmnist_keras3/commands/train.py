@@ -60,6 +60,7 @@ def _train(config: TrainConfig, ckpt_path: str | None) -> int:
 
     console = Console()
     backend = runtime.prepare()
+    runtime.import_keras_alone()
     if ckpt_path is None and config.run_dir is not None:
         rundir.check_new(Path(config.run_dir))
 
