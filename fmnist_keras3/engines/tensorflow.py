@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from keras import ops
 
 from fmnist_keras3.engines.base import (
     Chunk,
@@ -29,6 +30,7 @@ class TensorFlowEngine(Engine):
         gpus = tf.config.list_physical_devices("GPU")
         self.platform = "gpu" if gpus else "cpu"
         self.device = "CPU"
+        self._jitted: dict[Any, Any] = {}
         if gpus:
             details = tf.config.experimental.get_device_details(gpus[0])
             self.device = details.get("device_name", "GPU")
@@ -36,7 +38,10 @@ class TensorFlowEngine(Engine):
         self._infer = tf.function(self._infer_chunk, jit_compile=True, autograph=False)
 
     def jit(self, function):
-        return tf.function(function, jit_compile=True, autograph=False)
+        # Kept, because every tf.function of the same function would trace it again.
+        if function not in self._jitted:
+            self._jitted[function] = tf.function(function, jit_compile=True, autograph=False)
+        return self._jitted[function]
 
     def trace(self, folder):
         return tf.profiler.experimental.Profile(str(folder))
@@ -58,10 +63,7 @@ class TensorFlowEngine(Engine):
     def _train_chunk(self, xs, ys, valid, lr, count):
         def body(i, losses, penalties):
             loss, penalty = self._step(xs[i], ys[i], valid[i], lr[i])
-            at = [[i]]
-            losses = tf.tensor_scatter_nd_update(losses, at, [loss])
-            penalties = tf.tensor_scatter_nd_update(penalties, at, [penalty])
-            return i + 1, losses, penalties
+            return i + 1, _set(losses, i, loss), _set(penalties, i, penalty)
 
         zeros = tf.zeros(valid.shape, tf.float32)
         loop = tf.while_loop(lambda i, *_: i < count, body, (tf.constant(0), zeros, zeros))
@@ -99,8 +101,7 @@ class TensorFlowEngine(Engine):
     def _infer_chunk(self, xs, ys, valid, count):
         def body(i, losses, outputs):
             loss, predicted = evaluation_losses(self, xs[i], ys[i], valid[i])
-            losses = tf.tensor_scatter_nd_update(losses, [[i]], [loss])
-            return i + 1, losses, tf.tensor_scatter_nd_update(outputs, [[i]], [predicted])
+            return i + 1, _set(losses, i, loss), _set(outputs, i, predicted)
 
         shape = (*xs.shape[:2], *self.model.output_shape[1:])
         start = (tf.constant(0), tf.zeros(valid.shape), tf.zeros(shape, self.model.output.dtype))
@@ -123,3 +124,8 @@ class TensorFlowEngine(Engine):
         if self.platform == "cpu":
             return None
         return round(tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e6, 1)
+
+
+def _set(array, i, value):
+    # A slice, which XLA writes in place; a scatter would be a loop over its elements.
+    return ops.slice_update(array, [i] + [0] * (len(array.shape) - 1), value[None])
