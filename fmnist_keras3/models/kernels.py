@@ -34,14 +34,14 @@ def convolve(x: Any, kernel: Any, padding: str) -> Any:
     return (im2col_conv if few else canonical_conv)(_padded(x, kernel, padding), kernel)
 
 
-def convolve_and_pool(x: Any, kernel: Any, padding: str) -> Any:
+def convolve_and_pool(x: Any, kernel: Any, padding: str, windows: tuple[int, int]) -> Any:
     """Return the maxima of ``convolve(x, kernel, padding)`` over 2x2 windows, stride 2.
 
-    A last row or column that belongs to no window is not computed.
+    Of the first ``windows`` (rows, columns) only; nothing else is computed.
     """
     x = _padded(x, kernel, padding)
     height, width, channels, filters = kernel.shape
-    rows, cols = (x.shape[1] - height + 1) // 2, (x.shape[2] - width + 1) // 2
+    rows, cols = windows
     x = x[:, : 2 * rows + height - 1, : 2 * cols + width - 1]
     if channels <= IM2COL_CHANNELS and height % 2 and width % 2:
         y = im2col_conv(_space_to_depth(x), _windowed_kernel(kernel))

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -25,13 +26,13 @@ from keras.src import api_export
 from fmnist_keras3.models.kernels import convolve, convolve_and_pool, window_max
 from fmnist_keras3.models.losses import SparseCategoricalCrossentropy
 
-Pairs = Mapping[keras.layers.Layer, keras.layers.Layer]
+Pooled = Mapping[keras.layers.Layer, tuple[int, int]]
 
-_xla_cpu: contextvars.ContextVar[Pairs | None] = contextvars.ContextVar("_xla_cpu", default=None)
+_xla_cpu: contextvars.ContextVar[Pooled | None] = contextvars.ContextVar("_xla_cpu", default=None)
 
 
 @contextlib.contextmanager
-def traced_for_xla_cpu(active: bool = True, pooled: Pairs | None = None) -> Iterator[None]:
+def traced_for_xla_cpu(active: bool = True, pooled: Pooled | None = None) -> Iterator[None]:
     """Let the layers take their fast form while an engine traces a program for XLA on a CPU.
 
     ``pooled``: what `pooled_convolutions` found in the model that is traced.
@@ -57,9 +58,10 @@ class Conv2D(keras.layers.Conv2D):
     """`keras.layers.Conv2D`: same arguments, shapes, dtypes and results, faster on XLA:CPU."""
 
     def call(self, inputs):
-        if self not in (_xla_cpu.get() or {}):
+        windows = (_xla_cpu.get() or {}).get(self)
+        if windows is None:
             return super().call(inputs)
-        outputs = convolve_and_pool(inputs, self.kernel, self.padding)
+        outputs = convolve_and_pool(inputs, self.kernel, self.padding, windows)
         if self.use_bias:
             outputs = ops.add(outputs, self.bias)
         return self.activation(outputs)
@@ -104,11 +106,12 @@ class MaxPooling2D(keras.layers.MaxPooling2D):
         return self.strides == self.pool_size and (self.padding == "valid" or fits)
 
 
-def pooled_convolutions(model: keras.Model) -> Pairs:
-    """Return the pairs of a Conv2D and the 2x2 MaxPooling2D that alone takes its output.
+def pooled_convolutions(model: keras.Model) -> Pooled:
+    """Find each Conv2D whose output goes to a 2x2 MaxPooling2D alone, and that pooling.
 
-    Each layer of a pair leads to the other. Found in functional and sequential models, also inside
-    others; a layer that is used twice is in no pair.
+    Returns for both how many windows (rows, columns) anybody looks at: where the next convolution,
+    unpadded, is pooled too, its last row may belong to no window. Found in functional and
+    sequential models, also inside others; a layer that is used twice is in no pair.
     """
     graphs = {}
     for layer in model._flatten_layers():
@@ -117,31 +120,49 @@ def pooled_convolutions(model: keras.Model) -> Pairs:
             graphs[id(graph)] = graph
     depths = [depth for graph in graphs.values() for depth in graph._nodes_by_depth.values()]
     nodes = [node for depth in depths for node in depth if not node.is_input]
-    outputs = {id(tensor) for graph in graphs.values() for tensor in graph.outputs}
+    uses = Counter(id(node.operation) for node in nodes)
+    ends = {id(tensor) for graph in graphs.values() for tensor in graph.outputs}
     takers: dict[int, list[Any]] = {}
-    uses: dict[Any, int] = {}
     for node in nodes:
-        uses[node.operation] = uses.get(node.operation, 0) + 1
         for tensor in node.input_tensors:
-            takers.setdefault(id(tensor), []).append(node.operation)
-    pairs = {}
-    for node in nodes:
-        conv, after = node.operation, takers.get(id(node.output_tensors[0]), [])
-        if type(conv) is not Conv2D or len(after) != 1 or id(node.output_tensors[0]) in outputs:
-            continue
-        pool = after[0]
-        if type(pool) is MaxPooling2D and uses[conv] == uses[pool] == 1 and _can_pair(conv, pool):
-            pairs |= {conv: pool, pool: conv}
-    return pairs
+            takers.setdefault(id(tensor), []).append(node)
+
+    def only_taker(node: Any) -> Any:
+        tensor = node.output_tensors[0]
+        found = takers.get(id(tensor), [])
+        return found[0] if len(found) == 1 and id(tensor) not in ends else None
+
+    pairs = [
+        (node, after)
+        for node in nodes
+        if type(node.operation) is Conv2D
+        and (after := only_taker(node)) is not None
+        and uses[id(node.operation)] == uses[id(after.operation)] == 1
+        and _can_pair(node, after)
+    ]
+    pooled = {
+        node.operation: pool.output_tensors[0].shape[1:3]
+        for conv, pool in pairs
+        for node in (conv, pool)
+    }
+    for conv, pool in pairs:
+        after = getattr(only_taker(pool), "operation", None)
+        if type(after) is Conv2D and after in pooled and after.padding == "valid":
+            sizes = zip(pooled[after], after.kernel_size, strict=True)
+            rows, cols = (2 * n + k - 1 for n, k in sizes)
+            pooled[conv.operation] = pooled[pool.operation] = rows, cols
+    return pooled
 
 
-def _can_pair(conv: Conv2D, pool: MaxPooling2D) -> bool:
+def _can_pair(first: Any, second: Any) -> bool:
+    conv, pool = first.operation, second.operation
     return (
-        conv.activation in (keras.activations.linear, keras.activations.relu)
+        type(pool) is MaxPooling2D
+        and conv.activation in (keras.activations.linear, keras.activations.relu)
         and conv.activity_regularizer is None
-        and conv.has_fast_form(conv.input.shape)
+        and conv.has_fast_form(first.input_tensors[0].shape)
         and pool.pool_size == (2, 2)
-        and pool.has_fast_form(pool.input.shape)
+        and pool.has_fast_form(second.input_tensors[0].shape)
     )
 
 

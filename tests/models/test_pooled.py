@@ -12,6 +12,7 @@ from fmnist_keras3.models.layers import (
     traced_for_xla_cpu,
 )
 
+PLAIN = (keras.layers.Conv2D, keras.layers.MaxPooling2D)
 BACKEND = keras.backend.backend()
 
 
@@ -75,7 +76,7 @@ def results(model, pooled, images=3):
 def check(options, tolerance=2e-5):
     ours, plain = (
         build(**options),
-        build((keras.layers.Conv2D, keras.layers.MaxPooling2D), **options),
+        build(PLAIN, **options),
     )
     pooled = pooled_convolutions(ours)
     assert len(pooled) == 2
@@ -158,7 +159,28 @@ def test_pairs_are_found(make):
     model = make()
     pooled = pooled_convolutions(model)
     assert sorted(type(layer).__name__ for layer in pooled) == ["Conv2D", "MaxPooling2D"]
-    assert all(pooled[pooled[layer]] is layer for layer in pooled)
+    assert set(pooled.values()) == {tuple(build().output_shape[1:3]) if make is build else (3, 3)}
+
+
+@pytest.mark.parametrize(
+    ("padding", "between", "expected"),
+    [("valid", False, 6), ("same", False, 7), ("valid", True, 7)],
+)
+def test_what_the_next_pooling_drops_is_not_computed(padding, between, expected):
+    """7x7 windows; the next convolution makes 5x5 of them, of which pooling takes 4x4."""
+
+    def network(conv, pool):
+        inputs = keras.Input((14, 14, 1))
+        x = pool(name="first")(conv(2, 3, padding="same", activation="relu")(inputs))
+        x = keras.layers.ReLU()(x) if between else x
+        return keras.Model(inputs, pool()(conv(3, 3, padding=padding)(x)))
+
+    ours, plain = (network(*k) for k in ((Conv2D, MaxPooling2D), PLAIN))
+    pooled = pooled_convolutions(ours)
+    assert pooled[ours.get_layer("first")] == (expected, expected)
+    plain.set_weights(ours.get_weights())
+    for a, b in zip(results(ours, pooled), results(plain, None), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
 
 
 def graph(change):
