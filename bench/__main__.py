@@ -1,4 +1,6 @@
-"""`python -m bench [options]` measures; `python -m bench compare A.json B.json` compares."""
+"""`python -m bench [options]` measures; `compare A.json B.json` compares two results, `scaling`
+measures how cost grows with work.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import cells, tables
+from bench import scaling as growth
 from bench.cells import CONTESTANTS, DEVICES, PRECISIONS, Settings
 from fmnist_keras3 import runtime
 from fmnist_keras3.cli import Parser, add_option
@@ -29,7 +32,8 @@ def parser() -> Parser:
     made = Parser(
         prog="python -m bench",
         description="Measure training speed, each cell in a process of its own. "
-        "`python -m bench compare A.json B.json` compares two results.",
+        "`python -m bench compare A.json B.json` compares two results; `python -m bench scaling` "
+        "measures how cost grows with images and epochs.",
         epilog="contestants: " + "; ".join(f"{n}: {c.about}" for n, c in CONTESTANTS.items()),
     )
     for name, allowed in (
@@ -114,20 +118,21 @@ def measure(words: Sequence[str]) -> int:
     return 0 if any(rows) else 1
 
 
-def collect(settings: Settings, work: Path, path: Path, console: Any) -> dict[str, Any]:
-    """Prepare the data, measure every cell and return the result, which is kept in ``path``."""
-    spec = {**dataclasses.asdict(settings), "contestant": "prepare", "folder": str(work)}
-    backend = settings.backends[0]
-    dataset = cells.run_worker(
-        spec, cells.environment("prepare", backend, settings.device), settings.timeout
-    )
-    if "error" in dataset:
-        raise UserError(f"The data cannot be prepared: {dataset['error']}")
-    result = {
+def about() -> dict[str, Any]:
+    """Return what every result begins with: command, date, machine, versions."""
+    return {
         "command": shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "hardware": runtime.hardware(),
         "versions": runtime.versions(),
+    }
+
+
+def collect(settings: Settings, work: Path, path: Path, console: Any) -> dict[str, Any]:
+    """Prepare the data, measure every cell and return the result, which is kept in ``path``."""
+    dataset = growth.prepare(settings, work)
+    result = {
+        **about(),
         "settings": dataclasses.asdict(settings),
         "dataset": dataset,
         "synthetic": dataset["name"] == "synthetic",
@@ -146,6 +151,29 @@ def collect(settings: Settings, work: Path, path: Path, console: Any) -> dict[st
         wall = f" ({done['wall_seconds']:.0f} s)"
         console.print(text + wall, soft_wrap=True, highlight=False, markup=False)
     return result
+
+
+def scaling(words: Sequence[str]) -> int:
+    """Measure how cost grows with images and epochs; prints the table and writes the result."""
+    from rich.console import Console
+
+    from bench import scaling as growth
+
+    given = vars(parser().parse(words))
+    settings = settings_from(given)
+    path = Path(given.get("output", DEFAULT_OUTPUT)) / "scaling.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = growth.measure(settings)
+    rows = growth.table(found)
+    result = {**about(), "settings": dataclasses.asdict(settings), "cells": found}
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.with_suffix(".md").write_text(
+        "\n".join([*tables.markdown_table(growth.COLUMNS, rows), "", f"`{result['command']}`", ""])
+    )
+    Console(width=None if sys.stdout.isatty() else 170).print(
+        tables.rich_table("Cost as work grows", growth.COLUMNS, rows, [str(path)])
+    )
+    return 0
 
 
 def compare(words: Sequence[str]) -> int:
@@ -177,7 +205,10 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run the bench and return its exit code: 0, 1 if no cell could be measured, 2 for misuse."""
     words = list(sys.argv[1:] if words is None else words)
     try:
-        return compare(words[1:]) if words[:1] == ["compare"] else measure(words)
+        commands = {"compare": compare, "scaling": scaling}
+        return (
+            commands[words[0]](words[1:]) if words[:1] and words[0] in commands else measure(words)
+        )
     except UserError as error:
         print(f"bench: {error}", file=sys.stderr)
         return EXIT_USER

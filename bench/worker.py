@@ -62,7 +62,8 @@ class Clock:
         self.epochs.append({"seconds": self._stopped - self._started, "elapsed": elapsed})
 
     def validated(self, loss: float, accuracy: float) -> None:
-        self.epochs[-1] |= {"loss": float(loss), "accuracy": float(accuracy)}
+        values = {"loss": float(loss), "accuracy": float(accuracy)}
+        self.epochs[-1] |= {**values, "peak_memory_mb": runtime.peak_memory_mb()}
 
 
 def arrays(spec: dict[str, Any]) -> list[np.ndarray]:
