@@ -24,7 +24,7 @@ from fmnist_keras3.errors import EXIT_USER, UserError
 from fmnist_keras3.models import MODELS
 
 DEFAULT_OUTPUT = Path(__file__).parent / "results"
-QUICK = {"contestants": ("trainer", "fit"), "epochs": 2, "rounds": 1}
+QUICK = {"contestants": ("trainer", "fit"), "epochs": 2, "rounds": 1, "limit_train": 3840}
 
 
 def parser() -> Parser:
@@ -90,12 +90,7 @@ def measure(words: Sequence[str]) -> int:
 
     given = vars(parser().parse(words))
     settings = settings_from(given)
-    folder = Path(given.get("output", DEFAULT_OUTPUT))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {folder} cannot be made a folder: {error.strerror}.") from error
-    path = folder / f"bench-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    path = output_folder(given) / f"bench-{time.strftime('%Y%m%d-%H%M%S')}.json"
     console = Console()
     with tempfile.TemporaryDirectory(prefix="bench-") as work:
         result = collect(settings, Path(work), path, console)
@@ -116,6 +111,16 @@ def measure(words: Sequence[str]) -> int:
     for file in written:
         console.print(str(file), soft_wrap=True, highlight=False)
     return 0 if any(rows) else 1
+
+
+def output_folder(given: dict[str, Any]) -> Path:
+    """Return the folder for the results, made if need be; raises UserError if it cannot be."""
+    folder = Path(given.get("output", DEFAULT_OUTPUT))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {folder} cannot be made a folder: {error.strerror}.") from error
+    return folder
 
 
 def about() -> dict[str, Any]:
@@ -157,12 +162,12 @@ def scaling(words: Sequence[str]) -> int:
     """Measure how cost grows with images and epochs; prints the table and writes the result."""
     from rich.console import Console
 
-    from bench import scaling as growth
-
     given = vars(parser().parse(words))
-    settings = settings_from(given)
-    path = Path(given.get("output", DEFAULT_OUTPUT)) / "scaling.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    for name in ("contestants", "precisions", "batch_sizes", "limit_train", "peers", "quick"):
+        if name in given:
+            raise UserError(f"scaling measures our Trainer as it is; it takes no --{name}.")
+    settings = settings_from({"models": ["lenet"], "epochs": 2 * growth.EARLY, **given})
+    path = output_folder(given) / "scaling.json"
     found = growth.measure(settings)
     rows = growth.table(found)
     result = {**about(), "settings": dataclasses.asdict(settings), "cells": found}
@@ -206,9 +211,9 @@ def main(words: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if words is None else words)
     try:
         commands = {"compare": compare, "scaling": scaling}
-        return (
-            commands[words[0]](words[1:]) if words[:1] and words[0] in commands else measure(words)
-        )
+        if words and words[0] in commands:
+            return commands[words[0]](words[1:])
+        return measure(words)
     except UserError as error:
         print(f"bench: {error}", file=sys.stderr)
         return EXIT_USER

@@ -168,7 +168,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        if CONTESTANTS[self.contestant].peer:
+        if len(CONTESTANTS[self.contestant].backends) == 1:
             return f"bare {self.backend}" if self.contestant == self.backend else self.contestant
         return f"{self.contestant} ({self.backend})"
 

@@ -101,3 +101,15 @@ def test_doctor_reports_every_backend(tmp_path):
     text = python(code, tmp_path)
     assert "CODE 0" in text
     assert text.count("images/s") >= 1
+
+
+def test_keras_is_imported_without_what_it_only_tries(tmp_path, backend):
+    code = (
+        "import sys\nfrom fmnist_keras3 import runtime\nruntime.prepare()\n"
+        "runtime.import_keras_alone()\n"
+        "early = {'sklearn', 'matplotlib'} & set(sys.modules)\n"
+        "import keras, sklearn.base, matplotlib.pyplot\n"
+        "runtime.import_keras_alone()\n"
+        "print(early, keras.ops.ones((3,)).shape, 'sklearn' in sys.modules)"
+    )
+    assert python(code, tmp_path, KERAS_BACKEND=backend).split() == ["set()", "(3,)", "True"]

@@ -1,7 +1,7 @@
 """The TensorFlow engine: a chunk is one `tf.function` with a loop in it, compiled by XLA.
 
-With the canonical convolutions of models/layers.py XLA:CPU is the faster way in TensorFlow too:
-3,741 against 2,570 images/s for `cnn` on two cores. The state is the Keras variables themselves.
+With the forms of models/kernels.py XLA:CPU is the faster way in TensorFlow too. The state is the
+Keras variables themselves.
 """
 
 from __future__ import annotations

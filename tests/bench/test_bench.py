@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bench import __main__ as command
-from bench import cells, charts, tables
+from bench import cells, charts, scaling, tables
 from bench.cells import CONTESTANTS, Cell, Settings
 from bench.worker import WORK
 
@@ -77,6 +77,9 @@ def test_the_options_become_settings(monkeypatch):
         ["--bakends", "jax"],
         ["compare", "nowhere.json", "nowhere.json"],
         ["compare", "only-one.json"],
+        ["scaling", "--quick"],
+        ["--batch_sizes", "0"],
+        ["--precisions", "fp8"],
     ],
 )
 def test_bad_options_end_with_one_message(words, capsys):
@@ -106,6 +109,75 @@ def test_rounds_interleave_all_cells_and_every_other_runs_backwards():
 def test_peers_run_whatever_the_backends_and_keras_contestants_on_those_asked_for():
     order = cells.plan(Settings(backends=("tensorflow",), contestants=("fit", "jax"), rounds=1))
     assert {(c.contestant, c.backend) for c in order} == {("fit", "tensorflow"), ("jax", "jax")}
+
+
+def test_work_is_what_contestants_share():
+    settings = Settings(
+        models=("cnn",), precisions=("32", "bf16-mixed"), batch_sizes=(128, 512), rounds=1
+    )
+    works = dict.fromkeys(str(c).rsplit(" ", 2)[0] for c in cells.plan(settings))
+    assert list(works) == ["cnn", "cnn batch 512", "cnn bf16-mixed", "cnn bf16-mixed batch 512"]
+    only_float32 = Settings(contestants=("jax",), precisions=("bf16-mixed",))
+    assert cells.plan(only_float32) == []
+    big = {"precision": "bf16-mixed", "batch_size": 512}
+    rows = cells.pool([cell(FIT, (1,)), cell(FIT, (2,), **big), cell(TRAINER, (1,), **big)])
+    assert [row.work for row in rows] == ["lenet", *["lenet bf16-mixed batch 512"] * 2]
+    assert tables.cells_of(rows)[2][5] == "2.00"  # against the fit of the same work
+
+
+def test_the_device_is_chosen_by_variables():
+    assert cells.environment("fit", "jax", "cpu")["JAX_PLATFORMS"] == "cpu"
+    assert cells.environment("torch", "torch", "cpu")["CUDA_VISIBLE_DEVICES"] == ""
+    assert cells.environment("fit", "jax", "gpu")["JAX_PLATFORMS"] == "cuda"
+
+
+def test_backends_that_are_not_installed_are_left_out(monkeypatch):
+    monkeypatch.setattr(command.runtime, "version", {"jax": "0.10"}.get)
+    assert parsed().backends == ("jax",)
+    assert parsed("--backends", "tensorflow").backends == ("tensorflow",)
+
+
+def test_overhead_and_evaluation_have_their_lines():
+    engine = ("engine", "jax", "lenet")
+    measured = [
+        cell(TRAINER, (1.25,), evaluate=[0.5, 0.5, 2], predict=[1, 1, 1]),
+        cell(FIT, (4,), evaluate=[1, 1, 1], predict=[2, 2, 2]),
+        cell(engine, (1,)),
+    ]
+    rows = cells.pool(measured)
+    assert tables.overheads(rows) == [
+        "Overhead of lenet trainer (jax) over the bare engine: +25.0 %."
+    ]
+    assert tables.outside_of(rows)[0][3:] == ["2,000", "2.00", "1,000", "2.00"]
+    assert "evaluation, images/s" in tables.markdown(result(measured))
+    assert "evaluation, images/s" not in tables.markdown(result([cell(engine, (1,))]))
+
+
+def test_the_readme_shows_the_stored_result():
+    root = Path(__file__).parents[2]
+    stored = json.loads((root / "bench/results/cpu-2-cores.json").read_text())
+    assert not tables.is_synthetic(stored)
+    readme = (root / "README.md").read_text()
+    assert tables.readme(stored, "bench/results/cpu-2-cores") in readme
+    assert tables.markdown(stored) == (root / "bench/results/cpu-2-cores.md").read_text()
+
+
+def test_scaling_compares_time_and_memory():
+    def grown(images, seconds, megabytes):
+        epochs = [
+            {"seconds": s, "peak_memory_mb": m} for s, m in zip(seconds, megabytes, strict=True)
+        ]
+        return {"model": "lenet", "backend": "jax", "limit": images, "epochs": epochs}
+
+    less, more = (
+        grown(n, [9, *[n / 12_800] * 9], [500, 500, 550, 600, 600, 600, 600, 600, 600, 630])
+        for n in scaling.IMAGES
+    )
+    time, memory = scaling.table([less, more])
+    assert time[2:] == ["seconds an epoch, 12,800 and 25,600 images", "1", "2", "2.00", "2"]
+    assert memory[2:] == ["peak MB after 5 and 10 epochs", "600", "630", "1.05", "1"]
+    broken = {**more, "error": "no memory"}
+    assert [row[2] for row in scaling.table([less, broken])] == ["failed: no memory"]
 
 
 def test_every_contestant_has_a_function():

@@ -44,6 +44,26 @@ def feeds(engine, split):
         feed.close()
 
 
+@pytest.mark.parametrize("group", [1, 2, 16])
+def test_how_tf_data_groups_steps_does_not_matter(feeds, monkeypatch, group):
+    monkeypatch.setattr("fmnist_keras3.data.feeds.GROUP_STEPS", group)
+    plan = plan_of(AUGMENT)
+    for start, counts in ((0, (3, 1, 3)), (2, (2, 3)), (6, (1,))):
+        resident = taken(feeds["ResidentFeed", True], plan, counts, start)
+        check_equal(taken(feeds["StreamFeed", True], plan, counts, start), resident)
+
+
+def test_a_device_of_its_own_gathers_the_same(engine, split, monkeypatch):
+    """Where the device is not the host's CPU, the split lies there and is gathered there."""
+    for augment in (AUGMENT, ()):
+        plan = plan_of(augment)
+        on_host = taken(ResidentFeed(split, engine, augment), plan, (3, 3, 1))
+        with monkeypatch.context() as patched:
+            patched.setattr(engine, "platform", "gpu")
+            feed = ResidentFeed(split, engine, augment)
+            check_equal(taken(feed, plan, (3, 3, 1)), on_host)
+
+
 def plan_of(augment, epoch=0, **options):
     return epoch_plan(
         0,
