@@ -177,6 +177,7 @@ def import_keras_alone() -> None:
 
     Keras tries them for its scikit-learn wrappers and picture galleries, which then say that they
     are missing. For processes of our own commands, which use neither; both import as ever later.
+    Nothing happens where Keras is imported already, as on TensorFlow, which brings it along.
     """
     if "keras" in sys.modules:
         return
