@@ -135,7 +135,7 @@ def about() -> dict[str, Any]:
 
 def collect(settings: Settings, work: Path, path: Path, console: Any) -> dict[str, Any]:
     """Prepare the data, measure every cell and return the result, which is kept in ``path``."""
-    dataset = growth.prepare(settings, work)
+    dataset = cells.prepare(settings, work)
     result = {
         **about(),
         "settings": dataclasses.asdict(settings),
@@ -178,7 +178,7 @@ def scaling(words: Sequence[str]) -> int:
     Console(width=None if sys.stdout.isatty() else 170).print(
         tables.rich_table("Cost as work grows", growth.COLUMNS, rows, [str(path)])
     )
-    return 0
+    return 0 if any("error" not in cell for cell in found) else 1
 
 
 def compare(words: Sequence[str]) -> int:

@@ -29,6 +29,11 @@ class Contestant:
     peer: bool = False
     precisions: tuple[str, ...] = ("32", "bf16-mixed", "16-mixed")
 
+    @property
+    def bare(self) -> bool:
+        """Tell whether it has one backend of its own, whichever backends Keras is to run on."""
+        return len(self.backends) == 1
+
 
 CONTESTANTS = {
     "trainer": Contestant("our Trainer, images on the device", ours=True),
@@ -112,7 +117,7 @@ def plan(settings: Settings) -> list[Cell]:
             for name in settings.contestants
             if precision in CONTESTANTS[name].precisions
             for backend in CONTESTANTS[name].backends
-            if backend in settings.backends or backend not in BACKENDS or name == "jax"
+            if backend in settings.backends or CONTESTANTS[name].bare
         ]
         cells += one if seed % 2 == 0 else one[::-1]
     return cells
@@ -129,6 +134,16 @@ def environment(contestant: str, backend: str, device: str = "auto") -> dict[str
         ours = "--xla_cpu_experimental_ynn_fusion_type"
         env["XLA_FLAGS"] = " ".join(f for f in flags.split() if not f.startswith(ours))
     return env
+
+
+def prepare(settings: Settings, folder: Path) -> dict[str, Any]:
+    """Let a worker write what all cells share into ``folder``; returns what the data is."""
+    spec = {**asdict(settings), "contestant": "prepare", "folder": str(folder)}
+    env = environment("prepare", settings.backends[0], settings.device)
+    dataset = run_worker(spec, env, settings.timeout)
+    if "error" in dataset:
+        raise UserError(f"The data cannot be prepared: {dataset['error']}")
+    return dataset
 
 
 def measure(cell: Cell, settings: Settings, folder: Path) -> dict[str, Any]:
@@ -168,7 +183,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        if len(CONTESTANTS[self.contestant].backends) == 1:
+        if CONTESTANTS[self.contestant].bare:
             return f"bare {self.backend}" if self.contestant == self.backend else self.contestant
         return f"{self.contestant} ({self.backend})"
 

@@ -12,7 +12,6 @@ import numpy as np
 
 from bench import cells
 from bench.cells import Cell, Settings
-from fmnist_keras3.errors import UserError
 
 IMAGES = (12_800, 25_600)
 EARLY = 5  # the epoch by which memory should have reached its peak
@@ -26,7 +25,7 @@ def measure(settings: Settings) -> list[dict[str, Any]]:
         for images in IMAGES:
             folder = Path(work) / str(images)
             folder.mkdir()
-            prepare(dataclasses.replace(settings, limit_train=images), folder)
+            cells.prepare(dataclasses.replace(settings, limit_train=images), folder)
         for seed, model, backend, images in itertools.product(
             range(settings.rounds), settings.models, settings.backends, IMAGES
         ):
@@ -34,16 +33,6 @@ def measure(settings: Settings) -> list[dict[str, Any]]:
             cell = Cell("trainer", backend, model, seed)
             found.append({"limit": images, **cells.measure(cell, each, Path(work) / str(images))})
     return found
-
-
-def prepare(settings: Settings, folder: Path) -> dict[str, Any]:
-    """Let a worker write what all cells share into ``folder``; returns what the data is."""
-    spec = {**dataclasses.asdict(settings), "contestant": "prepare", "folder": str(folder)}
-    env = cells.environment("prepare", settings.backends[0], settings.device)
-    dataset = cells.run_worker(spec, env, settings.timeout)
-    if "error" in dataset:
-        raise UserError(f"The data cannot be prepared: {dataset['error']}")
-    return dataset
 
 
 def table(found: list[dict[str, Any]]) -> list[list[str]]:

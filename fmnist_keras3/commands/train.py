@@ -130,7 +130,7 @@ def _train(config: TrainConfig, ckpt_path: str | None) -> int:
         return EXIT_CODES[result.reason or "SIGINT"]
     if result.profile is not None:
         console.print(profiler.table(result.profile))
-    if (result.run_dir / "profile").is_dir():
+    if config.profile == "trace":
         _say_how_to_read_a_trace(console, result.run_dir / "profile")
     if result.reason:
         console.print(f"Ended early: {result.reason}.", highlight=False, soft_wrap=True)
@@ -140,10 +140,10 @@ def _train(config: TrainConfig, ckpt_path: str | None) -> int:
 
 
 def _say_how_to_read_a_trace(console: Any, folder: Path) -> None:
-    files = sorted(folder.rglob("perfetto_trace.json.gz"))
-    how = [f"open {files[-1]} at https://ui.perfetto.dev, or" for _ in files[-1:]]
-    how += [f"pip install xprof && xprof --logdir {folder}"]
-    console.print(f"Trace: {' '.join(how)}", highlight=False, soft_wrap=True)
+    how = f"pip install xprof && xprof --logdir {folder}"
+    if files := sorted(folder.rglob("perfetto_trace.json.gz")):
+        how = f"open {files[-1]} at https://ui.perfetto.dev, or {how}"
+    console.print(f"Trace: {how}", highlight=False, soft_wrap=True)
 
 
 def _callbacks(config: TrainConfig) -> list[Any]:

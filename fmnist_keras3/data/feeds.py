@@ -81,21 +81,13 @@ class Feed(ABC):
         return ops.reshape(x, shape)
 
 
-def gather(x: Any, y: Any, indices: Any) -> tuple[Any, Any]:
-    """Return the rows of ``x [N, ...]`` and ``y [N, ...]`` at ``indices [steps, batch]``."""
-    from keras import ops
-
-    return ops.take(x, indices, axis=0), ops.take(y, indices, axis=0)
-
-
 class ResidentFeed(Feed):
-    """Keeps the whole split on the device and sends only indices and draws."""
+    """Keeps the whole split on the device, which gets only indices and draws (or is the host)."""
 
     def __init__(self, split: Split, engine: Engine, augment=()) -> None:
         super().__init__(split, engine, augment)
         if engine.platform != "cpu":
             self._x, self._y = engine.put(split.x), engine.put(split.y)
-            self._gather = engine.jit(gather)
 
     def open(self, plan, start=0):
         self._plan, self._at = plan, start
@@ -107,7 +99,7 @@ class ResidentFeed(Feed):
         if self.engine.platform == "cpu":
             x, y = (put(self._rows(array, indices)) for array in (self.split.x, self.split.y))
         else:
-            x, y = self._gather(self._x, self._y, put(self._pad(indices)))
+            x, y = self.engine.gather(self._x, self._y, put(self._pad(indices)))
         return Chunk(self._augmented(x, steps), y, self._pad(self._plan.valid[steps]), count)
 
     def _rows(self, array: np.ndarray, indices: np.ndarray) -> np.ndarray:

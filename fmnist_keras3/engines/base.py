@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,11 @@ class Engine(ABC):
         lr = self.optimizer.learning_rate
         # A Keras schedule inside the optimizer is the user's own, and stays in charge.
         self.sets_learning_rate = any(lr is v for v in self.optimizer.variables)
+
+    @cached_property
+    def gather(self) -> Callable:
+        """Compiled, once for all feeds: rows of ``x`` and ``y`` at ``indices [steps, batch]``."""
+        return self.jit(lambda x, y, indices: (ops.take(x, indices, 0), ops.take(y, indices, 0)))
 
     def tracing(self) -> AbstractContextManager[None]:
         """Return the context in which the programs are traced: the layers take their fast form."""

@@ -30,7 +30,6 @@ class TensorFlowEngine(Engine):
         gpus = tf.config.list_physical_devices("GPU")
         self.platform = "gpu" if gpus else "cpu"
         self.device = "CPU"
-        self._jitted: dict[Any, Any] = {}
         if gpus:
             details = tf.config.experimental.get_device_details(gpus[0])
             self.device = details.get("device_name", "GPU")
@@ -38,10 +37,7 @@ class TensorFlowEngine(Engine):
         self._infer = tf.function(self._infer_chunk, jit_compile=True, autograph=False)
 
     def jit(self, function):
-        # Kept, because every tf.function of the same function would trace it again.
-        if function not in self._jitted:
-            self._jitted[function] = tf.function(function, jit_compile=True, autograph=False)
-        return self._jitted[function]
+        return tf.function(function, jit_compile=True, autograph=False)
 
     def trace(self, folder):
         return tf.profiler.experimental.Profile(str(folder))
