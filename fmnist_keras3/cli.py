@@ -8,7 +8,16 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from fmnist_keras3 import config as settings
-from fmnist_keras3.errors import EXIT_DIVERGED, EXIT_USER, Diverged, UserError, nearest
+from fmnist_keras3.errors import (
+    EXIT_DIVERGED,
+    EXIT_USER,
+    Diverged,
+    UserError,
+    exit_code,
+    nearest,
+    told,
+)
+from fmnist_keras3.training.signals import terminable
 
 
 class Parser(argparse.ArgumentParser):
@@ -148,16 +157,19 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (see the README)."""
     words = list(sys.argv[1:] if words is None else words)
     try:
-        return _dispatch(words)
+        with terminable():
+            return _dispatch(words)
     except UserError as error:
-        print(f"fmnist: {error}", file=sys.stderr)
+        print(f"fmnist: {told(error)}", file=sys.stderr)
         return EXIT_USER
     except Diverged as error:
-        print(f"fmnist: training diverged: {error}", file=sys.stderr)
+        print(f"fmnist: training diverged: {told(error)}", file=sys.stderr)
         return EXIT_DIVERGED
-    except KeyboardInterrupt:
-        print("fmnist: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        name = getattr(error, "signal", "SIGINT")
+        notes = [f"stopped at once by {name}", *getattr(error, "__notes__", [])]
+        print("fmnist: " + "\n".join(notes), file=sys.stderr)
+        return exit_code(name)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of a pipe left; Python would complain once more
         return 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -63,8 +64,13 @@ class TrainConfig:
     early_stopping: int | None = _setting(
         None, "epochs without a better validation loss after which to stop", least=1
     )
-    checkpoint_every: int | None = _setting(
-        None, "steps between checkpoints, besides one at each epoch's end", least=1
+    checkpoint_every: str = _setting(
+        "1epoch", "epochs (2epochs); besides at each epoch's end: steps (500), time (30s, 10m, 1h)"
+    )
+    on_nonfinite: str = _setting(
+        "stop",
+        "when loss or weights are not finite: stop, or rollback to the last good checkpoint",
+        choices=("stop", "rollback"),
     )
     keep_top: int = _setting(1, "best checkpoints to keep, besides the last", least=0)
     limit_train_batches: int | None = _setting(
@@ -79,7 +85,9 @@ class TrainConfig:
         choices=("simple", "trace"),
     )
     run_dir: str | None = _setting(None, "new folder of the run; one below runs/ if not given")
-    resume: str | None = _setting(None, "last, best, or a run's or checkpoint's folder")
+    resume: str | None = _setting(
+        None, "last, best, auto (last, if there is one), or a run's or checkpoint's folder"
+    )
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -93,6 +101,7 @@ class TrainConfig:
         check_optimizer(self.optimizer)
         make_schedule(self.schedule, self.lr, 1)
         parse_augment(self.augment)
+        checkpoint_interval(self.checkpoint_every)
         if self.early_stopping is not None and self.validation == 0:
             raise UserError("early_stopping watches the validation loss, but validation is 0.")
 
@@ -103,6 +112,26 @@ class TrainConfig:
         if self.data_dir is not None:
             values["data_dir"] = str(Path(self.data_dir).resolve())
         return values
+
+
+_INTERVAL = re.compile(r"([1-9]\d*)(|steps?|epochs?|s|m|h)")
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+def checkpoint_interval(text: str) -> dict[str, Any]:
+    """Return ``checkpoint_every`` as arguments of `ModelCheckpoint`; raises UserError."""
+    match = _INTERVAL.fullmatch(text.replace(" ", ""))
+    if not match:
+        raise UserError(
+            f"checkpoint_every is {text!r}; it must be a number of steps, epochs or a time, at "
+            "least 1. Type --checkpoint_every 500, 2epochs, 30s, 10m or 1h"
+        )
+    count, unit = int(match[1]), match[2]
+    if unit.startswith("epoch"):
+        return {"every_n_epochs": count}
+    if unit in _SECONDS:
+        return {"train_time_interval": count * _SECONDS[unit]}
+    return {"every_n_train_steps": count}
 
 
 FIELDS = {f.name: f for f in dataclasses.fields(TrainConfig)}

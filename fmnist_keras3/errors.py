@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 EXIT_USER = 2
@@ -17,7 +18,32 @@ class UserError(Exception):
 
 
 class Diverged(Exception):
-    """Training met a value that is not finite; the command line exits with 3."""
+    """Training met a value that is not finite, at ``step``; the command line exits with 3."""
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+class Interrupted(KeyboardInterrupt):
+    """The work was ended at once by ``signal`` ("SIGINT", "SIGTERM").
+
+    The command line exits as shells do for a signal, with 128 and its number.
+    """
+
+    def __init__(self, signal: str) -> None:
+        super().__init__(signal)
+        self.signal = signal
+
+
+def told(error: BaseException) -> str:
+    """Return the message of ``error`` with its notes, each on lines of its own."""
+    return "\n".join([str(error), *getattr(error, "__notes__", [])])
+
+
+def exit_code(signal_name: str) -> int:
+    """Return the exit code for an end by a signal: 130 for SIGINT, 143 for SIGTERM."""
+    return 128 + signal.Signals[signal_name].value
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import warnings
 from pathlib import Path
 from typing import Any
 
 from fmnist_keras3 import runtime
-from fmnist_keras3.config import FIELDS, TrainConfig, read_yaml
-from fmnist_keras3.errors import UserError
-from fmnist_keras3.training import profiler, rundir
-from fmnist_keras3.training.files import write_json
-from fmnist_keras3.training.signals import EXIT_CODES
+from fmnist_keras3.config import FIELDS, TrainConfig, checkpoint_interval, convert
+from fmnist_keras3.errors import UserError, exit_code
+from fmnist_keras3.files import storing, write_json
+from fmnist_keras3.training import checkpoint, profiler, rundir
+from fmnist_keras3.training.lock import locked
 
 RUNS = Path("runs")
 
@@ -28,34 +29,38 @@ def resume(chosen: dict[str, Any]) -> int:
 
     Raises UserError for a setting that may not change, and where there is nothing to resume.
     """
-    which = chosen["resume"]
+    which, run_dir = chosen["resume"], chosen.get("run_dir")
     if which in ("last", "best"):
-        run = Path(chosen["run_dir"]) if chosen.get("run_dir") else rundir.newest_run(RUNS)
-        run, ckpt_path = rundir.find_run(run), which
-    else:
-        path = Path(which)
-        run = rundir.find_run(path)
-        ckpt_path = "last" if path.resolve() == run.resolve() else str(path)
-    stored = _stored_config(run)
+        run_dir = run_dir or rundir.newest_run(RUNS)
+    run, which = rundir.locate(which, run_dir)
+    if which is None:
+        return _train(TrainConfig(**chosen), "auto")
+    stored = _stored_config(run, which)
     for name, value in chosen.items():
         if FIELDS[name].metadata.get("fixed") and value != stored.get(name, value):
             raise UserError(
                 f"{name} was {stored[name]!r} when {run} was started and may not be {value!r} now: "
                 f"it decides the data or the weights. Leave --{name} out, or start a new run."
             )
-    known = {k: v for k, v in stored.items() if k in FIELDS}
-    config = TrainConfig(**{**known, **chosen, "run_dir": str(run)})
-    return _train(config, ckpt_path)
+    config = TrainConfig(**{**stored, **chosen, "run_dir": str(run)})
+    return _train(config, run / rundir.CHECKPOINTS / which if checkpoint.is_name(which) else which)
 
 
-def _stored_config(run: Path) -> dict[str, Any]:
-    try:
-        return read_yaml(run / rundir.CONFIG)
-    except UserError as error:
-        raise UserError(f"{run} cannot be resumed: {error}") from error
+def _stored_config(run: Path, which: str) -> dict[str, Any]:
+    """Return the settings that a checkpoint keeps; unlike config.yaml they have a checksum."""
+    folder = run / rundir.CHECKPOINTS
+    with locked(run):
+        if checkpoint.is_name(which):
+            manifest = checkpoint.read_manifest(folder / which)
+        else:
+            manifest, _ = checkpoint.find(folder, which, checkpoint.read_manifest)
+    config = manifest.get("config")
+    if not isinstance(config, dict):
+        raise UserError(f"{run} cannot be resumed: its checkpoints hold no settings.")
+    return {k: convert(k, v) for k, v in config.items() if k in FIELDS}
 
 
-def _train(config: TrainConfig, ckpt_path: str | None) -> int:
+def _train(config: TrainConfig, ckpt_path: str | Path | None) -> int:
     from rich.console import Console
 
     console = Console()
@@ -102,6 +107,7 @@ def _train(config: TrainConfig, ckpt_path: str | None) -> int:
         limit_train_batches=config.limit_train_batches,
         limit_val_batches=config.limit_val_batches,
         pipeline=config.pipeline,
+        on_nonfinite=config.on_nonfinite,
         seed=config.seed,
         callbacks=_callbacks(config),
         logger=config.logger,
@@ -127,14 +133,22 @@ def _train(config: TrainConfig, ckpt_path: str | None) -> int:
             highlight=False,
             soft_wrap=True,
         )
-        return EXIT_CODES[result.reason or "SIGINT"]
+        return exit_code(str(result.reason))
     if result.profile is not None:
         console.print(profiler.table(result.profile))
     if config.profile == "trace":
         _say_how_to_read_a_trace(console, result.run_dir / "profile")
     if result.reason:
         console.print(f"Ended early: {result.reason}.", highlight=False, soft_wrap=True)
-    finish(console, trainer, model, data, result)
+    try:
+        with locked(result.run_dir):
+            finish(console, trainer, model, data, result)
+    except KeyboardInterrupt as error:
+        error.add_note(
+            "The training is complete; its evaluation and report are not. To make them:\n  "
+            + _resume_command(backend, result.run_dir)
+        )
+        raise
     _announce_synthetic(console, data)
     return 0
 
@@ -150,7 +164,7 @@ def _callbacks(config: TrainConfig) -> list[Any]:
     from fmnist_keras3.training.callbacks import EarlyStopping, ModelCheckpoint
 
     callbacks: list[Any] = [
-        ModelCheckpoint(save_top_k=config.keep_top, every_n_steps=config.checkpoint_every)
+        ModelCheckpoint(save_top_k=config.keep_top, **checkpoint_interval(config.checkpoint_every))
     ]
     if config.early_stopping is not None:
         callbacks.append(EarlyStopping(patience=config.early_stopping))
@@ -198,7 +212,8 @@ def draw(run: Path, data: Any, evaluation: Any) -> None:
     summary = json.loads((run / rundir.SUMMARY).read_text())
     title = f"{summary['model']} on {summary['backend']}, seed {summary['seed']}"
     folder = run / rundir.PLOTS
-    folder.mkdir(exist_ok=True)
+    with storing(folder):
+        folder.mkdir(exist_ok=True)
     records = rundir.read_metrics(run / rundir.METRICS)
     plots.curves(records, folder / "curves.png", title, synthetic)
     plots.confusion_matrix(evaluation, folder / "confusion_matrix.png", title, synthetic)
@@ -239,5 +254,7 @@ def _announce_synthetic(console: Any, data: Any) -> None:
 
 
 def _resume_command(backend: str, run: Path) -> str:
-    folder = f"FMNIST_DATA_DIR={d} " if (d := os.environ.get("FMNIST_DATA_DIR")) else ""
-    return f"{folder}KERAS_BACKEND={backend} fmnist train --resume last --run_dir {run}"
+    folder = os.environ.get("FMNIST_DATA_DIR")
+    where = f"FMNIST_DATA_DIR={shlex.quote(folder)} " if folder else ""
+    command = f"fmnist train --resume last --run_dir {shlex.quote(str(run))}"
+    return f"{where}KERAS_BACKEND={backend} {command}"

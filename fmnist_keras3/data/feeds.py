@@ -9,8 +9,9 @@ so gives equal bits.
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from fmnist_keras3.data.augment import Augmentation
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.data.plan import EpochPlan
 from fmnist_keras3.engines.base import Chunk, Engine
+from fmnist_keras3.training.pace import Pace
 
 # Steps that tf.data gathers at once: a call for each would cost 0.6 ms a step.
 GROUP_STEPS = 16
@@ -45,11 +47,24 @@ class Feed(ABC):
     def take(self, count: int) -> Chunk:
         """Return the next ``count`` batches (at most the engine's ``chunk_steps``)."""
 
-    def chunks(self, plan: EpochPlan) -> Iterator[Chunk]:
-        """Yield all batches of ``plan`` in the fewest chunks."""
+    def chunks(
+        self,
+        plan: EpochPlan,
+        pace: Pace | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Chunk]:
+        """Yield the batches of ``plan`` in chunks as ``pace`` wants them, until ``stop``.
+
+        Without ``pace``, in the fewest chunks.
+        """
+        pace = pace or Pace(self.engine.chunk_steps, first=self.engine.chunk_steps)
         self.open(plan)
-        for start in range(0, plan.steps, self.engine.chunk_steps):
-            yield self.take(min(self.engine.chunk_steps, plan.steps - start))
+        done = 0
+        while done < plan.steps and not stop():
+            count, started = pace.steps(plan.steps - done), time.perf_counter()
+            yield self.take(count)
+            pace.measured(count, time.perf_counter() - started)
+            done += count
 
     def close(self) -> None:  # noqa: B027 - a feed may have nothing to close
         """Let go of threads."""

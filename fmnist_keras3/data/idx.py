@@ -8,8 +8,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import math
-import os
-import secrets
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 
 from fmnist_keras3.data.dataset import FASHION_CLASSES, ImageData, Split
 from fmnist_keras3.errors import UserError
+from fmnist_keras3.files import write
 
 # SHA-256 of the uncompressed files of the current release (since 31 August 2017).
 FILES = {
@@ -77,9 +76,9 @@ def write_folder(folder: str | Path, data: ImageData, compress: bool = True) -> 
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in zip(FILES, _contents(data.train, data.test), strict=True):
         if compress:
-            write_atomically(folder / f"{name}.gz", gzip.compress(content, 6, mtime=0))
+            write(folder / f"{name}.gz", gzip.compress(content, 6, mtime=0))
         else:
-            write_atomically(folder / name, content)
+            write(folder / name, content)
 
 
 def digests(train: Split, test: Split) -> list[str]:
@@ -94,20 +93,6 @@ def combine(digests: Iterable[str]) -> str:
     ``for f in FILES; do gunzip -c $f.gz | sha256sum | cut -c-64; done | sha256sum``.
     """
     return hashlib.sha256("".join(f"{digest}\n" for digest in digests).encode()).hexdigest()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``content`` so that ``path`` holds all of it or is not touched."""
-    # Not tempfile: its files are readable by their owner only, and caches are shared.
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _find(folder: Path) -> list[Path]:

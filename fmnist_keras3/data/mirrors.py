@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from fmnist_keras3.data import idx
 from fmnist_keras3.errors import UserError
+from fmnist_keras3.files import save
 
 MIRRORS = (
     "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
@@ -115,12 +115,10 @@ def _fetch(url: str, sha256: str, timeout: float) -> bytes:
 
 def _save(path: Path, content: bytes) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        idx.write_atomically(path, content)
-    except OSError as error:
+        save(path, content)
+    except UserError as error:
         raise UserError(
-            f"{path} cannot be written: {error.strerror}. Make room there, or set XDG_CACHE_HOME "
-            "to a folder that can be written."
+            f"{error} Or set XDG_CACHE_HOME to a folder that can be written."
         ) from error
 
 

@@ -44,10 +44,21 @@ class Chunk:
 
 @dataclass(frozen=True)
 class StepLogs:
-    """Per step of a chunk, float32 ``[count]``: loss without penalty, and the penalty."""
+    """Per step of a chunk, float32 ``[count]``: loss without penalty, and the penalty.
+
+    ``finite``: after the last step, all weights and values of the optimizer are.
+    """
 
     loss: np.ndarray
     penalty: np.ndarray
+    finite: bool
+
+    def first_bad(self) -> int | None:
+        """Return the first step, from 0, whose loss or (seen after the last) update is not."""
+        bad = np.flatnonzero(~np.isfinite(self.loss))
+        if len(bad):
+            return int(bad[0])
+        return None if self.finite else len(self.loss) - 1
 
 
 class Engine(ABC):
@@ -113,26 +124,33 @@ class Engine(ABC):
         loss, examples = 0.0, 0
         outputs = [np.empty((0, *self.model.output_shape[1:]), np.float32)]
         metrics = self._begin_inference()
-        for chunk in chunks:
-            losses, predicted, metrics = self._infer_batches(chunk, metrics)
-            loss += float(losses[: chunk.count].sum(dtype=np.float64))
-            for batch, valid in zip(predicted, chunk.valid[: chunk.count], strict=False):
-                outputs.append(batch[:valid])
-                examples += int(valid)
-        logs = {"loss": loss / max(examples, 1), **self._end_inference(metrics)}
+        try:
+            for chunk in chunks:
+                losses, predicted, metrics = self._infer_batches(chunk, metrics)
+                loss += float(losses[: chunk.count].sum(dtype=np.float64))
+                for batch, valid in zip(predicted, chunk.valid[: chunk.count], strict=False):
+                    outputs.append(batch[:valid])
+                    examples += int(valid)
+            results = self._inference_results(metrics)
+        finally:
+            self._end_inference()
+        logs = {"loss": loss / max(examples, 1), **results}
         return logs, np.concatenate(outputs)
 
     @abstractmethod
     def _begin_inference(self) -> Any:
-        """Return fresh metric sums; the training metrics stay as they are."""
+        """Return fresh metric sums; those of the training are kept."""
 
     @abstractmethod
     def _infer_batches(self, chunk: Chunk, metrics: Any) -> tuple[np.ndarray, np.ndarray, Any]:
         """Return summed losses ``[K]``, outputs ``[K, B, ...]`` and the metric sums after them."""
 
     @abstractmethod
-    def _end_inference(self, metrics: Any) -> dict[str, float]:
+    def _inference_results(self, metrics: Any) -> dict[str, float]:
         """Return the results of the metric sums."""
+
+    def _end_inference(self) -> None:  # noqa: B027 - an engine may keep them apart
+        """Bring back the metric sums of the training, also after an exception."""
 
     @abstractmethod
     def metric_results(self) -> dict[str, float]:
@@ -178,13 +196,18 @@ class Engine(ABC):
         """Return the optimizer's learning rate as it stands in the Keras model."""
         return float(to_numpy(self.optimizer.learning_rate))
 
+    def set_learning_rate(self, rate: float) -> None:
+        """Set the optimizer's learning rate in the Keras model, unless it follows a schedule."""
+        if self.sets_learning_rate:
+            self.optimizer.learning_rate.assign(rate)
+
     def export_state(self) -> list[tuple[str, np.ndarray]]:
         """Return the whole training state as named arrays, copied to the host."""
         self.sync_model()
         return [(name, to_numpy(variable)) for name, variable in self.variables]
 
     def import_state(self, arrays: list[tuple[str, np.ndarray]]) -> None:
-        """Set the whole state; names must be checked by the caller (see checkpoint.restore)."""
+        """Set the whole state; names must be checked by the caller (`checkpoint.adopt`)."""
         for (_, variable), (_, array) in zip(self.variables, arrays, strict=True):
             variable.assign(array)
         self.read_model()

@@ -50,11 +50,12 @@ class JaxEngine(Engine):
 
     def train(self, chunk: Chunk, lr: np.ndarray) -> StepLogs:
         with self.tracing():
-            self._state, loss, penalty = self._train(
+            (self._state, loss, penalty), finite = self._train(
                 self._state, chunk.x, chunk.y, chunk.valid, lr, np.int32(chunk.count)
             )
         # The one place where the host waits for the device.
-        return StepLogs(np.asarray(loss)[: chunk.count], np.asarray(penalty)[: chunk.count])
+        loss, penalty = np.asarray(loss), np.asarray(penalty)
+        return StepLogs(loss[: chunk.count], penalty[: chunk.count], bool(finite))
 
     def _train_chunk(self, state, xs, ys, valid, lr, count):
         def body(i, carry):
@@ -63,7 +64,9 @@ class JaxEngine(Engine):
             return state, losses.at[i].set(loss), penalties.at[i].set(penalty)
 
         zeros = jnp.zeros(len(valid), jnp.float32)
-        return jax.lax.fori_loop(0, count, body, (state, zeros, zeros))
+        carry = jax.lax.fori_loop(0, count, body, (state, zeros, zeros))
+        kept = [v for group in carry[0][:3] for v in group if jnp.issubdtype(v, jnp.floating)]
+        return carry, jnp.stack([jnp.isfinite(v).all() for v in kept]).all()
 
     def _step(self, state, x, y, valid, lr):
         trainable, other, optimizer, metrics = state
@@ -91,7 +94,7 @@ class JaxEngine(Engine):
             )
         return np.asarray(losses), np.asarray(outputs), metrics
 
-    def _end_inference(self, metrics):
+    def _inference_results(self, metrics):
         return self._results(metrics)
 
     def _infer_chunk(self, weights, metrics, xs, ys, valid, count):

@@ -47,14 +47,15 @@ class TensorFlowEngine(Engine):
 
     def train(self, chunk: Chunk, lr: np.ndarray) -> StepLogs:
         with self.tracing():
-            loss, penalty = self._train(
+            loss, penalty, finite = self._train(
                 chunk.x,
                 chunk.y,
                 tf.constant(chunk.valid),
                 tf.constant(lr),
                 tf.constant(chunk.count),
             )
-        return StepLogs(loss.numpy()[: chunk.count], penalty.numpy()[: chunk.count])
+        loss, penalty = loss.numpy()[: chunk.count], penalty.numpy()[: chunk.count]
+        return StepLogs(loss, penalty, bool(finite))
 
     def _train_chunk(self, xs, ys, valid, lr, count):
         def body(i, losses, penalties):
@@ -62,8 +63,11 @@ class TensorFlowEngine(Engine):
             return i + 1, _set(losses, i, loss), _set(penalties, i, penalty)
 
         zeros = tf.zeros(valid.shape, tf.float32)
-        loop = tf.while_loop(lambda i, *_: i < count, body, (tf.constant(0), zeros, zeros))
-        return loop[1:]
+        start = (tf.constant(0), zeros, zeros)
+        _, losses, penalties = tf.while_loop(lambda i, *_: i < count, body, start)
+        state = [v.value for group, v in self.variables if not group.startswith("metrics/")]
+        finite = [tf.reduce_all(tf.math.is_finite(v)) for v in state if v.dtype.is_floating]
+        return losses, penalties, tf.reduce_all(finite)
 
     def _step(self, x, y, valid, lr):
         if self.sets_learning_rate:
@@ -77,9 +81,8 @@ class TensorFlowEngine(Engine):
         return loss, penalty
 
     def _begin_inference(self):
-        kept = [v.numpy() for v in self.metric_variables]
+        self._training_metrics = [v.numpy() for v in self.metric_variables]
         self.reset_metrics()
-        return kept
 
     def _infer_batches(self, chunk, metrics):
         with self.tracing():
@@ -88,11 +91,12 @@ class TensorFlowEngine(Engine):
             )
         return losses.numpy(), outputs.numpy(), metrics
 
-    def _end_inference(self, metrics):
-        results = self.metric_results()
-        for variable, value in zip(self.metric_variables, metrics, strict=True):
+    def _inference_results(self, metrics):
+        return self.metric_results()
+
+    def _end_inference(self):
+        for variable, value in zip(self.metric_variables, self._training_metrics, strict=True):
             variable.assign(value)
-        return results
 
     def _infer_chunk(self, xs, ys, valid, count):
         def body(i, losses, outputs):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Real
@@ -18,6 +17,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from fmnist_keras3.evaluation.metrics import CALIBRATION_BINS, Evaluation
+from fmnist_keras3.files import save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,17 +64,6 @@ STYLE: dict[Any, Any] = {
 Records = Sequence[Mapping[str, Any]]
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it appears whole or not at all; makes its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_bytes(content)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 @contextmanager
 def _figure(
     path: Path | str, size: tuple[float, float], title: str, subtitle: str, synthetic: bool
@@ -101,7 +90,7 @@ def _figure(
         yield header, body
         png = io.BytesIO()
         figure.savefig(png, format="png", facecolor="white")
-        write_whole(Path(path), png.getvalue())
+        save(Path(path), png.getvalue())
 
 
 def _number(value: Any) -> float:

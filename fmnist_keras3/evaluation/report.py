@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fmnist_keras3.errors import UserError
+from fmnist_keras3.files import save
 
 PLOTS = {
     "curves": "Learning curves",
@@ -97,7 +98,7 @@ def build(run_dirs: Sequence[Path | str] | Path | str, path: Path | str | None =
         home = runs[0].folder
         path = home / "report.html" if single else home.resolve().parent / "comparison.html"
     # "replace": a lone surrogate from a damaged JSON file has no UTF-8 form.
-    plots.write_whole(Path(path), page.encode("utf-8", "replace"))
+    save(Path(path), page.encode("utf-8", "replace"))
     return Path(path)
 
 

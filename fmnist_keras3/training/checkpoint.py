@@ -1,29 +1,41 @@
 """Checkpoints: a directory a step, written beside and renamed, loaded strictly.
 
 ``step-00000469/state.safetensors`` holds every array of the training state, and ``manifest.json``
-their order, paths, shapes, dtypes and sha256, the position, the seed and the callbacks' state.
-``last.json`` and ``best.json`` point to a checkpoint and are replaced after it is complete.
+their order, paths, shapes, dtypes and sha256, the position, the seed and the callbacks' state, with
+a checksum of its own. ``last.json`` and ``best.json`` point to a checkpoint and are replaced after
+it is complete. A second checkpoint of the same step is ``step-00000469-1``: what is good is never
+touched before the next one is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
 import os
 import re
-import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from fmnist_keras3.errors import Diverged, UserError
-from fmnist_keras3.training.files import sync_directory, write_json
+from fmnist_keras3.files import remove, storing, sync_directory, temporary, write_json
 
-FORMAT = 1
+FORMAT = 2
 STATE, MANIFEST = "state.safetensors", "manifest.json"
 State = list[tuple[str, np.ndarray]]
+T = TypeVar("T")
+_NAME = re.compile(r"step-(\d{8,})(?:-(\d+))?")
+_HEADER = 10_000  # bytes that a safetensors header may take for each array, at most
+
+
+class Damaged(UserError):
+    """A checkpoint that is not whole; an earlier one may be."""
 
 
 @dataclass(frozen=True)
@@ -35,131 +47,264 @@ class Checkpoint:
     manifest: dict[str, Any]
 
 
-def save(folder: Path, step: int, state: State, manifest: dict[str, Any]) -> Path:
-    """Write the checkpoint of ``step`` below ``folder`` and return its path.
+def check_finite(state: State, step: int) -> None:
+    """Raise Diverged, naming the array, if a weight or an optimizer's value is not finite.
 
-    Raises Diverged, and writes nothing, if a value of ``state`` is not finite.
+    Sums of metrics may be anything: they begin anew with each epoch and touch no weight.
     """
-    from safetensors.numpy import save_file
-
     for name, array in state:
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise Diverged(f"{name} is not finite at step {step}; no checkpoint was written")
-    final = folder / f"step-{step:08d}"
-    beside = folder / f".{final.name}.{os.getpid()}"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+        kept = array.dtype.kind == "f" and not name.startswith("metrics/")
+        if kept and not np.isfinite(array).all():
+            raise Diverged(f"{name} is not finite after step {step}.", step)
+
+
+def new_path(folder: Path, step: int) -> Path:
+    """Return a path for a checkpoint of ``step`` that is not there yet."""
+    path, n = folder / f"step-{step:08d}", 0
+    while path.exists():
+        n += 1
+        path = folder / f"step-{step:08d}-{n}"
+    return path
+
+
+def save(path: Path, state: State, manifest: dict[str, Any]) -> None:
+    """Write the checkpoint ``path``, which must be new; raises UserError where it cannot be."""
+    from safetensors.numpy import save as serialize
+
+    # The position in the list is part of the name: paths alone need not be unique.
+    keyed = {_key(i, name): np.array(a, order="C") for i, (name, a) in enumerate(state)}
+    content = serialize(keyed)
+    manifest = {
+        "format": FORMAT,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "arrays": describe(state),
+        **manifest,
+    }
+    beside = temporary(path)
     try:
-        # The position in the list is part of the name: paths alone need not be unique.
-        keys = [f"{i:04d}/{name}" for i, (name, _) in enumerate(state)]
-        save_file(
-            {k: np.array(a, order="C") for k, (_, a) in zip(keys, state, strict=True)},
-            beside / STATE,
-        )
-        arrays = [
-            {"path": name, "shape": list(array.shape), "dtype": str(array.dtype)}
-            for name, array in state
-        ]
-        digest = _sha256(beside / STATE)
-        write_json(
-            beside / MANIFEST,
-            {"format": FORMAT, "sha256": digest, "step": step, "arrays": arrays, **manifest},
-        )
-        sync_directory(beside)
-        shutil.rmtree(final, ignore_errors=True)  # the same step, written again after a resume
-        os.replace(beside, final)
-        sync_directory(folder)
+        with storing(path):
+            path.parent.mkdir(exist_ok=True)
+            beside.mkdir()
+            with open(beside / STATE, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            write_json(beside / MANIFEST, {**manifest, "checksum": _checksum(manifest)})
+            sync_directory(beside)
+            os.rename(beside, path)
+            sync_directory(path.parent)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return final
+        remove(beside)
 
 
-def point(folder: Path, name: str, checkpoint: Path, **more: Any) -> None:
-    """Let the pointer ``name`` ("last", "best") show to ``checkpoint``."""
-    write_json(folder / f"{name}.json", {"checkpoint": checkpoint.name, **more})
+def point(folder: Path, name: str, checkpoint: str, **more: Any) -> None:
+    """Let the pointer ``name`` ("last", "best") show to ``checkpoint``, a name in ``folder``."""
+    write_json(folder / f"{name}.json", {"checkpoint": checkpoint, **more})
 
 
 def pointed(folder: Path, name: str) -> Path | None:
     """Return the checkpoint that the pointer ``name`` shows to, or None."""
     try:
         target = json.loads((folder / f"{name}.json").read_text())["checkpoint"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     # A pointer is a file that anyone may have written; it cannot lead out of the folder.
-    return folder / Path(str(target)).name
+    return folder / str(target) if _NAME.fullmatch(str(target)) else None
 
 
-def load(path: Path) -> Checkpoint:
-    """Read and check one checkpoint directory; raises UserError that says what is wrong with it."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+def is_name(name: str) -> bool:
+    """Tell whether a checkpoint can have this name."""
+    return _NAME.fullmatch(name) is not None
 
+
+def saved(folder: Path) -> list[Path]:
+    """Return the checkpoints of ``folder``, sound or not, the newest first."""
+    with contextlib.suppress(OSError):
+        found = [p for p in folder.iterdir() if _NAME.fullmatch(p.name)]
+        return sorted(found, key=_order, reverse=True)
+    return []
+
+
+def retire(folder: Path, keep: set[str]) -> None:
+    """Remove the checkpoints whose names are not in ``keep``; leaves alone what is not ours."""
+    for path in saved(folder):
+        if path.name not in keep and (path / MANIFEST).is_file():
+            beside = temporary(path)
+            with storing(path):
+                os.rename(path, beside)  # at once: half a checkpoint would look damaged
+            remove(beside)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return a checkpoint's manifest; raises Damaged unless it is whole and the state has its size.
+
+    Reads nothing of the state.
+    """
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        arrays, digest, version = manifest["arrays"], manifest["sha256"], manifest["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: {MANIFEST} cannot be read ({error}).") from error
+        version, checksum = manifest["format"], manifest.pop("checksum", None)
+        arrays = manifest["arrays"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Damaged(f"{path}: {MANIFEST} cannot be read ({_reason(error)}).") from error
     if version != FORMAT:
-        raise UserError(f"{path}: format {version!r}; this version reads format {FORMAT}.")
+        raise Damaged(f"{path}: format {version!r}; this version reads format {FORMAT}.")
+    if checksum != _checksum(manifest):
+        raise Damaged(f"{path}: {MANIFEST} is damaged (its checksum is another).")
+    if not isinstance(arrays, list) or not all(_is_described(a) for a in arrays):
+        raise Damaged(f"{path}: {MANIFEST} lists arrays without path, shape and dtype.")
     try:
-        if _sha256(path / STATE) != digest:
-            raise UserError(f"{path}: {STATE} is damaged (its sha256 is not the manifest's).")
-        stored = load_file(path / STATE)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(f"{path}: {STATE} cannot be read ({error}).") from error
-    keys = [f"{i:04d}/{array['path']}" for i, array in enumerate(arrays)]
-    if sorted(keys) != sorted(stored):
-        raise UserError(f"{path}: {STATE} does not hold the arrays that {MANIFEST} lists.")
-    return Checkpoint(
-        path, [(a["path"], stored[k]) for a, k in zip(arrays, keys, strict=True)], manifest
-    )
+        size = (path / STATE).stat().st_size
+        bytes_told = sum(math.prod(a["shape"]) * np.dtype(a["dtype"]).itemsize for a in arrays)
+    except (OSError, TypeError) as error:
+        raise Damaged(f"{path}: {STATE} cannot be read ({_reason(error)}).") from error
+    if not bytes_told <= size <= bytes_told + _HEADER * (1 + len(arrays)):
+        raise Damaged(f"{path}: {STATE} has {size} bytes, for arrays of {bytes_told} bytes.")
+    return manifest
 
 
-def find(folder: Path, which: str) -> tuple[Checkpoint, list[str]]:
-    """Return the checkpoint ``which`` ("last", "best") of ``folder``, and warnings.
+def load(path: Path, check: Callable[[list[Any]], object] | None = None) -> Checkpoint:
+    """Read one checkpoint; raises Damaged with what is wrong, and what ``check`` raises.
 
-    Where the one that is pointed to is damaged, the newest sound one before it is taken, with a
-    warning. Raises UserError, deleting nothing, when none is sound.
+    ``check`` is given the description of the arrays before they are read, see `check_matches`.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as deserialize
+
+    manifest = read_manifest(path)
+    if check is not None:
+        check(manifest["arrays"])
+    try:
+        content = (path / STATE).read_bytes()
+        if hashlib.sha256(content).hexdigest() != manifest.get("sha256"):
+            raise Damaged(f"{path}: {STATE} is damaged (its sha256 is not the manifest's).")
+        stored = deserialize(content)
+    except (OSError, SafetensorError, ValueError, KeyError, MemoryError) as error:
+        raise Damaged(f"{path}: {STATE} cannot be read ({_reason(error)}).") from error
+    keys = [_key(i, a["path"]) for i, a in enumerate(manifest["arrays"])]
+    state = [(key.split("/", 1)[1], stored[key]) for key in keys if key in stored]
+    if len(stored) != len(state) or describe(state) != manifest["arrays"]:
+        raise Damaged(f"{path}: {STATE} does not hold the arrays that {MANIFEST} lists.")
+    return Checkpoint(path, state, manifest)
+
+
+def find(folder: Path, which: str, read: Callable[[Path], T]) -> tuple[T, list[str]]:
+    """Return what ``read`` gives for the checkpoint ``which`` ("last", "best"), and warnings.
+
+    ``read`` is `load` or `read_manifest`. Where the one that is pointed to is damaged, the newest
+    sound one before it is taken, with a warning. Raises UserError, deleting nothing, when none is
+    sound.
     """
     wanted = pointed(folder, which)
-    others = sorted(folder.glob("step-*"), reverse=True)
-    candidates = [wanted] if wanted else []
-    if wanted is None or which == "last":
-        candidates += [p for p in others if wanted is None or p.name < wanted.name]
-    problems = [] if wanted else [f"{folder / which}.json is missing or unreadable."]
-    for path in candidates:
+    others = [p for p in saved(folder) if wanted is None or _order(p) < _order(wanted)]
+    problems = [] if wanted else [f"{folder / which}.json is missing or damaged."]
+    if not wanted and which == "best":
+        others = []  # the newest is something else than the best
+    for path in [wanted, *others] if wanted else others:
         try:
-            return load(path), problems
-        except UserError as error:
+            return read(path), problems
+        except Damaged as error:
             problems.append(str(error))
     raise UserError(
         f"No sound checkpoint {which!r} in {folder}:\n  - "
         + "\n  - ".join(problems)
-        + "\nNothing was deleted. Start again with another --run_dir, or give --resume PATH."
+        + "\nNothing was deleted. Give --resume and another checkpoint's folder"
+        + (" (or last)" if which == "best" else "")
+        + ", or start again with another --run_dir."
     )
+
+
+def describe(state: list[Any]) -> list[dict[str, Any]]:
+    """Return path, shape and dtype of each array, as a manifest lists them."""
+    return [
+        {"path": name, "shape": list(np.shape(array)), "dtype": str(getattr(array, "dtype", None))}
+        for name, array in state
+    ]
 
 
 # Keras numbers what is made twice in a process: "adam_2/iteration", "adam_2/dense_3_kernel_m".
 _AUTO_NUMBER = re.compile(r"_\d+(?=[_/ ])")
+# Keras' counters and seeds have other widths on other backends.
+_INTEGER = re.compile(r"u?int\d+$")
 
 
-def check_matches(state: State, expected: State) -> None:
-    """Raise UserError, naming the array, unless paths, shapes and dtypes agree in order."""
-    for i in range(max(len(state), len(expected))):
-        here = _describe(expected[i]) if i < len(expected) else "nothing"
-        there = _describe(state[i]) if i < len(state) else "nothing"
-        if _AUTO_NUMBER.sub("", here) != _AUTO_NUMBER.sub("", there):
-            raise UserError(
-                f"The checkpoint does not fit this model and optimizer: array {i} is {there} in "
-                f"the checkpoint and {here} here. Resume with the settings of the first run."
-            )
+def check_matches(arrays: list[dict[str, Any]], expected: list[dict[str, Any]]) -> str | None:
+    """Compare a checkpoint's arrays with those of the model, optimizer and metrics here, in order.
+
+    Both as by `describe`. Raises UserError, naming the array, for a difference in the model's or
+    the metrics'. Returns the first one in the optimizer's, which may be another on a resume, or
+    None.
+    """
+    if difference := _difference(arrays, expected, optimizer=False):
+        raise UserError(
+            f"The checkpoint does not fit this model: {difference}. Resume with the model, loss "
+            "and metrics of the first run."
+        )
+    return _difference(arrays, expected, optimizer=True)
 
 
-def _describe(named: tuple[str, np.ndarray]) -> str:
-    name, array = named
-    return f"{name} {tuple(array.shape)} {array.dtype}"
+def _difference(arrays: list[Any], expected: list[Any], *, optimizer: bool) -> str | None:
+    there, here = (
+        [
+            f"{a['path']} {tuple(a['shape'])} {a['dtype']}"
+            for a in described
+            if a["path"].startswith("optimizer/") == optimizer
+        ]
+        for described in (arrays, expected)
+    )
+    for a, b in zip_longest(there, here, fillvalue="nothing"):
+        if _comparable(a) != _comparable(b):
+            return f"{a} in the checkpoint is {b} here"
+    return None
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _comparable(array: str) -> str:
+    return _INTEGER.sub("integer", _AUTO_NUMBER.sub("", array))
+
+
+def adopt(state: State, expected: State) -> State:
+    """Return the arrays of a checkpoint in the dtypes of ``expected``, after `check_matches`.
+
+    An optimizer that differs is left as it stands in ``expected``. Raises UserError for a whole
+    number that does not fit.
+    """
+    fresh = _difference(describe(state), describe(expected), optimizer=True) is not None
+    stored = iter([a for n, a in state if not (fresh and n.startswith("optimizer/"))])
+    adopted = []
+    for name, here in expected:
+        if fresh and name.startswith("optimizer/"):
+            adopted.append((name, here))
+            continue
+        there = next(stored)
+        if not np.array_equal(there.astype(here.dtype), there, equal_nan=there.dtype.kind == "f"):
+            raise UserError(f"{name} of the checkpoint, {there}, does not fit {here.dtype}.")
+        adopted.append((name, there.astype(here.dtype)))
+    return adopted
+
+
+def _is_described(array: Any) -> bool:
+    return (
+        isinstance(array, dict)
+        and isinstance(array.get("path"), str)
+        and isinstance(array.get("dtype"), str)
+        and isinstance(array.get("shape"), list)
+        and all(isinstance(n, int) and n >= 0 for n in array["shape"])
+    )
+
+
+def _key(i: int, name: str) -> str:
+    return f"{i:04d}/{name}"
+
+
+def _order(path: Path) -> tuple[int, int]:
+    match = _NAME.fullmatch(path.name)
+    return (int(match[1]), int(match[2] or 0)) if match else (-1, 0)
+
+
+def _checksum(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return f"{type(error).__name__}: {error}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -28,6 +30,13 @@ class Position:
     loss_sum: float = 0.0  # of batch mean times batch size
     penalty: float = 0.0  # of the last step
     seconds: float = 0.0  # of training proper: no compilation, validation or checkpoint
+    skipped: list[int] = field(default_factory=list)  # steps left out by a rollback, from 1
+    lr_scale: float = 1.0  # of the learning rate, after rollbacks
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """What tells one position from another."""
+        return self.epoch, self.step, self.step_in_epoch
 
     def advance(self, logs: StepLogs, valid: np.ndarray, seconds: float) -> None:
         """Count the steps of one chunk."""
@@ -37,6 +46,11 @@ class Position:
         self.loss_sum += float(np.dot(logs.loss.astype(np.float64), valid))
         self.penalty = float(logs.penalty[-1])
         self.seconds += seconds
+
+    def skip(self) -> None:
+        """Count one step as taken without taking it."""
+        self.step += 1
+        self.step_in_epoch += 1
 
     def next_epoch(self) -> None:
         """Move to the first step of the next epoch."""
@@ -56,7 +70,7 @@ class Fit:
     validation_feed: Feed | None
     run: RunDirectory
     callbacks: list[Any]
-    loggers: list[Any]
+    loggers: list[Any]  # the first is the JSONLLogger, whose place checkpoints keep
     signals: StopSignals
     seed: int
     max_epochs: int
@@ -64,12 +78,15 @@ class Fit:
     steps_in_epoch: int
     schedule: Schedule | None = None  # None: the optimizer's own learning rate
     log_every_n_steps: int = 50
+    on_nonfinite: str = "stop"
+    single_steps_until: int = 0  # chunks of one step up to this step, to find one exactly
     position: Position = field(default_factory=Position)
     profiler: Profiler = field(default_factory=Profiler)
     logs: dict[str, float] = field(default_factory=dict)  # latest values, by Keras' names
     records: dict[str, dict[str, Any]] = field(default_factory=dict)  # latest, by event
     stop_reason: str | None = None
     epoch_complete: bool = False
+    sound: bool = True  # the engine's state is that of the position
 
     def stop(self, reason: str) -> None:
         """Ask the loop to end at the next boundary; the first reason is kept."""
@@ -99,7 +116,7 @@ class Fit:
     def learning_rates(self, steps: np.ndarray) -> np.ndarray:
         """Return the learning rates of ``steps``, float32, by the schedule or the optimizer's."""
         if self.schedule is not None:
-            return self.schedule(steps)
+            return self.schedule(steps) * np.float32(self.position.lr_scale)
         return np.full(len(steps), self.engine.learning_rate(), np.float32)
 
     def log(self, event: str, epoch: int, step: int, values: dict[str, Any]) -> None:
@@ -111,12 +128,38 @@ class Fit:
                 logger.log(record)
 
     def manifest(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps beside the arrays."""
-        callbacks = {type(c).__name__: state for c in self.callbacks if (state := c.state_dict())}
+        """Return what a checkpoint keeps beside the arrays, as JSON values."""
         return {
+            "step": self.position.step,
+            "epoch": self.position.epoch,
+            "backend": self.run.summary.get("backend"),
             "seed": self.seed,
+            "data": self.data_identity(),
             "position": asdict(self.position),
-            "callbacks": callbacks,
+            "logs": {k: v if math.isfinite(v) else None for k, v in self.logs.items()},
+            "callbacks": {k: state for k, c in named(self.callbacks) if (state := c.state_dict())},
+            "metrics": self.loggers[0].state_dict(),
             "config": self.run.config,
             "versions": self.run.summary.get("versions"),
         }
+
+    def data_identity(self) -> dict[str, Any]:
+        """Return what must be the same on a resume, for the batches to be the same."""
+        return {
+            "sha256": self.data.source.sha256,
+            "training examples": len(self.data.train),
+            "batch_size": self.data.batch_size,
+            "augment": [repr(augmentation) for _, augmentation in self.data.augment],
+            "steps in an epoch": self.steps_in_epoch,
+        }
+
+
+def named(callbacks: list[Any]) -> list[tuple[str, Any]]:
+    """Name callbacks by their class, and the second of a class "Class-2"."""
+    seen: Counter[str] = Counter()
+    names = []
+    for callback in callbacks:
+        name = type(callback).__name__
+        seen[name] += 1
+        names.append((name if seen[name] == 1 else f"{name}-{seen[name]}", callback))
+    return names

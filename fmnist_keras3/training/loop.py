@@ -1,12 +1,13 @@
 """The training loop: one flat story from the plan of an epoch to its checkpoint.
 
-All state that a resume needs is in the engine (weights, optimizer, seeds, metric sums) and in the
-position; everything else follows from (seed, epoch).
+All state that a resume needs is in the engine (weights, optimizer, seeds, metric sums), in the
+position and in what callbacks and loggers keep; everything else follows from (seed, epoch).
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -15,22 +16,25 @@ from fmnist_keras3.data.plan import EpochPlan, evaluation_plan
 from fmnist_keras3.engines.base import Engine
 from fmnist_keras3.errors import Diverged
 from fmnist_keras3.training.fit import Fit
-
-CHUNK_SECONDS = 1.0  # how much work goes to the device at once; a stop waits for it
+from fmnist_keras3.training.pace import Pace
 
 
 def train(fit: Fit) -> None:
     """Train until the last epoch or step, a callback's stop, or a signal."""
-    pace = Pace(fit.engine.chunk_steps)
+    pace, evaluation_pace = (Pace(fit.engine.chunk_steps) for _ in range(2))
     while fit.position.epoch < fit.max_epochs and not stopping(fit):
         plan = fit.open_epoch()
         fit.epoch_complete = False
         fit.notify("on_train_epoch_start")
         while fit.position.step_in_epoch < plan.steps and not stopping(fit):
-            train_chunk(fit, plan, pace.steps(steps_to_boundary(fit, plan)), pace)
+            if fit.position.step + 1 in fit.position.skipped:
+                fit.feed.take(1)
+                fit.position.skip()
+            else:
+                train_chunk(fit, plan, pace.steps(steps_to_boundary(fit, plan)), pace)
         fit.epoch_complete = fit.position.step_in_epoch == plan.steps
         if fit.epoch_complete or not fit.signals.received:
-            end_epoch(fit)
+            end_epoch(fit, evaluation_pace)
 
 
 def train_chunk(fit: Fit, plan: EpochPlan, count: int, pace: Pace) -> None:
@@ -40,14 +44,18 @@ def train_chunk(fit: Fit, plan: EpochPlan, count: int, pace: Pace) -> None:
     started = time.perf_counter()
     with fit.profiler.section("data"):
         chunk = fit.feed.take(count)
+    fit.sound = False  # the state moves on, the position not yet
     with fit.profiler.section("step"):
         logs = fit.engine.train(chunk, rates)  # waits for the device
     seconds = time.perf_counter() - started
     pace.measured(count, seconds)
-    if not np.isfinite(logs.loss).all():
-        bad = first + 1 + int(np.argmin(np.isfinite(logs.loss)))
-        raise Diverged(f"The loss of step {bad} (epoch {position.epoch + 1}) is not finite.")
+    if (bad := logs.first_bad()) is not None:
+        step, what = first + 1 + bad, "update" if np.isfinite(logs.loss[bad]) else "loss"
+        raise Diverged(
+            f"The {what} of step {step} (epoch {position.epoch + 1}) is not finite.", step
+        )
     position.advance(logs, chunk.valid[:count], seconds)
+    fit.sound = True
     for i in range(count):
         if fit.log_every_n_steps and (first + i + 1) % fit.log_every_n_steps == 0:
             values = {"loss": float(logs.loss[i]), "lr": float(rates[i])}
@@ -61,15 +69,23 @@ def train_chunk(fit: Fit, plan: EpochPlan, count: int, pace: Pace) -> None:
     fit.notify("on_chunk_end")
 
 
-def end_epoch(fit: Fit) -> None:
-    """Validate, log, and move on; an epoch cut short by `max_steps` keeps its position."""
+def end_epoch(fit: Fit, pace: Pace) -> None:
+    """Validate, log, and move on; an epoch cut short by `max_steps` keeps its position.
+
+    A signal during the validation leaves it to the resume, as if it had come before.
+    """
     position, epoch = fit.position, fit.position.epoch + 1
+    values = {}
+    if (feed := fit.validation_feed) is not None:
+        with fit.profiler.section("validation"):
+            stop = lambda: fit.signals.received is not None  # noqa: E731
+            values = evaluate(fit.engine, feed, fit.data.batch_size, pace, stop)[0]
+        if fit.signals.received:
+            return
     rate = position.examples / max(position.seconds, 1e-9)
     speed = {"seconds": position.seconds, "images_per_second": rate}
     fit.log("train", epoch, position.step, {**fit.logs, **speed})
-    if fit.validation_feed is not None:
-        with fit.profiler.section("validation"):
-            values = evaluate(fit.engine, fit.validation_feed, fit.data.batch_size)[0]
+    if values:
         fit.logs.update({f"val_{name}": value for name, value in values.items()})
         fit.log("validation", epoch, position.step, values)
     if fit.epoch_complete:
@@ -78,9 +94,19 @@ def end_epoch(fit: Fit) -> None:
     fit.notify("on_train_epoch_end")
 
 
-def evaluate(engine: Engine, feed: Feed, batch_size: int) -> tuple[dict[str, float], np.ndarray]:
-    """Return loss and metrics over the feed's whole split, and the outputs in its order."""
-    return engine.infer(feed.chunks(evaluation_plan(len(feed.split), batch_size)))
+def evaluate(
+    engine: Engine,
+    feed: Feed,
+    batch_size: int,
+    pace: Pace | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> tuple[dict[str, float], np.ndarray]:
+    """Return loss and metrics over the feed's whole split, and the outputs in its order.
+
+    Where ``stop`` comes to be true between two chunks, what was seen until then.
+    """
+    plan = evaluation_plan(len(feed.split), batch_size)
+    return engine.infer(feed.chunks(plan, pace or Pace(engine.chunk_steps, first=8), stop))
 
 
 def stopping(fit: Fit) -> bool:
@@ -94,26 +120,12 @@ def stopping(fit: Fit) -> bool:
 
 def steps_to_boundary(fit: Fit, plan: EpochPlan) -> int:
     """Return how many steps may be taken before something has to happen between two steps."""
-    step, left = fit.position.step, plan.steps - fit.position.step_in_epoch
-    if fit.max_steps is not None:
-        left = min(left, fit.max_steps - step)
+    step = fit.position.step
+    ends = [step + plan.steps - fit.position.step_in_epoch, fit.max_steps]
+    ends += [skipped - 1 for skipped in fit.position.skipped if skipped > step]
+    if step < fit.single_steps_until:
+        ends.append(step + 1)
     for callback in fit.callbacks:
-        if every := getattr(callback, "every_n_steps", None):
-            left = min(left, every - step % every)
-    return left
-
-
-class Pace:
-    """Chooses chunk lengths so that each takes about `CHUNK_SECONDS`; bits do not depend on it."""
-
-    def __init__(self, most: int) -> None:
-        self.most, self.rate = most, 0.0
-
-    def steps(self, left: int) -> int:
-        """Return the next chunk's length, at most ``left``; the very first is one step."""
-        return max(1, min(left, self.most, round(self.rate * CHUNK_SECONDS)))
-
-    def measured(self, count: int, seconds: float) -> None:
-        """Learn from a chunk; a short one says little, so the rate at most quadruples."""
-        rate = count / max(seconds, 1e-9)
-        self.rate = min(rate, 4 * self.rate) if self.rate else rate
+        if every := getattr(callback, "every_n_train_steps", None):
+            ends.append(step + every - step % every)
+    return min(end for end in ends if end is not None) - step

@@ -7,12 +7,17 @@ import os
 import shlex
 import sys
 import time
+import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from fmnist_keras3 import runtime
 from fmnist_keras3.errors import UserError
-from fmnist_keras3.training.files import whole, write_json
+from fmnist_keras3.files import remove_temporary, whole, write, write_json
+from fmnist_keras3.training import checkpoint
+from fmnist_keras3.training.lock import locked
+from fmnist_keras3.training.loggers.jsonl import parsed
 
 CONFIG, METRICS, SUMMARY, MODEL = "config.yaml", "metrics.jsonl", "summary.json", "model.keras"
 CHECKPOINTS, PLOTS = "checkpoints", "plots"
@@ -29,11 +34,16 @@ def new_run_path(root: Path, model: str, backend: str, synthetic: bool = False) 
     return path
 
 
+def has_run(path: Path) -> bool:
+    """Tell whether there is a run in ``path``, or what is left of one."""
+    return any((path / name).exists() for name in (CONFIG, METRICS, SUMMARY, CHECKPOINTS))
+
+
 def check_new(path: Path) -> None:
     """Raise UserError if ``path`` cannot become a run directory: a run is in it, or unwritable."""
     if path.exists() and not path.is_dir():
         raise UserError(f"The run directory {path} is a file. Give another --run_dir.")
-    if any((path / name).exists() for name in (CONFIG, METRICS, SUMMARY, CHECKPOINTS)):
+    if has_run(path):
         raise UserError(
             f"{path} already holds a run, and runs are never overwritten. Type --resume last "
             f"--run_dir {path} to continue it, or give another --run_dir."
@@ -51,24 +61,49 @@ def check_new(path: Path) -> None:
 
 
 class RunDirectory:
-    """Writes one run's files; ``summary`` is rewritten atomically at each `update`."""
+    """Writes one run's files; a context that holds the directory's lock.
+
+    A new run needs a directory without one (see `check_new`), a resumed one must be there. Raises
+    UserError where that is not so, where another process writes the run, or nothing can be written.
+    """
 
     def __init__(self, path: Path, config: dict[str, Any], *, resumed: bool = False) -> None:
-        self.path, self.config = path, config
+        self.path, self.config, self.resumed = path, config, resumed
         self.checkpoints, self.plots = path / CHECKPOINTS, path / PLOTS
-        if not resumed:
-            check_new(path)
         self.summary: dict[str, Any] = {}
-        if resumed:
-            self.summary = read_json(path / SUMMARY) or {}
-        self.write_config()
+        self._lock = ExitStack()
 
-    def write_config(self) -> None:
-        """Write ``config.yaml``, with which the run can be repeated."""
+    def __enter__(self) -> RunDirectory:
+        if not self.resumed:
+            check_new(self.path)
+        self._lock.enter_context(locked(self.path))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.close()
+
+    def begin(self) -> None:
+        """Write ``config.yaml``, with which the run can be repeated; read a resumed summary."""
         import yaml
 
-        with whole(self.path / CONFIG) as beside:
-            beside.write_text(yaml.safe_dump(self.config, sort_keys=False))
+        for folder in (self.path, self.checkpoints):
+            remove_temporary(folder)
+        if self.resumed:
+            summary = read_json(self.path / SUMMARY)
+            self.summary = summary if isinstance(summary, dict) else {}
+            for name, value in ((SUMMARY, summary), (CONFIG, self._old_config())):
+                if not isinstance(value, dict):
+                    path = self.path / name
+                    warnings.warn(f"{path} is damaged or missing; written anew.", stacklevel=3)
+        write(self.path / CONFIG, yaml.safe_dump(self.config, sort_keys=False).encode())
+
+    def _old_config(self) -> Any:
+        import yaml
+
+        try:
+            return yaml.safe_load((self.path / CONFIG).read_text())
+        except (OSError, ValueError, yaml.YAMLError, RecursionError):
+            return None
 
     def update(self, **values: Any) -> None:
         """Set keys of the summary and write it."""
@@ -104,23 +139,16 @@ def read_json(path: Path) -> Any:
     """Return the JSON value in ``path``, or None where there is none that can be read."""
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a ``metrics.jsonl``; a last line cut short by a crash is left out."""
-    records = []
+    """Return the records of a ``metrics.jsonl``; a line cut short by a crash is left out."""
     try:
-        lines = path.read_text().splitlines()
+        return parsed(path.read_bytes())
     except OSError:
-        return records
-    for line in lines:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return records
+        return []
 
 
 def find_run(path: Path) -> Path:
@@ -132,6 +160,32 @@ def find_run(path: Path) -> Path:
         f"{path} is no run directory (there is no {CONFIG} in it). "
         "Give a folder that `fmnist train` wrote, such as runs/20261122-231500-baseline-jax."
     )
+
+
+def locate(ckpt_path: str | Path, run_dir: str | Path | None) -> tuple[Path, str | None]:
+    """Return the run directory that ``ckpt_path`` means, and "last", "best" or a checkpoint's name.
+
+    ``ckpt_path`` is "last", "best" or "auto" (of ``run_dir``), or a run's or checkpoint's folder;
+    "auto" is "last", or None where no checkpoint was written yet. Raises UserError where there is
+    nothing of the kind.
+    """
+    if str(ckpt_path) in ("last", "best", "auto"):
+        if run_dir is None:
+            raise UserError(f"{ckpt_path!r} needs the run_dir of the run to resume.")
+        run = Path(run_dir)
+        if ckpt_path == "auto":
+            return run, "last" if checkpoint.saved(run / CHECKPOINTS) else None
+        return find_run(run), str(ckpt_path)
+    path = Path(ckpt_path)
+    run = find_run(path)
+    if path.resolve() == run.resolve():
+        return run, "last"
+    if not checkpoint.is_name(path.name):
+        raise UserError(
+            f"{path} is neither a run directory nor a checkpoint. Give {run}, or one of the "
+            f"folders in {run / CHECKPOINTS}."
+        )
+    return run, path.name
 
 
 def newest_run(root: Path) -> Path:

@@ -1,30 +1,42 @@
-"""Signals: the first SIGINT or SIGTERM asks for a stop, a second one stops at once."""
+"""Signals: the first asks for a stop at the next boundary, a second one ends the work at once."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import subprocess
 import threading
+import warnings
+from collections.abc import Iterator
 from types import FrameType
 
-EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}
+from fmnist_keras3.errors import Interrupted
+
+STOPS = ("SIGINT", "SIGTERM")
+CHECKPOINT = "SIGUSR1"  # what SLURM sends before a time limit: sbatch --signal=SIGUSR1@90
 
 
 class StopSignals:
     """A context in which signals set ``received`` ("SIGINT", "SIGTERM") and nothing else.
 
     An exception raised by a handler could fall between a step's dispatch and the assignment of its
-    result, when the old state is gone already; so the loop looks at the flag between chunks.
+    result, when the old state is gone already; so the loop looks at the flag between chunks. A
+    second signal raises Interrupted all the same, after which nothing is saved; a third one ends
+    the process. SIGUSR1 sets ``checkpoint_asked``; in a SLURM job it is a stop, too, see `requeue`.
     Handlers are installed in the main thread only, and put back afterwards.
     """
 
     def __init__(self) -> None:
         self.received: str | None = None
+        self.checkpoint_asked = False
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
+            for name in (*STOPS, CHECKPOINT):
+                if number := getattr(signal, name, None):  # Windows has no SIGUSR1
+                    self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -33,6 +45,48 @@ class StopSignals:
         self._previous.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            raise KeyboardInterrupt
-        self.received = signal.Signals(number).name
+        name = signal.Signals(number).name
+        if name == CHECKPOINT:
+            self.checkpoint_asked = True
+            if "SLURM_JOB_ID" in os.environ:
+                self.received = self.received or name
+        elif self.received in STOPS:
+            signal.signal(number, signal.SIG_DFL)
+            raise Interrupted(name)
+        else:
+            self.received = name
+
+
+def requeue() -> None:
+    """Put this SLURM job back into the queue; warns where SLURM refuses."""
+    job = os.environ["SLURM_JOB_ID"]
+    try:
+        subprocess.run(
+            ["scontrol", "requeue", job], check=True, capture_output=True, text=True, timeout=60
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = (getattr(error, "stderr", None) or str(error)).strip()
+        warnings.warn(f"SLURM job {job} was not requeued: {reason}", stacklevel=2)
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM raise Interrupted, as SIGINT raises KeyboardInterrupt, so that files are closed.
+
+    Does nothing outside the main thread, and where somebody handles SIGTERM already.
+    """
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise Interrupted("SIGTERM")
+
+    signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
-import time
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from fmnist_keras3 import runtime
 from fmnist_keras3.data.datamodule import DataModule, as_datamodule, limited
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.data.feeds import Feed, ResidentFeed, StreamFeed
@@ -21,11 +19,12 @@ from fmnist_keras3.data.plan import evaluation_plan
 from fmnist_keras3.engines import make_engine
 from fmnist_keras3.engines.base import Engine
 from fmnist_keras3.errors import Diverged, UserError
+from fmnist_keras3.files import write_json
 from fmnist_keras3.models import macs
-from fmnist_keras3.training import checkpoint, rundir
-from fmnist_keras3.training.callbacks import Callback, ModelCheckpoint, Progress, Trace
-from fmnist_keras3.training.files import write_json
-from fmnist_keras3.training.fit import Fit, Position
+from fmnist_keras3.training import checkpoint, resume, rundir, signals
+from fmnist_keras3.training.callbacks import Callback, ModelCheckpoint, Progress, Summary, Trace
+from fmnist_keras3.training.checkpoint import Checkpoint
+from fmnist_keras3.training.fit import Fit, named
 from fmnist_keras3.training.loggers import LOGGERS, JSONLLogger, check_logger
 from fmnist_keras3.training.loop import evaluate, train
 from fmnist_keras3.training.schedules import make_schedule
@@ -76,7 +75,10 @@ class Trainer:
     and a linear rise over the first ``warmup`` epochs (at most a fifth of ``max_epochs``); None
     leaves the rate to the optimizer. ``label_smoothing`` is a rate in 0..1. ``limit_train_batches``
     and ``limit_val_batches`` are numbers of batches. ``pipeline`` is "auto", "resident" or
-    "stream". ``logger`` is a name or list of names beside the metrics.jsonl that is always written.
+    "stream". ``on_nonfinite`` says what follows a loss or weight that is not finite: "stop" raises
+    Diverged; "rollback" goes back to the last good checkpoint and leaves the failed step out, and
+    if that does not help, halves the learning rate, too (see `resume.Rollback`). ``logger`` is a
+    name or list of names beside the metrics.jsonl that is always written.
     ``profiler`` is "simple" (seconds and share of each part, in ``FitResult.profile`` and
     profile.json) or "trace" (the backend's own profiler over one chunk, into ``profile/``).
     ``run_dir`` is a new folder (default: one below ``default_root_dir``).
@@ -96,6 +98,7 @@ class Trainer:
         limit_train_batches: int | None = None,
         limit_val_batches: int | None = None,
         pipeline: str = "auto",
+        on_nonfinite: str = "stop",
         seed: int = 0,
         callbacks: list[Callback] | None = None,
         logger: str | list[str] | None = None,
@@ -120,6 +123,8 @@ class Trainer:
             raise UserError(f"label_smoothing is {label_smoothing}; it must be in 0..1, below 1.")
         if pipeline not in ("auto", *PIPELINES):
             raise UserError(f"pipeline is {pipeline!r}; it must be auto, resident or stream.")
+        if on_nonfinite not in ("stop", "rollback"):
+            raise UserError(f"on_nonfinite is {on_nonfinite!r}; it must be stop or rollback.")
         if profiler not in PROFILERS:
             raise UserError(f"profiler is {profiler!r}; it must be simple, trace or None.")
         if schedule is not None:
@@ -127,7 +132,7 @@ class Trainer:
         self.max_epochs, self.max_steps = max_epochs, max_steps
         self.schedule, self.warmup, self.label_smoothing = schedule, warmup, label_smoothing
         self.limit_train_batches, self.limit_val_batches = limit_train_batches, limit_val_batches
-        self.pipeline, self.seed = pipeline, seed
+        self.pipeline, self.on_nonfinite, self.seed = pipeline, on_nonfinite, seed
         self.callbacks = list(callbacks or [])
         names = [logger] if isinstance(logger, str) else logger or []
         self.loggers = [check_logger(name) for name in names]
@@ -149,71 +154,57 @@ class Trainer:
 
         ``ckpt_path`` is "last" or "best" (of ``run_dir``), or a run's or checkpoint's folder:
         training goes on from its step, in its run directory, to the same bits as if it had never
-        stopped. ``config`` is what config.yaml holds (default: the Trainer's arguments). The model
+        stopped; "auto" is "last", or the beginning where no checkpoint was written yet. Optimizer,
+        epochs and logging may change on the way; model, data, batch size and seed may not.
+        ``config`` is what config.yaml holds (default: the Trainer's arguments). The model
         holds the trained weights afterwards. Raises UserError for input that cannot be used and
         Diverged when the loss or a weight is not finite.
         """
         data = as_datamodule(data)
         engine = self._engine_for(model, data)
-        found, problems = self._find_checkpoint(ckpt_path)
-        for problem in problems:
-            warnings.warn(f"{problem} An earlier checkpoint is used.", stacklevel=2)
-        if found is not None:
-            self._check_resumable(found, engine)
-        run = self._run_directory(model, data, config, found)
-        jsonl = JSONLLogger(run.path)
-        fit = self._make_fit(model, data, engine, run, [jsonl, *self._make_loggers(run)])
-        if found is not None:
-            self._restore(fit, found)
-            kept = jsonl.rewind(fit.position.step)
-            for logger in fit.loggers[1:]:
-                logger.replay(kept)
-        compile_seconds = _compile(fit)
-        run.update(
-            **rundir.environment(),
-            **self._describe(fit),
-            status="running",
-            reason=None,
-            compile_seconds=round(compile_seconds, 3),
-        )
-        return self._train(fit)
+        path, which = self._run_path(model, data), None
+        if ckpt_path is not None:
+            path, which = rundir.locate(ckpt_path, self.run_dir)
+        config = self._config(model, data) if config is None else config
+        resumed = which is not None or (ckpt_path == "auto" and rundir.has_run(path))
+        with rundir.RunDirectory(path, config, resumed=resumed) as run:
+            found = None if which is None else resume.find(path, which, engine)
+            fit = self._make_fit(model, data, engine, run)
+            fit.notify("setup")
+            if found is not None:
+                resume.check_data(fit, found)
+            run.begin()
+            return self._run(fit, found)
 
-    def _train(self, fit: Fit) -> FitResult:
-        """Run the loop inside the one funnel for signals and exceptions."""
-        book = _Bookkeeper()
-        fit.callbacks.append(book)
+    def _run(self, fit: Fit, found: Checkpoint | None) -> FitResult:
+        """Go through a fit inside the one funnel for signals and exceptions."""
         try:
-            with fit.signals:
-                fit.notify("on_fit_start")
-                train(fit)
-                fit.notify("on_fit_end")
-        except BaseException as exception:
-            status = "failed"
-            if isinstance(exception, Diverged):
-                status = "diverged"
-            elif isinstance(exception, KeyboardInterrupt):
+            now = {**rundir.environment(), **self._describe(fit)}
+            fit.run.update(**now, status="running", reason=None)
+            if found is None:
+                fit.loggers[0].begin()
+            else:
+                resume.restore(fit, found)
+                checkpoint.point(fit.run.checkpoints, "last", found.path.name)
+            self._train(fit)
+            fit.run.write_model(fit.model)
+            status = "completed"
+            if fit.signals.received:
                 status = "interrupted"
-            fit.run.update(status=status, reason=f"{type(exception).__name__}: {exception}")
-            for callback in fit.callbacks:
-                try:
-                    callback.on_exception(fit, exception)
-                except Exception as another:  # must not hide the first
-                    exception.add_note(f"{type(callback).__name__}.on_exception: {another!r}")
+            elif fit.stop_reason and fit.position.step != fit.max_steps:
+                status = "stopped"
+            fit.run.update(status=status, reason=fit.stop_reason)
+        except BaseException as exception:
+            self._fail(fit, exception)
             raise
         finally:
             fit.feed.close()
-        fit.engine.sync_model()
-        status = "completed"
-        if fit.signals.received:
-            status = "interrupted"
-        elif fit.stop_reason and fit.position.step != fit.max_steps:
-            status = "stopped"
-        fit.run.write_model(fit.model)
-        fit.run.update(status=status, reason=fit.stop_reason)
+        if fit.signals.received == signals.CHECKPOINT:
+            signals.requeue()
         profile = fit.profiler.results() if self.profiler == "simple" else None
         if profile is not None:
             write_json(fit.run.path / "profile.json", profile)
-        saver = _checkpointer(fit.callbacks)
+        saver = resume.saver(fit)
         return FitResult(
             status,
             fit.stop_reason,
@@ -224,6 +215,58 @@ class Trainer:
             dict(fit.run.summary),
             profile,
         )
+
+    def _train(self, fit: Fit) -> None:
+        """Compile, run the loop, and bring the Keras model up to date."""
+        if fit.position.epoch >= fit.max_epochs:
+            warnings.warn(
+                f"Nothing is left to train: the run has its {fit.position.epoch} epochs. To go on, "
+                f"give more (now {fit.max_epochs}).",
+                stacklevel=4,
+            )
+        else:
+            fit.run.update(compile_seconds=round(_compile(fit), 3))
+        peak = fit.engine.learning_rate()
+        roll_back = resume.Rollback(fit)
+        with fit.signals:
+            fit.notify("on_fit_start")
+            while True:
+                try:
+                    train(fit)
+                    break
+                except Diverged as failure:
+                    if self.on_nonfinite == "stop":
+                        raise
+                    roll_back(failure)
+            fit.notify("on_fit_end")
+        fit.engine.sync_model()
+        if fit.schedule is not None:
+            fit.engine.set_learning_rate(peak)  # the schedule's: the next fit begins there, too
+
+    def _fail(self, fit: Fit, exception: BaseException) -> None:
+        """Tell everybody of an exception, save what can be saved; raises nothing."""
+        status = "failed"
+        if isinstance(exception, Diverged):
+            status = "diverged"
+        elif isinstance(exception, KeyboardInterrupt):
+            status = "interrupted"
+        reason = f"{type(exception).__name__}: {exception}"
+        tells = {
+            f"{name}.on_exception": partial(callback.on_exception, fit, exception)
+            for name, callback in named(fit.callbacks)
+        }
+        tells["summary.json"] = partial(fit.run.update, status=status, reason=reason)
+        for name, tell in tells.items():
+            try:
+                tell()
+            except Exception as another:  # must not hide the first
+                exception.add_note(f"{name} failed, too: {another}")
+        good = checkpoint.pointed(fit.run.checkpoints, "last")
+        if good is not None and good.is_dir():
+            exception.add_note(
+                f"The last good checkpoint is {good}. To go on from it: --resume last --run_dir "
+                f"{fit.run.path} (in Python: ckpt_path='last')."
+            )
 
     def validate(self, model: keras.Model, data: Any) -> dict[str, float]:
         """Return loss and metrics on the validation split of ``data``."""
@@ -286,36 +329,19 @@ class Trainer:
             name = "resident" if split.x.nbytes <= RESIDENT_BYTES else "stream"
         return PIPELINES[name](split, engine, augment)
 
-    def _find_checkpoint(self, ckpt_path):
-        if ckpt_path is None:
-            return None, []
-        if str(ckpt_path) in ("last", "best"):
-            if self.run_dir is None:
-                raise UserError(f"ckpt_path {ckpt_path!r} needs the run_dir of the run to resume.")
-            return checkpoint.find(Path(self.run_dir) / rundir.CHECKPOINTS, str(ckpt_path))
-        folder = Path(ckpt_path) / rundir.CHECKPOINTS
-        if folder.is_dir():
-            return checkpoint.find(folder, "last")
-        return checkpoint.load(Path(ckpt_path)), []
+    def _run_path(self, model, data) -> Path:
+        if self.run_dir is not None:
+            return Path(self.run_dir)
+        synthetic = data.describe()["name"] == "synthetic"
+        backend = keras.backend.backend()
+        return rundir.new_run_path(self.default_root_dir, model.name, backend, synthetic)
 
-    def _run_directory(self, model, data, config, found) -> rundir.RunDirectory:
-        if config is None:
-            names = ("max_epochs", "max_steps", "schedule", "warmup", "label_smoothing", "pipeline")
-            config = {"model": model.name, "seed": self.seed, "batch_size": data.batch_size}
-            config |= {name: getattr(self, name) for name in names}
-        if found is not None:
-            return rundir.RunDirectory(rundir.find_run(found.path), config, resumed=True)
-        path = self.run_dir
-        if path is None:
-            synthetic = data.describe()["name"] == "synthetic"
-            backend = keras.backend.backend()
-            path = rundir.new_run_path(self.default_root_dir, model.name, backend, synthetic)
-        return rundir.RunDirectory(Path(path), config)
+    def _config(self, model, data) -> dict[str, Any]:
+        names = ("max_epochs", "max_steps", "schedule", "warmup", "label_smoothing", "pipeline")
+        config = {"model": model.name, "seed": self.seed, "batch_size": data.batch_size}
+        return config | {name: getattr(self, name) for name in names}
 
-    def _make_loggers(self, run) -> list[Any]:
-        return [LOGGERS[name](run.path) for name in self.loggers]
-
-    def _make_fit(self, model, data, engine, run, loggers) -> Fit:
+    def _make_fit(self, model, data, engine, run) -> Fit:
         steps = -(-len(data.train) // data.batch_size)
         steps = min(steps, self.limit_train_batches or steps)
         schedule = None
@@ -329,7 +355,7 @@ class Trainer:
             total = min(self.max_epochs * steps, self.max_steps or self.max_epochs * steps)
             warmup = round(min(self.warmup, 0.2 * self.max_epochs) * steps)
             schedule = make_schedule(self.schedule, peak, total, warmup)
-        callbacks = list(self.callbacks)
+        callbacks: list[Callback] = [Summary(), *self.callbacks]
         if self.profiler == "trace":
             callbacks.append(Trace())
         if not any(isinstance(c, ModelCheckpoint) for c in callbacks):
@@ -347,7 +373,7 @@ class Trainer:
             validation_feed=self._feed(validation, engine) if validation is not None else None,
             run=run,
             callbacks=callbacks,
-            loggers=loggers,
+            loggers=[JSONLLogger(run.path), *(LOGGERS[name](run.path) for name in self.loggers)],
             signals=StopSignals(),
             seed=self.seed,
             max_epochs=self.max_epochs,
@@ -355,23 +381,8 @@ class Trainer:
             steps_in_epoch=steps,
             schedule=schedule,
             log_every_n_steps=self.log_every_n_steps,
+            on_nonfinite=self.on_nonfinite,
         )
-
-    def _check_resumable(self, found: checkpoint.Checkpoint, engine: Engine) -> None:
-        checkpoint.check_matches(found.state, engine.export_state())
-        if found.manifest["seed"] != self.seed:
-            raise UserError(
-                f"The run was started with seed {found.manifest['seed']}, not {self.seed}; the "
-                "seed may not change on resume."
-            )
-
-    def _restore(self, fit: Fit, found: checkpoint.Checkpoint) -> None:
-        fit.engine.import_state(found.state)
-        fit.position = Position(**found.manifest["position"])
-        for callback in fit.callbacks:
-            if state := found.manifest["callbacks"].get(type(callback).__name__):
-                callback.load_state_dict(state)
-        _checkpointer(fit.callbacks).last = found.path
 
     def _describe(self, fit: Fit) -> dict[str, Any]:
         data = fit.data.describe()
@@ -388,50 +399,6 @@ class Trainer:
             "batch_size": fit.data.batch_size,
             "augment": [name for name, _ in fit.data.augment],
         }
-
-
-class _Bookkeeper(Callback):
-    """Keeps summary.json up to date at each epoch's end."""
-
-    def on_fit_start(self, fit):
-        self._started = time.perf_counter()
-        self._before = fit.run.summary.get("total_seconds") or 0.0
-        done = fit.run.summary.get("epoch_seconds") or []
-        self._seconds = done[: fit.position.epoch]
-        rates = fit.run.summary.get("epoch_images_per_second") or []
-        self._rates = rates[: fit.position.epoch]
-
-    def on_chunk_end(self, fit):
-        if "time_to_first_step" not in fit.run.summary:
-            fit.run.summary["time_to_first_step"] = round(runtime.process_seconds(), 2)
-
-    def on_train_epoch_end(self, fit):
-        record = fit.records["train"]
-        self._seconds.append(round(record["seconds"], 4))
-        self._rates.append(round(record["images_per_second"], 1))
-        self._write(fit)
-
-    def on_fit_end(self, fit):
-        self._write(fit)
-
-    def _write(self, fit) -> None:
-        validation = fit.records.get("validation", {})
-        fit.run.update(
-            epochs=fit.position.epoch,
-            steps=fit.position.step,
-            validation_loss=validation.get("loss"),
-            validation_accuracy=validation.get("accuracy"),
-            best_epoch=_checkpointer(fit.callbacks).best_epoch,
-            epoch_seconds=self._seconds,
-            epoch_images_per_second=self._rates,
-            images_per_second=round(statistics.median(self._rates), 1) if self._rates else None,
-            total_seconds=round(self._before + time.perf_counter() - self._started, 2),
-            peak_memory_mb=fit.engine.peak_memory_mb() or runtime.peak_memory_mb(),
-        )
-
-
-def _checkpointer(callbacks: list[Any]) -> ModelCheckpoint:
-    return next(c for c in callbacks if isinstance(c, ModelCheckpoint))
 
 
 def _compile(fit: Fit) -> float:

@@ -270,19 +270,6 @@ def test_different_sizes(folder, tmp_path):
     assert "7x5" in message
 
 
-def test_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError(28, "No space left on device")
-
-    path = tmp_path / "file"
-    path.write_bytes(b"before")
-    monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(OSError, match="No space"):
-        idx.write_atomically(path, b"after")
-    assert [path] == list(tmp_path.iterdir())
-    assert path.read_bytes() == b"before"
-
-
 def test_home_is_expanded(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder.parent))
     assert idx.read_folder("~/data").source == str(folder)

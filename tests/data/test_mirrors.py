@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import http.server
+import os
 import shutil
 import socket
 import threading
@@ -149,7 +150,7 @@ def test_failed_write_leaves_nothing(site, tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(idx.os, "replace", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(UserError, match="No space left on device"):
         mirrors.download(tmp_path / "cache", mirrors=[site.url + "good"])
     assert contents(tmp_path / "cache") == set()

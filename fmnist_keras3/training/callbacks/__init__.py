@@ -6,6 +6,7 @@ from fmnist_keras3.training.callbacks.base import Callback
 from fmnist_keras3.training.callbacks.early_stopping import EarlyStopping
 from fmnist_keras3.training.callbacks.model_checkpoint import ModelCheckpoint
 from fmnist_keras3.training.callbacks.progress import Progress
+from fmnist_keras3.training.callbacks.summary import Summary
 from fmnist_keras3.training.callbacks.trace import Trace
 
-__all__ = ["Callback", "EarlyStopping", "ModelCheckpoint", "Progress", "Trace"]
+__all__ = ["Callback", "EarlyStopping", "ModelCheckpoint", "Progress", "Summary", "Trace"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fmnist_keras3.training.loop import Fit
+    from fmnist_keras3.training.fit import Fit
 
 
 class Callback:
@@ -18,6 +18,9 @@ class Callback:
     """
 
     section = "callbacks"  # of the profile, under which the time of the hooks is counted
+
+    def setup(self, fit: Fit) -> None:
+        """Before anything is restored: forget what an earlier fit left in this object."""
 
     def on_fit_start(self, fit: Fit) -> None:
         """Before the first step, after a checkpoint was restored."""

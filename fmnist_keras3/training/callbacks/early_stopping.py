@@ -26,6 +26,9 @@ class EarlyStopping(Callback):
             raise UserError(f"patience is {patience}; early stopping needs at least 1 epoch.")
         self.monitor, self.patience, self.min_delta = monitor, patience, min_delta
         self.sign = 1 if (mode or default_mode(monitor)) == "max" else -1
+        self.setup()
+
+    def setup(self, fit=None):
         self.best, self.waited = -math.inf, 0
 
     def on_train_epoch_end(self, fit):
@@ -41,10 +44,12 @@ class EarlyStopping(Callback):
             )
 
     def state_dict(self):
-        return {"best": self.best, "waited": self.waited}
+        best = self.best if math.isfinite(self.best) else None  # JSON knows no infinity
+        return {"best": best, "waited": self.waited}
 
     def load_state_dict(self, state):
-        self.best, self.waited = state["best"], state["waited"]
+        self.best = -math.inf if state["best"] is None else state["best"]
+        self.waited = state["waited"]
 
 
 def default_mode(monitor: str) -> str:

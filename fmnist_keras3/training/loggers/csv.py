@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from fmnist_keras3.training.files import whole
+from fmnist_keras3.files import whole
 
 
 class CSVLogger:
@@ -30,7 +30,8 @@ class CSVLogger:
         self._write()
 
     def replay(self, records: list[dict[str, Any]]) -> None:
-        """Take the records of a run that is resumed."""
+        """Begin anew with the records of a run that goes on."""
+        self._rows = {}
         for record in records:
             self.log(record)
 

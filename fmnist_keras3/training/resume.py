@@ -1,0 +1,141 @@
+"""Going on from a checkpoint: after a stop (resume), and after a divergence (rollback)."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+
+from fmnist_keras3.engines.base import Engine
+from fmnist_keras3.errors import Diverged, UserError
+from fmnist_keras3.training import checkpoint, rundir
+from fmnist_keras3.training.callbacks import ModelCheckpoint
+from fmnist_keras3.training.checkpoint import Checkpoint
+from fmnist_keras3.training.fit import Fit, Position, named
+
+ROLLBACKS = 5  # tries from one checkpoint
+
+
+def find(run: Path, which: str, engine: Engine) -> Checkpoint:
+    """Return the checkpoint to go on from; warns of damaged ones that were passed over.
+
+    Raises UserError where none is sound, or where it does not fit the engine's model.
+    """
+    expected = checkpoint.describe(engine.export_state())
+
+    def load(path: Path) -> Checkpoint:
+        return checkpoint.load(path, lambda arrays: checkpoint.check_matches(arrays, expected))
+
+    folder = run / rundir.CHECKPOINTS
+    if checkpoint.is_name(which):
+        return load(folder / which)
+    found, problems = checkpoint.find(folder, which, load)
+    if problems:
+        warnings.warn(
+            " ".join(problems) + f" An earlier checkpoint is used: {found.path.name}.", stacklevel=3
+        )
+    return found
+
+
+def check_data(fit: Fit, found: Checkpoint) -> None:
+    """Raise UserError, naming the field, if seed or data are not what they were."""
+    manifest = found.manifest
+    now = {"seed": fit.seed, **fit.data_identity()}
+    then = {"seed": manifest.get("seed"), **manifest.get("data", {})}
+    for name, value in now.items():
+        if then.get(name) != value:
+            raise UserError(
+                f"The run was started with {name} {then.get(name)}; it is {value} now, and may not "
+                "change on a resume. Give what it was, or start a new run."
+            )
+
+
+def restore(fit: Fit, found: Checkpoint) -> None:
+    """Bring engine, position, callbacks and loggers to where they were at a checkpoint."""
+    manifest = found.manifest
+    for name in ("backend", "versions"):
+        then, now = manifest.get(name), fit.run.summary.get(name)
+        if then != now:
+            warnings.warn(
+                f"The checkpoint is of {name} {then}, this is {now}: what follows is as good, but "
+                "not the same to the bit as without the stop.",
+                stacklevel=3,
+            )
+    expected = fit.engine.export_state()
+    arrays = checkpoint.describe(found.state)
+    if changed := checkpoint.check_matches(arrays, checkpoint.describe(expected)):
+        warnings.warn(f"The optimizer is another one ({changed}); it starts afresh.", stacklevel=3)
+    fit.engine.import_state(checkpoint.adopt(found.state, expected))
+    try:
+        fit.position = Position(**manifest["position"])
+        fit.logs = {k: math.nan if v is None else v for k, v in manifest["logs"].items()}
+        for name, callback in named(fit.callbacks):
+            if state := manifest["callbacks"].get(name):
+                callback.load_state_dict(state)
+        jsonl, *others = fit.loggers
+        kept = jsonl.rewind(manifest["metrics"], fit.position.step)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{found.path}: {checkpoint.MANIFEST} was not written by this version ({error!r})."
+        ) from error
+    for logger in others:
+        logger.replay(kept)
+    saver(fit).restored(found.path, fit.position.place)
+
+
+def saver(fit: Fit) -> ModelCheckpoint:
+    """Return the callback that writes the checkpoints."""
+    return next(c for c in fit.callbacks if isinstance(c, ModelCheckpoint))
+
+
+class Rollback:
+    """Goes back to the last good checkpoint when a value is not finite, and around the failure.
+
+    The way there is taken once more step by step, to find the step that fails. It is left out; if
+    training fails again before the next checkpoint, the learning rate is halved, too. All of it
+    depends on nothing but the checkpoint, so a resumed run does the same.
+    """
+
+    def __init__(self, fit: Fit) -> None:
+        self.fit, self._from, self._tries = fit, "", 0
+
+    def __call__(self, failure: Diverged) -> None:
+        """Bring the fit back; raises ``failure`` again after `ROLLBACKS` tries in vain."""
+        fit = self.fit
+        found_exactly = failure.step <= fit.single_steps_until
+        before = fit.position
+        saver(fit).wait()
+        found = find(fit.run.path, "last", fit.engine)
+        if found.path.name != self._from:
+            self._from, self._tries = found.path.name, 0
+        if self._tries == ROLLBACKS:
+            failure.add_note(f"Going back to {found.path.name} did not help {ROLLBACKS} times.")
+            raise failure
+        restore(fit, found)
+        if not found_exactly:
+            fit.single_steps_until = failure.step
+        self._carry_over(before)
+        if found_exactly:
+            self._tries += 1
+            fit.position.skipped.append(failure.step)
+            halved = self._tries > 1
+            self._scale(0.5 if halved else 1.0)
+            warnings.warn(
+                f"{failure} Back to step {fit.position.step}; step {failure.step} is left out"
+                + f", and the learning rate is {fit.position.lr_scale:g} of what it was." * halved
+                + "." * (not halved),
+                stacklevel=2,
+            )
+            fit.log("rollback", fit.position.epoch + 1, failure.step, {"to": fit.position.step})
+
+    def _carry_over(self, before: Position) -> None:
+        """Keep what earlier rollbacks to the same checkpoint have learnt."""
+        position = self.fit.position
+        position.skipped += [step for step in before.skipped if step not in position.skipped]
+        self._scale(before.lr_scale / position.lr_scale)
+
+    def _scale(self, factor: float) -> None:
+        fit = self.fit
+        fit.position.lr_scale *= factor
+        if fit.schedule is None:  # the rate is the optimizer's own
+            fit.engine.set_learning_rate(fit.engine.learning_rate() * factor)
