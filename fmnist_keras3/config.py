@@ -64,8 +64,9 @@ class TrainConfig:
     early_stopping: int | None = _setting(
         None, "epochs without a better validation loss after which to stop", least=1
     )
-    checkpoint_every: str = _setting(
-        "1epoch", "epochs (2epochs); besides at each epoch's end: steps (500), time (30s, 10m, 1h)"
+    checkpoint_every: str | None = _setting(
+        None,
+        "2epochs; or, besides each epoch's end, steps (500) or a time (30s, 10m, 1h) [1epoch]",
     )
     on_nonfinite: str = _setting(
         "stop",
@@ -118,9 +119,9 @@ _INTERVAL = re.compile(r"([1-9]\d*)(|steps?|epochs?|s|m|h)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
-def checkpoint_interval(text: str) -> dict[str, Any]:
+def checkpoint_interval(text: str | None) -> dict[str, Any]:
     """Return ``checkpoint_every`` as arguments of `ModelCheckpoint`; raises UserError."""
-    match = _INTERVAL.fullmatch(text.replace(" ", ""))
+    match = _INTERVAL.fullmatch((text or "1epoch").replace(" ", ""))
     if not match:
         raise UserError(
             f"checkpoint_every is {text!r}; it must be a number of steps, epochs or a time, at "
