@@ -61,10 +61,18 @@ def tiny_data() -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
+def foreign(thread: threading.Thread) -> bool:
+    """Tell whether a thread is of a library, which may keep it; ours are never left."""
+    return thread.daemon and not thread.name.startswith("fmnist")
+
+
 def _traces() -> dict[str, object]:
     return {
         "SIGINT handler": signal.getsignal(signal.SIGINT),
         "SIGTERM handler": signal.getsignal(signal.SIGTERM),
+        "SIGUSR1 handler": signal.getsignal(getattr(signal, "SIGUSR1", signal.SIGTERM)),
+        "exception hooks": (sys.excepthook, threading.excepthook, sys.unraisablehook),
+        "user": (os.geteuid(), os.getegid()),
         "working folder": os.getcwd(),
         "environment": {k: v for k, v in os.environ.items() if not k.startswith(NOT_OURS)},
     }
@@ -80,7 +88,7 @@ def no_traces():
             if name == "environment":
                 value = dict(set(value.items()) ^ set(before[name].items()))
             pytest.fail(f"The test leaves its {name} behind: {value}")
-    left = [t for t in threading.enumerate() if t not in threads and not t.daemon]
+    left = [t for t in threading.enumerate() if t not in threads and not foreign(t)]
     for thread in left:
         thread.join(timeout=2)  # one that is just ending is no leak
     if left := [thread.name for thread in left if thread.is_alive()]:
@@ -137,6 +145,7 @@ answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # nothing that is printed shall mix with the answers
 for call in sys.stdin:
     file, name, args = json.loads(call)
+    sys.path[:0] = [os.path.dirname(file)]  # where a test file's own helpers lie
     spec = importlib.util.spec_from_file_location("tests_elsewhere", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -25,9 +25,14 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
 def test_an_exception_in_the_block_leaves_what_was_there(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"before")
-    with pytest.raises(RuntimeError, match="block"), files.whole(path) as beside:
-        beside.write_bytes(b"half")
-        raise RuntimeError("block")
+
+    def fail_halfway():
+        with files.whole(path) as beside:
+            beside.write_bytes(b"half")
+            raise RuntimeError("block")
+
+    with pytest.raises(RuntimeError, match="block"):
+        fail_halfway()
     assert [path] == list(tmp_path.iterdir())
     assert path.read_bytes() == b"before"
 

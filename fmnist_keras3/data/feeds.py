@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,10 @@ class Feed(ABC):
         engine: Engine,
         augment: tuple[tuple[str, Augmentation], ...] = (),
     ) -> None:
-        self.split, self.engine, self.augment = split, engine, dict(augment)
-        self._augment = engine.jit(self._apply) if augment else None
+        self.split, self.engine = split, engine
+        self._augment = None
+        if augment:
+            self._augment = engine.program(augment, partial(_augment, dict(augment)))
         self._plan: EpochPlan
 
     @abstractmethod
@@ -85,15 +88,16 @@ class Feed(ABC):
         draws = {name: self._pad(d[steps]) for name, d in self._plan.draws.items()}
         return self._augment(x, {name: self.engine.put(d) for name, d in draws.items()})
 
-    def _apply(self, x: Any, draws: dict[str, Any]) -> Any:
-        from keras import ops
 
-        shape = x.shape
-        x = ops.reshape(x, (-1, *shape[2:]))
-        for name, augmentation in self.augment.items():  # JAX hands `draws` over in sorted order
-            drawn = ops.reshape(draws[name], (-1, *draws[name].shape[2:]))
-            x = augmentation.apply(x, drawn)
-        return ops.reshape(x, shape)
+def _augment(augment: dict[str, Augmentation], x: Any, draws: dict[str, Any]) -> Any:
+    from keras import ops
+
+    shape = x.shape
+    x = ops.reshape(x, (-1, *shape[2:]))
+    for name, augmentation in augment.items():  # JAX hands `draws` over in sorted order
+        drawn = ops.reshape(draws[name], (-1, *draws[name].shape[2:]))
+        x = augmentation.apply(x, drawn)
+    return ops.reshape(x, shape)
 
 
 class ResidentFeed(Feed):
@@ -103,6 +107,7 @@ class ResidentFeed(Feed):
         super().__init__(split, engine, augment)
         if engine.platform != "cpu":
             self._x, self._y = engine.put(split.x), engine.put(split.y)
+            self._gather = engine.program("gather", _gather)
 
     def open(self, plan, start=0):
         self._plan, self._at = plan, start
@@ -114,7 +119,7 @@ class ResidentFeed(Feed):
         if self.engine.platform == "cpu":
             x, y = (put(self._rows(array, indices)) for array in (self.split.x, self.split.y))
         else:
-            x, y = self.engine.gather(self._x, self._y, put(self._pad(indices)))
+            x, y = self._gather(self._x, self._y, put(self._pad(indices)))
         return Chunk(self._augmented(x, steps), y, self._pad(self._plan.valid[steps]), count)
 
     def _rows(self, array: np.ndarray, indices: np.ndarray) -> np.ndarray:
@@ -122,6 +127,12 @@ class ResidentFeed(Feed):
         np.take(array, indices, axis=0, out=rows[: len(indices)], mode="clip")
         rows[len(indices) :] = 0
         return rows
+
+
+def _gather(x: Any, y: Any, indices: Any) -> tuple[Any, Any]:
+    from keras import ops
+
+    return ops.take(x, indices, 0), ops.take(y, indices, 0)
 
 
 class StreamFeed(Feed):

@@ -13,10 +13,9 @@ named NumPy arrays; `sync_model` brings the Keras model up to date.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -89,15 +88,17 @@ class Engine(ABC):
         self.optimizer.build(model.trainable_variables)
         self.metrics = _built_metrics(model, self.placeholder_labels(1))
         self.metric_variables = [v for metric in self.metrics for v in metric.variables]
+        self._programs: dict[Hashable, Callable] = {}  # those that prepare chunks
         self._pooled = pooled_convolutions(model)
         lr = self.optimizer.learning_rate
         # A Keras schedule inside the optimizer is the user's own, and stays in charge.
         self.sets_learning_rate = any(lr is v for v in self.optimizer.variables)
 
-    @cached_property
-    def gather(self) -> Callable:
-        """Compiled, once for all feeds: rows of ``x`` and ``y`` at ``indices [steps, batch]``."""
-        return self.jit(lambda x, y, indices: (ops.take(x, indices, 0), ops.take(y, indices, 0)))
+    def program(self, key: Hashable, function: Callable) -> Callable:
+        """Return ``function``, of arrays, compiled; the same one again for the same ``key``."""
+        if key not in self._programs:
+            self._programs[key] = self.jit(function)
+        return self._programs[key]
 
     def tracing(self) -> AbstractContextManager[None]:
         """Return the context in which the programs are traced: the layers take their fast form."""

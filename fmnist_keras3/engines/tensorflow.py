@@ -104,7 +104,11 @@ class TensorFlowEngine(Engine):
             return i + 1, _set(losses, i, loss), _set(outputs, i, predicted)
 
         shape = (*xs.shape[:2], *self.model.output_shape[1:])
-        start = (tf.constant(0), tf.zeros(valid.shape), tf.zeros(shape, self.model.output.dtype))
+        start = (
+            tf.constant(0),
+            tf.zeros(valid.shape),
+            tf.zeros(shape, self.model.outputs[0].dtype),
+        )
         return tf.while_loop(lambda i, *_: i < count, body, start)[1:]
 
     def metric_results(self):

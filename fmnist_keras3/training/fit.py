@@ -98,8 +98,11 @@ class Fit:
             with self.profiler.section(callback.section):
                 getattr(callback, hook)(self, *args)
 
-    def open_epoch(self) -> EpochPlan:
-        """Return the plan of the epoch at the position, and let the feed begin there."""
+    def open_epoch(self, start: int | None = None) -> EpochPlan:
+        """Return the plan of the epoch at the position, and let the feed begin there.
+
+        Or at its step ``start``.
+        """
         with self.profiler.section("data"):
             plan = epoch_plan(
                 self.seed,
@@ -110,7 +113,7 @@ class Fit:
                 augment=self.data.augment,
                 limit=self.steps_in_epoch,
             )
-            self.feed.open(plan, self.position.step_in_epoch)
+            self.feed.open(plan, self.position.step_in_epoch if start is None else start)
         return plan
 
     def learning_rates(self, steps: np.ndarray) -> np.ndarray:

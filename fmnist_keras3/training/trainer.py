@@ -181,19 +181,20 @@ class Trainer:
         try:
             now = {**rundir.environment(), **self._describe(fit)}
             fit.run.update(**now, status="running", reason=None)
+            peak = fit.engine.learning_rate()  # a checkpoint brings that of its step
             if found is None:
                 fit.loggers[0].begin()
             else:
                 resume.restore(fit, found)
                 checkpoint.point(fit.run.checkpoints, "last", found.path.name)
-            self._train(fit)
+            self._train(fit, peak)
             fit.run.write_model(fit.model)
-            status = "completed"
-            if fit.signals.received:
-                status = "interrupted"
-            elif fit.stop_reason and fit.position.step != fit.max_steps:
+            status, reason = "completed", fit.stop_reason
+            if fit.signals.received:  # perhaps after the last step, when the loop sees no more
+                status, reason = "interrupted", fit.signals.received
+            elif reason and fit.position.step != fit.max_steps:
                 status = "stopped"
-            fit.run.update(status=status, reason=fit.stop_reason)
+            fit.run.update(status=status, reason=reason)
         except BaseException as exception:
             self._fail(fit, exception)
             raise
@@ -207,7 +208,7 @@ class Trainer:
         saver = resume.saver(fit)
         return FitResult(
             status,
-            fit.stop_reason,
+            reason,
             fit.run.path,
             rundir.read_metrics(fit.run.path / rundir.METRICS),
             saver.last,
@@ -216,8 +217,11 @@ class Trainer:
             profile,
         )
 
-    def _train(self, fit: Fit) -> None:
-        """Compile, run the loop, and bring the Keras model up to date."""
+    def _train(self, fit: Fit, peak: float) -> None:
+        """Compile, run the loop, and bring the Keras model up to date.
+
+        With a schedule its learning rate is ``peak`` in the end: the next fit begins there, too.
+        """
         if fit.position.epoch >= fit.max_epochs:
             warnings.warn(
                 f"Nothing is left to train: the run has its {fit.position.epoch} epochs. To go on, "
@@ -226,7 +230,6 @@ class Trainer:
             )
         else:
             fit.run.update(compile_seconds=round(_compile(fit), 3))
-        peak = fit.engine.learning_rate()
         roll_back = resume.Rollback(fit)
         with fit.signals:
             fit.notify("on_fit_start")
@@ -241,7 +244,7 @@ class Trainer:
             fit.notify("on_fit_end")
         fit.engine.sync_model()
         if fit.schedule is not None:
-            fit.engine.set_learning_rate(peak)  # the schedule's: the next fit begins there, too
+            fit.engine.set_learning_rate(peak)
 
     def _fail(self, fit: Fit, exception: BaseException) -> None:
         """Tell everybody of an exception, save what can be saved; raises nothing."""
@@ -403,7 +406,7 @@ class Trainer:
 
 def _compile(fit: Fit) -> float:
     """Compile the programs by running chunks of no steps, and return the seconds it took."""
-    fit.open_epoch()
+    fit.open_epoch(0)  # at the position there may be no step left
     with fit.profiler.section("compile"):
         rates = fit.learning_rates(np.arange(fit.engine.chunk_steps))
         fit.engine.train(dataclasses.replace(fit.feed.take(1), count=0), rates)

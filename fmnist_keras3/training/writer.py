@@ -10,12 +10,13 @@ class Writer:
     """Runs one job at a time in a thread of its own; the loop goes on meanwhile.
 
     What a job raises is raised by the next call of `submit`, `check` or `wait`, once. The thread is
-    a daemon: an end at once (a second signal) does not wait for it.
+    a daemon: an end at once (a second signal) waits a moment only, see `abandon`.
     """
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self.abandoned = False
 
     def submit(self, job: Callable[[], None]) -> None:
         """Start ``job`` when the one before has ended."""
@@ -43,3 +44,9 @@ class Writer:
         error, self._error = self._error, None
         if error is not None:
             raise error
+
+    def abandon(self, seconds: float = 1.0) -> None:
+        """Wait a moment for the job in flight; one that takes longer sees ``abandoned``."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+        self.abandoned = True

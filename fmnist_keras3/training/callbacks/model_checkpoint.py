@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import time
 from datetime import timedelta
@@ -111,7 +112,8 @@ class ModelCheckpoint(Callback):
 
     def on_exception(self, fit, exception):
         if isinstance(exception, KeyboardInterrupt):
-            return  # at once: the job in flight ends, or is ended, on its own
+            self._writer.abandon()
+            return
         with contextlib.suppress(UserError):
             self._writer.wait()
         if self.last is not None and not self.last.exists():
@@ -139,16 +141,18 @@ class ModelCheckpoint(Callback):
         self.last, self._saved, self._saved_at = path, fit.position.place, time.monotonic()
         fit.signals.checkpoint_asked = False
         keep = {path.name, self._before or "", *(name for _, name, _ in self.best)}
-        manifest = fit.manifest()
+        writer, manifest = self._writer, copy.deepcopy(fit.manifest())  # the loop changes its parts
 
         def write() -> None:
             checkpoint.save(path, state, manifest)
+            if writer.abandoned:  # the run is no longer ours
+                return
             checkpoint.point(folder, "last", path.name)
             if better is not None:
                 checkpoint.point(folder, "best", path.name, **better)
             checkpoint.retire(folder, keep)
 
-        self._writer.submit(write)
+        writer.submit(write)
         return path
 
     def restored(self, path: Path, place: tuple[int, int, int]) -> None:
