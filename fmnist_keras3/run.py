@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fmnist_keras3 import runtime
+from fmnist_keras3 import archive, runtime
 from fmnist_keras3.errors import UserError
 from fmnist_keras3.training import rundir
 
@@ -55,7 +55,7 @@ def load_model(path: str | Path) -> keras.Model:
     """Load a ``.keras`` file, or a run directory's, with the fast layers in place of the plain.
 
     The model runs no code of the file's (Keras' safe mode). Raises UserError for a file that is
-    missing, damaged, or made of layers that are not Keras'.
+    missing, damaged, made of layers that are not Keras', or asks for more memory than its weights.
     """
     path = Path(path)
     if path.is_dir():
@@ -72,8 +72,9 @@ def load_model(path: str | Path) -> keras.Model:
 
     try:
         with runtime.keras_without_tensorflow():
+            archive.check(path)
             model = keras.saving.load_model(path, safe_mode=True)
     except Exception as error:  # Keras raises what its readers raise: zip, HDF5, JSON, its own
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = archive.reason(error)
         raise UserError(f"{path} cannot be loaded as a Keras model: {reason}") from error
     return accelerate(model)

@@ -194,9 +194,16 @@ def find(folder: Path, which: str, read: Callable[[Path], T]) -> tuple[T, list[s
     sound one before it is taken, with a warning. Raises UserError, deleting nothing, when none is
     sound.
     """
+    if not saved(folder):
+        raise UserError(
+            f"There is no checkpoint in {folder} yet. Type --resume auto to begin again in that "
+            "run, or give another --run_dir."
+        )
     wanted = pointed(folder, which)
     others = [p for p in saved(folder) if wanted is None or _order(p) < _order(wanted)]
     problems = [] if wanted else [f"{folder / which}.json is missing or damaged."]
+    if which == "last" and len(others) == 1 and not (folder / "last.json").exists():
+        problems = []  # the process was killed between its first checkpoint and the pointer
     if not wanted and which == "best":
         others = []  # the newest is something else than the best
     for path in [wanted, *others] if wanted else others:

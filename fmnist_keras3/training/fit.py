@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -30,6 +31,7 @@ class Position:
     loss_sum: float = 0.0  # of batch mean times batch size
     penalty: float = 0.0  # of the last step
     seconds: float = 0.0  # of training proper: no compilation, validation or checkpoint
+    ended: int = 0  # the step at which an epoch was ended last, also one cut short by `max_steps`
     skipped: list[int] = field(default_factory=list)  # steps left out by a rollback, from 1
     lr_scale: float = 1.0  # of the learning rate, after rollbacks
 
@@ -43,7 +45,9 @@ class Position:
         self.step += len(valid)
         self.step_in_epoch += len(valid)
         self.examples += int(valid.sum())
-        self.loss_sum += float(np.dot(logs.loss.astype(np.float64), valid))
+        # One by one: sums over chunks, whose lengths follow the clock, may differ in the last bit.
+        for loss, examples in zip(logs.loss.tolist(), valid.tolist(), strict=True):
+            self.loss_sum += loss * examples
         self.penalty = float(logs.penalty[-1])
         self.seconds += seconds
 
@@ -131,8 +135,11 @@ class Fit:
                 logger.log(record)
 
     def manifest(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps beside the arrays, as JSON values."""
-        return {
+        """Return what a checkpoint keeps beside the arrays, as JSON values, copied.
+
+        Callbacks may hand out lists of their own, and go on while the checkpoint is written.
+        """
+        manifest = {
             "step": self.position.step,
             "epoch": self.position.epoch,
             "backend": self.run.summary.get("backend"),
@@ -145,6 +152,7 @@ class Fit:
             "config": self.run.config,
             "versions": self.run.summary.get("versions"),
         }
+        return deepcopy(manifest)
 
     def data_identity(self) -> dict[str, Any]:
         """Return what must be the same on a resume, for the batches to be the same."""

@@ -22,7 +22,7 @@ from fmnist_keras3.training.pace import Pace
 def train(fit: Fit) -> None:
     """Train until the last epoch or step, a callback's stop, or a signal."""
     pace, evaluation_pace = (Pace(fit.engine.chunk_steps) for _ in range(2))
-    while fit.position.epoch < fit.max_epochs and not stopping(fit):
+    while fit.position.epoch < fit.max_epochs and (not stopping(fit) or unended(fit)):
         plan = fit.open_epoch()
         fit.epoch_complete = False
         fit.notify("on_train_epoch_start")
@@ -84,6 +84,7 @@ def end_epoch(fit: Fit, pace: Pace) -> None:
             return
     rate = position.examples / max(position.seconds, 1e-9)
     speed = {"seconds": position.seconds, "images_per_second": rate}
+    position.ended = position.step
     fit.log("train", epoch, position.step, {**fit.logs, **speed})
     if values:
         fit.logs.update({f"val_{name}": value for name, value in values.items()})
@@ -116,6 +117,13 @@ def stopping(fit: Fit) -> bool:
     if fit.max_steps is not None and fit.position.step >= fit.max_steps:
         fit.stop(f"max_steps {fit.max_steps} reached")
     return fit.stop_reason is not None
+
+
+def unended(fit: Fit) -> bool:
+    """Tell whether the run was stopped between its last step, of `max_steps`, and `end_epoch`."""
+    position = fit.position
+    last = position.step == fit.max_steps and position.step_in_epoch > 0
+    return last and position.ended < position.step and not fit.signals.received
 
 
 def steps_to_boundary(fit: Fit, plan: EpochPlan) -> int:

@@ -92,7 +92,8 @@ class RunDirectory:
             summary = read_json(self.path / SUMMARY)
             self.summary = summary if isinstance(summary, dict) else {}
             for name, value in ((SUMMARY, summary), (CONFIG, self._old_config())):
-                if not isinstance(value, dict):
+                # Without a checkpoint they need not be there yet: the run begins again.
+                if not isinstance(value, dict) and checkpoint.saved(self.checkpoints):
                     path = self.path / name
                     warnings.warn(f"{path} is damaged or missing; written anew.", stacklevel=3)
         write(self.path / CONFIG, yaml.safe_dump(self.config, sort_keys=False).encode())
@@ -171,7 +172,7 @@ def locate(ckpt_path: str | Path, run_dir: str | Path | None) -> tuple[Path, str
     """
     if str(ckpt_path) in ("last", "best", "auto"):
         if run_dir is None:
-            raise UserError(f"{ckpt_path!r} needs the run_dir of the run to resume.")
+            raise UserError(f"{ckpt_path!r} of which run? Give run_dir, or type --run_dir DIR.")
         run = Path(run_dir)
         if ckpt_path == "auto":
             return run, "last" if checkpoint.saved(run / CHECKPOINTS) else None

@@ -251,6 +251,9 @@ class Trainer:
         status = "failed"
         if isinstance(exception, Diverged):
             status = "diverged"
+            exception.add_note(
+                "A smaller learning rate, clipped gradients or on_nonfinite 'rollback' may help."
+            )
         elif isinstance(exception, KeyboardInterrupt):
             status = "interrupted"
         reason = f"{type(exception).__name__}: {exception}"

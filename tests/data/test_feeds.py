@@ -3,10 +3,13 @@
 import json
 import subprocess
 import sys
+from itertools import cycle
 
 import keras
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fmnist_keras3.data.augment import parse_augment
 from fmnist_keras3.data.dataset import Split
@@ -62,6 +65,47 @@ def test_a_device_of_its_own_gathers_the_same(engine, split, monkeypatch):
             patched.setattr(engine, "platform", "gpu")
             feed = ResidentFeed(split, engine, augment)
             check_equal(taken(feed, plan, (3, 3, 1)), on_host)
+
+
+class HostEngine:
+    """An engine as far as a feed needs one: arrays stay where they are."""
+
+    platform = "cpu"
+
+    def __init__(self, chunk_steps):
+        self.chunk_steps, self.put = chunk_steps, np.asarray
+
+
+@settings(deadline=None)
+@given(
+    examples=st.integers(1, 60),
+    batch_size=st.integers(1, 20),
+    epoch=st.integers(0, 3),
+    stop=st.integers(0, 60),
+    chunks=st.lists(st.integers(1, 5), min_size=1),
+)
+def test_each_example_once_wherever_the_epoch_was_stopped(
+    examples, batch_size, epoch, stop, chunks
+):
+    """What was taken before a stop and what a new feed gives after it make the epoch."""
+    split = Split(np.arange(examples).reshape(-1, 1), np.arange(examples))
+    plan = epoch_plan(0, epoch, examples=examples, batch_size=batch_size)
+    stop = min(stop, plan.steps)
+    seen, step = [], 0
+    for end in (stop, plan.steps):
+        feed = ResidentFeed(split, HostEngine(max(chunks)))
+        feed.open(epoch_plan(0, epoch, examples=examples, batch_size=batch_size), step)
+        for count in cycle(chunks):
+            count = min(count, end - step)
+            if not count:
+                break
+            chunk = feed.take(count)
+            for batch, labels, valid in zip(chunk.x, chunk.y, chunk.valid[:count], strict=False):
+                np.testing.assert_array_equal(batch[:, 0], labels)
+                np.testing.assert_array_equal(labels, plan.indices[step])  # as if never stopped
+                seen += labels[:valid].tolist()
+                step += 1
+    assert sorted(seen) == list(range(examples))
 
 
 def plan_of(augment, epoch=0, **options):

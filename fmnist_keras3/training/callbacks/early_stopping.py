@@ -31,12 +31,18 @@ class EarlyStopping(Callback):
     def setup(self, fit=None):
         self.best, self.waited = -math.inf, 0
 
+    def on_fit_start(self, fit):
+        self._stop_if_due(fit)  # resumed after the stop, perhaps with more patience
+
     def on_train_epoch_end(self, fit):
         value = self.sign * monitored(fit.logs, self.monitor)
         if value > self.best + self.min_delta:
             self.best, self.waited = value, 0
             return
         self.waited += 1
+        self._stop_if_due(fit)
+
+    def _stop_if_due(self, fit) -> None:
         if self.waited >= self.patience:
             fit.stop(
                 f"early stopping: {self.monitor} did not improve on {self.sign * self.best:.4f} "

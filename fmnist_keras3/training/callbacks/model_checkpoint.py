@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import time
 from datetime import timedelta
@@ -71,6 +70,8 @@ class ModelCheckpoint(Callback):
 
     def on_fit_start(self, fit):
         self._saved_at = time.monotonic()
+        if self.best:  # a process that was killed may have left another one there, or none
+            fit.run.update(best_epoch=self.best_epoch)
         if fit.on_nonfinite == "rollback" and self.last is None:
             self.save(fit)  # something to go back to
 
@@ -141,16 +142,18 @@ class ModelCheckpoint(Callback):
         self.last, self._saved, self._saved_at = path, fit.position.place, time.monotonic()
         fit.signals.checkpoint_asked = False
         keep = {path.name, self._before or "", *(name for _, name, _ in self.best)}
-        writer, manifest = self._writer, copy.deepcopy(fit.manifest())  # the loop changes its parts
+        writer, manifest = self._writer, fit.manifest()
 
         def write() -> None:
             checkpoint.save(path, state, manifest)
             if writer.abandoned:  # the run is no longer ours
                 return
-            checkpoint.point(folder, "last", path.name)
+            # "last" comes last: whoever goes on from there does not point to "best" again.
             if better is not None:
                 checkpoint.point(folder, "best", path.name, **better)
-            checkpoint.retire(folder, keep)
+            checkpoint.point(folder, "last", path.name)
+            best = checkpoint.pointed(folder, "best")  # of a killed process, it may be unknown here
+            checkpoint.retire(folder, keep if best is None else keep | {best.name})
 
         writer.submit(write)
         return path

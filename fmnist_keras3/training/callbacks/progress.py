@@ -20,6 +20,12 @@ class Progress(Callback):
         from rich.console import Console
 
         self._console = self._console or Console()
+        if step := fit.position.step:
+            done = f"{fit.position.step_in_epoch} of {fit.steps_in_epoch} steps of epoch"
+            self._console.print(
+                f"going on after step {step} ({done} {fit.position.epoch + 1} done)",
+                highlight=False,
+            )
         if self._console.is_terminal:
             self._start_bar(fit)
 
