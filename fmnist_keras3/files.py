@@ -24,7 +24,8 @@ _CURES = {
     errno.EACCES: "Make it writable",
     errno.EPERM: "Make it writable",
     errno.ENOENT: "Its folder is gone: was it moved or deleted",
-    errno.ENOTDIR: "A file is where a folder should be",
+    errno.ENOTDIR: "A file is where a folder should be: move it away",
+    errno.EEXIST: "A file is where a folder should be: move it away",
     errno.EISDIR: "A folder is where the file should be: move it away",
     errno.ENOTEMPTY: "A folder is where the file should be: move it away",
 }

@@ -33,11 +33,15 @@ def evaluate(target: str, split: str, data: str | None, data_dir: str | None, ba
     if examples is None:
         raise UserError(f"There is no {split} split (validation is {module.validation_fraction}).")
     model = load_model(path)
-    if tuple(model.input_shape[1:]) != examples.x.shape[1:]:
+    takes = getattr(model, "input_shape", None)
+    if takes is None or tuple(takes[1:]) != examples.x.shape[1:]:
         raise UserError(
-            f"The model takes images of shape {tuple(model.input_shape[1:])}; those of "
-            f"{module.source.name} have {examples.x.shape[1:]}."
+            f"The model takes input of shape {takes}; the images of {module.source.name} have "
+            f"{examples.x.shape[1:]}."
         )
+    gives = model.compute_output_shape(takes)
+    if not isinstance(gives, tuple) or len(gives) != 2:
+        raise UserError(f"The model returns {gives}; it must be a row of logits for each image.")
     from fmnist_keras3.evaluation.metrics import evaluate_logits, per_class_table
     from fmnist_keras3.training.trainer import Trainer
 

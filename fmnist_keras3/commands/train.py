@@ -143,7 +143,7 @@ def _train(config: TrainConfig, ckpt_path: str | Path | None) -> int:
     try:
         with locked(result.run_dir):
             finish(console, trainer, model, data, result)
-    except KeyboardInterrupt as error:
+    except (KeyboardInterrupt, UserError) as error:
         error.add_note(
             "The training is complete; its evaluation and report are not. To make them:\n  "
             + _resume_command(backend, result.run_dir)

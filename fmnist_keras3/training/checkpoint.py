@@ -9,7 +9,6 @@ touched before the next one is.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
@@ -118,11 +117,17 @@ def is_name(name: str) -> bool:
 
 
 def saved(folder: Path) -> list[Path]:
-    """Return the checkpoints of ``folder``, sound or not, the newest first."""
-    with contextlib.suppress(OSError):
+    """Return the checkpoints of ``folder``, sound or not, the newest first.
+
+    None where there is no such folder; raises UserError where it cannot be read.
+    """
+    try:
         found = [p for p in folder.iterdir() if _NAME.fullmatch(p.name)]
-        return sorted(found, key=_order, reverse=True)
-    return []
+    except FileNotFoundError:
+        return []
+    except OSError as error:  # there may be some, so nobody must begin anew
+        raise UserError(f"{folder} cannot be read: {error.strerror}.") from error
+    return sorted(found, key=_order, reverse=True)
 
 
 def retire(folder: Path, keep: set[str]) -> None:
@@ -200,6 +205,8 @@ def find(folder: Path, which: str, read: Callable[[Path], T]) -> tuple[T, list[s
             "run, or give another --run_dir."
         )
     wanted = pointed(folder, which)
+    if wanted is not None and not os.path.exists(wanted):
+        wanted = None  # the pointer is damaged, as far as anybody can tell
     others = [p for p in saved(folder) if wanted is None or _order(p) < _order(wanted)]
     problems = [] if wanted else [f"{folder / which}.json is missing or damaged."]
     if which == "last" and len(others) == 1 and not (folder / "last.json").exists():

@@ -31,9 +31,7 @@ def find(run: Path, which: str, engine: Engine) -> Checkpoint:
         return load(folder / which)
     found, problems = checkpoint.find(folder, which, load)
     if problems:
-        warnings.warn(
-            " ".join(problems) + f" An earlier checkpoint is used: {found.path.name}.", stacklevel=3
-        )
+        warnings.warn(" ".join(problems) + f" It goes on from {found.path.name}.", stacklevel=3)
     return found
 
 

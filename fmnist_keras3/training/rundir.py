@@ -36,12 +36,12 @@ def new_run_path(root: Path, model: str, backend: str, synthetic: bool = False) 
 
 def has_run(path: Path) -> bool:
     """Tell whether there is a run in ``path``, or what is left of one."""
-    return any((path / name).exists() for name in (CONFIG, METRICS, SUMMARY, CHECKPOINTS))
+    return any(os.path.exists(path / name) for name in (CONFIG, METRICS, SUMMARY, CHECKPOINTS))
 
 
 def check_new(path: Path) -> None:
     """Raise UserError if ``path`` cannot become a run directory: a run is in it, or unwritable."""
-    if path.exists() and not path.is_dir():
+    if os.path.exists(path) and not os.path.isdir(path):
         raise UserError(f"The run directory {path} is a file. Give another --run_dir.")
     if has_run(path):
         raise UserError(
@@ -76,11 +76,25 @@ class RunDirectory:
     def __enter__(self) -> RunDirectory:
         if not self.resumed:
             check_new(self.path)
-        self._lock.enter_context(locked(self.path))
+        with ExitStack() as lock:
+            lock.enter_context(locked(self.path))
+            if not self.resumed:
+                check_new(self.path)  # another process may have made its run meanwhile
+            self._check_places()
+            self._lock = lock.pop_all()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._lock.close()
+
+    def _check_places(self) -> None:
+        """Raise UserError for a folder in the place of a file now, not after hours of training."""
+        pointers = (f"{CHECKPOINTS}/{name}.json" for name in ("last", "best"))
+        for name in (CONFIG, METRICS, SUMMARY, MODEL, *pointers):
+            if os.path.isdir(self.path / name):
+                raise UserError(
+                    f"{self.path / name} is a folder; a file is to be written there. Move it away."
+                )
 
     def begin(self) -> None:
         """Write ``config.yaml``, with which the run can be repeated; read a resumed summary."""
@@ -155,8 +169,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def find_run(path: Path) -> Path:
     """Return the run directory that ``path`` is or lies in; raises UserError without one."""
     for folder in (path, *path.parents[:2]):
-        if (folder / CONFIG).exists() or (folder / CHECKPOINTS).is_dir():
-            return folder
+        try:
+            if (folder / CONFIG).exists() or (folder / CHECKPOINTS).is_dir():
+                return folder
+        except OSError as error:
+            raise UserError(f"{folder} cannot be read: {error.strerror}.") from error
     raise UserError(
         f"{path} is no run directory (there is no {CONFIG} in it). "
         "Give a folder that `fmnist train` wrote, such as runs/20261122-231500-baseline-jax."
@@ -175,7 +192,13 @@ def locate(ckpt_path: str | Path, run_dir: str | Path | None) -> tuple[Path, str
             raise UserError(f"{ckpt_path!r} of which run? Give run_dir, or type --run_dir DIR.")
         run = Path(run_dir)
         if ckpt_path == "auto":
-            return run, "last" if checkpoint.saved(run / CHECKPOINTS) else None
+            found = checkpoint.saved(run / CHECKPOINTS)
+            if not found and os.path.exists(run / MODEL):
+                raise UserError(
+                    f"{run} holds a finished run, but no checkpoint to go on from, and runs are "
+                    "never overwritten. Give another --run_dir."
+                )
+            return run, "last" if found else None
         return find_run(run), str(ckpt_path)
     path = Path(ckpt_path)
     run = find_run(path)

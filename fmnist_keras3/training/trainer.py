@@ -18,7 +18,7 @@ from fmnist_keras3.data.feeds import Feed, ResidentFeed, StreamFeed
 from fmnist_keras3.data.plan import evaluation_plan
 from fmnist_keras3.engines import make_engine
 from fmnist_keras3.engines.base import Engine
-from fmnist_keras3.errors import Diverged, UserError
+from fmnist_keras3.errors import Diverged, UserError, told
 from fmnist_keras3.files import write_json
 from fmnist_keras3.models import macs
 from fmnist_keras3.training import checkpoint, resume, rundir, signals
@@ -266,7 +266,8 @@ class Trainer:
             try:
                 tell()
             except Exception as another:  # must not hide the first
-                exception.add_note(f"{name} failed, too: {another}")
+                if str(another) not in told(exception):
+                    exception.add_note(f"{name} failed, too: {another}")
         good = checkpoint.pointed(fit.run.checkpoints, "last")
         if good is not None and good.is_dir():
             exception.add_note(

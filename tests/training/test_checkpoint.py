@@ -146,8 +146,10 @@ def test_a_pointer_cannot_lead_out_of_the_folder(tmp_path, state, name):
     (tmp_path / "run").mkdir()
     pointer = f"../other/{outside.name}" if name == "step-00000001" else name
     (tmp_path / "run/last.json").write_text(json.dumps({"checkpoint": pointer}))
-    with pytest.raises(UserError, match="No sound checkpoint"):
+    with pytest.raises(UserError, match="There is no checkpoint"):
         checkpoint.find(tmp_path / "run", "last", checkpoint.load)
+    inside = save(tmp_path / "run", 3, state)
+    assert checkpoint.find(tmp_path / "run", "last", checkpoint.load)[0].path == inside
 
 
 def test_retention_removes_only_checkpoints(tmp_path, state):
