@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fmnist_keras3.errors import Diverged, UserError
     from fmnist_keras3.models import build_model
     from fmnist_keras3.run import Run, load_model, load_run
-    from fmnist_keras3.training.callbacks import Callback, EarlyStopping, ModelCheckpoint
+    from fmnist_keras3.training.callbacks import Callback, EarlyStopping, ModelCheckpoint, Timer
     from fmnist_keras3.training.trainer import FitResult, Trainer
 
 _HOME = {
@@ -30,6 +30,7 @@ _HOME = {
     "Callback": "training.callbacks",
     "EarlyStopping": "training.callbacks",
     "ModelCheckpoint": "training.callbacks",
+    "Timer": "training.callbacks",
     "FitResult": "training.trainer",
     "Trainer": "training.trainer",
 }
@@ -44,6 +45,7 @@ __all__ = [
     "FitResult",
     "ModelCheckpoint",
     "Run",
+    "Timer",
     "Trainer",
     "UserError",
     "build_model",

@@ -54,8 +54,10 @@ def train_options(parser: Parser) -> None:
     for name, field in settings.FIELDS.items():
         default = "" if field.default is None else f" [{field.default}]"
         text = field.metadata["help"].replace("%", "%%")
-        kind = settings.field_type(name)[0].__name__.upper()
-        add_option(parser, name, metavar=kind, help=text + default)
+        more: dict[str, Any] = {"metavar": settings.field_type(name)[0].__name__.upper()}
+        if "flag" in field.metadata:
+            more |= {"nargs": "?", "const": field.metadata["flag"]}
+        add_option(parser, name, help=text + default, **more)
 
 
 def run_train(options: argparse.Namespace) -> int:
@@ -63,9 +65,12 @@ def run_train(options: argparse.Namespace) -> int:
     chosen: dict[str, Any] = {}
     if "config" in given:
         chosen |= settings.read_yaml(given["config"])
-    chosen |= {k: settings.convert(k, v) for k, v in given.items() if k in settings.FIELDS}
+    typed = {k: settings.convert(k, v) for k, v in given.items() if k in settings.FIELDS}
     from fmnist_keras3.commands import train
 
+    if typed.get("resume") not in (None, "auto"):
+        return train.resume(chosen | typed)  # under which lie the run's settings
+    chosen |= settings.read_environment() | typed
     if chosen.get("resume"):
         return train.resume(chosen)
     resolved = settings.TrainConfig(**chosen)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 import types
 import typing
@@ -50,15 +51,26 @@ class TrainConfig:
     )
     optimizer: str = _setting("adamw", "optimizer's name")
     lr: float = _setting(1e-3, "learning rate, the schedule's peak", above=0)
-    schedule: str = _setting("cosine", "constant, cosine, linear, step or wsd")
-    warmup: float = _setting(
-        5.0, "epochs of linear rise of the learning rate, at most a fifth of all", least=0
+    schedule: str = _setting(
+        "cosine", "constant, cosine, linear, one_cycle, step, triangular or wsd"
+    )
+    warmup: float | None = _setting(
+        None,
+        "epochs of linear rise of the learning rate, at most a fifth of all [5; one_cycle and "
+        "triangular rise on their own]",
+        least=0,
     )
     weight_decay: float = _setting(0.0, "decoupled weight decay on kernels", least=0)
     label_smoothing: float = _setting(0.0, "0 <= e < 1, in training only", least=0, below=1)
     clip: float | None = _setting(None, "largest global norm of the gradients", above=0)
+    accumulate: int = _setting(1, "batches whose gradients make one update", least=1)
+    precision: str = _setting(
+        "32", "of the arithmetic; weights are float32", choices=("32", "bf16-mixed", "16-mixed")
+    )
     epochs: int = _setting(25, "epochs to train", least=1)
+    min_epochs: int = _setting(0, "epochs before which nothing stops early", least=0)
     max_steps: int | None = _setting(None, "steps after which to end, if that is earlier", least=1)
+    max_time: str | None = _setting(None, "time after which to end: 00:10:00 or seconds")
     batch_size: int = _setting(128, "examples a step", least=1, fixed=True)
     seed: int = _setting(0, "of weights, order, augmentation and split", least=0, fixed=True)
     early_stopping: int | None = _setting(
@@ -74,10 +86,28 @@ class TrainConfig:
         choices=("stop", "rollback"),
     )
     keep_top: int = _setting(1, "best checkpoints to keep, besides the last", least=0)
-    limit_train_batches: int | None = _setting(
-        None, "batches of an epoch to train on", least=1, fixed=True
+    limit_train_batches: int | float | None = _setting(
+        None, "batches of an epoch to train on, or a fraction (0.1)", fixed=True
     )
-    limit_val_batches: int | None = _setting(None, "batches to validate on", least=1)
+    limit_val_batches: int | float | None = _setting(
+        None, "batches to validate on, or a fraction; 0: no validation"
+    )
+    limit_test_batches: int | float | None = _setting(None, "batches to test on, or a fraction")
+    overfit_batches: int | float = _setting(
+        0,
+        "train and validate on so few batches (or a fraction), to see that they can be learnt",
+        fixed=True,
+    )
+    fast_dev_run: int = _setting(
+        0,
+        "so many batches of training, validation and test, as a trial; leaves no files",
+        least=0,
+        flag=1,
+    )
+    val_every: int | float | None = _setting(
+        None, "steps (or a fraction of an epoch) between validations, besides at epochs' ends"
+    )
+    check_val_every_n_epoch: int = _setting(1, "validate at the end of each n-th epoch", least=1)
     log_every_n_steps: int = _setting(50, "steps between step records; 0 for none", least=0)
     logger: str | None = _setting(None, "a logger beside metrics.jsonl: csv", choices=("csv",))
     profile: str | None = _setting(
@@ -95,14 +125,29 @@ class TrainConfig:
             _check(f, getattr(self, f.name))
         from fmnist_keras3.data.augment import parse_augment
         from fmnist_keras3.models import check_model
+        from fmnist_keras3.training.arguments import check_amount, seconds
         from fmnist_keras3.training.optimizers import check_optimizer
-        from fmnist_keras3.training.schedules import make_schedule
+        from fmnist_keras3.training.schedules import RISING, make_schedule
 
         check_model(self.model)
         check_optimizer(self.optimizer)
         make_schedule(self.schedule, self.lr, 1)
         parse_augment(self.augment)
+        for name, fewest in (
+            ("limit_train_batches", 1),
+            ("limit_val_batches", 0),
+            ("limit_test_batches", 1),
+            ("overfit_batches", 0),
+            ("val_every", 1),
+        ):
+            check_amount(name, getattr(self, name), fewest)
+        if self.max_time is not None:
+            seconds(self.max_time)
+        if self.min_epochs > self.epochs:
+            raise UserError(f"min_epochs is {self.min_epochs}, more than epochs {self.epochs}.")
         checkpoint_interval(self.checkpoint_every)
+        if self.warmup is None:
+            object.__setattr__(self, "warmup", 0.0 if self.schedule in RISING else 5.0)
         if self.early_stopping is not None and self.validation == 0:
             raise UserError("early_stopping watches the validation loss, but validation is 0.")
 
@@ -139,12 +184,20 @@ FIELDS = {f.name: f for f in dataclasses.fields(TrainConfig)}
 _TYPES = typing.get_type_hints(TrainConfig)
 
 
-def field_type(name: str) -> tuple[type, bool]:
-    """Return the type of a setting (str, int or float) and whether it may be None."""
+def field_type(name: str) -> tuple[Any, bool]:
+    """Return the type of a setting (str, int, float, or `amount`) and whether it may be None."""
     hint = _TYPES[name]
-    if isinstance(hint, types.UnionType):
-        return next(t for t in hint.__args__ if t is not type(None)), True
-    return hint, False
+    if not isinstance(hint, types.UnionType):
+        return hint, False
+    kinds = [t for t in hint.__args__ if t is not type(None)]
+    return (amount if len(kinds) > 1 else kinds[0]), type(None) in hint.__args__
+
+
+def amount(value: Any) -> int | float:
+    """Return a number of things as int, a fraction of them as float: "10", "0.1", "1.0"."""
+    if isinstance(value, (int, float)):
+        return value
+    return int(value) if value.strip().lstrip("+-").isdigit() else float(value)
 
 
 def convert(name: str, value: Any) -> Any:
@@ -154,6 +207,8 @@ def convert(name: str, value: Any) -> Any:
         if optional:
             return None
         raise UserError(f"{name} has no value. Give {_article(kind)}, or leave the line out.")
+    if value is True and "flag" in FIELDS[name].metadata:
+        return FIELDS[name].metadata["flag"]
     if isinstance(value, (bool, list, dict)):
         raise UserError(f"{name} is {value!r}; it must be {_article(kind)}.")
     try:
@@ -164,6 +219,30 @@ def convert(name: str, value: Any) -> Any:
         raise UserError(
             f"{name} is {value!r}; it must be {_article(kind)}. Type --{name} {_example(name)}"
         ) from None
+
+
+OWN_VARIABLES = ("DATA_DIR", "OFFLINE")  # of the data sources
+_NOT_BY_ENVIRONMENT = ("data_dir", "run_dir", "resume")
+
+
+def read_environment() -> dict[str, Any]:
+    """Return the settings in the environment: ``FMNIST_EPOCHS=3`` is ``epochs: 3``.
+
+    Raises UserError for a variable that names no setting.
+    """
+    names = {name.upper(): name for name in FIELDS if name not in _NOT_BY_ENVIRONMENT}
+    chosen = {}
+    for variable, value in os.environ.items():
+        key = variable.removeprefix("FMNIST_")
+        if key == variable or key in OWN_VARIABLES:
+            continue
+        if key not in names:
+            raise UserError(
+                f"The environment variable {variable} names no setting.{nearest(key, names)} "
+                "`fmnist train --help` lists the settings; unset the variable if it is not ours."
+            )
+        chosen[names[key]] = convert(names[key], value)
+    return chosen
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -227,7 +306,8 @@ def _check(f: dataclasses.Field, value: Any) -> None:
 
 
 def _article(kind: type) -> str:
-    return {int: "a whole number", float: "a number", str: "a text"}[kind]
+    names = {int: "a whole number", float: "a number", str: "a text"}
+    return names.get(kind, "a number of batches or a fraction")
 
 
 def _example(name: str) -> str:
@@ -235,4 +315,4 @@ def _example(name: str) -> str:
     if default is not None:
         return f"{default:g}" if isinstance(default, float) else str(default)
     kind = field_type(name)[0]
-    return {int: "10", float: "0.1", str: "..."}[kind]
+    return {int: "10", float: "0.1", str: "..."}.get(kind, "10")

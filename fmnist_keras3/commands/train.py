@@ -66,7 +66,7 @@ def _train(config: TrainConfig, ckpt_path: str | Path | None) -> int:
     console = Console()
     backend = runtime.prepare()
     runtime.import_keras_alone()
-    if ckpt_path is None and config.run_dir is not None:
+    if ckpt_path is None and config.run_dir is not None and not config.fast_dev_run:
         rundir.check_new(Path(config.run_dir))
 
     from fmnist_keras3.data.datamodule import FashionMNIST
@@ -100,12 +100,21 @@ def _train(config: TrainConfig, ckpt_path: str | Path | None) -> int:
     path = config.run_dir or rundir.new_run_path(RUNS, config.model, backend, synthetic)
     trainer = Trainer(
         max_epochs=config.epochs,
+        min_epochs=config.min_epochs,
         max_steps=config.max_steps,
+        max_time=config.max_time,
         schedule=config.schedule,
-        warmup=config.warmup,
+        warmup=config.warmup or 0.0,
+        accumulate_grad_batches=config.accumulate,
+        precision=config.precision,
         label_smoothing=config.label_smoothing,
         limit_train_batches=config.limit_train_batches,
         limit_val_batches=config.limit_val_batches,
+        limit_test_batches=config.limit_test_batches,
+        overfit_batches=config.overfit_batches,
+        fast_dev_run=config.fast_dev_run,
+        val_check_interval=config.val_every,
+        check_val_every_n_epoch=config.check_val_every_n_epoch,
         pipeline=config.pipeline,
         on_nonfinite=config.on_nonfinite,
         seed=config.seed,
@@ -115,9 +124,11 @@ def _train(config: TrainConfig, ckpt_path: str | Path | None) -> int:
         log_every_n_steps=config.log_every_n_steps,
         run_dir=path,
     )
+    where = f"run directory [bold]{path}[/]"
+    if config.fast_dev_run:
+        where = f"a trial of {config.fast_dev_run} batches, which leaves no files"
     console.print(
-        f"{config.model} on {backend}, {config.epochs} epochs, batch {config.batch_size}; "
-        f"run directory [bold]{path}[/]",
+        f"{config.model} on {backend}, {config.epochs} epochs, batch {config.batch_size}; {where}",
         highlight=False,
         soft_wrap=True,
     )
@@ -126,6 +137,10 @@ def _train(config: TrainConfig, ckpt_path: str | Path | None) -> int:
             f"[bold yellow]Warning:[/] {message}", soft_wrap=True, highlight=False
         )
         result = trainer.fit(model, data, ckpt_path=ckpt_path, config=config.to_dict())
+    if result.run_dir is None:
+        trainer.test(model, data)
+        console.print("Training, validation and test work. Nothing was kept.")
+        return 0
     if result.status == "interrupted":
         console.print(
             f"[bold yellow]Stopped by {result.reason}[/] after step {result.summary['steps']}; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -165,10 +166,17 @@ def _split(data: Split, fraction: float, seed: int) -> tuple[Split, Split | None
     return data.take(np.flatnonzero(~held)), data.take(np.flatnonzero(held))
 
 
-def limited(split: Split | None, batches: int | None, batch_size: int) -> Split | None:
-    """Return the first ``batches`` batches of ``split`` (all of it for None)."""
-    if split is None or batches is None:
-        return split
+def overfitted(data: DataModule, amount: int | float) -> DataModule:
+    """Return ``data`` with so many training batches (or that fraction), validated on the same."""
+    total = -(-len(data.train) // data.batch_size)
+    count = amount if isinstance(amount, int) else max(1, int(amount * total))
+    fewer = copy.copy(data)
+    fewer.train = fewer.validation = limited(data.train, count, data.batch_size)
+    return fewer
+
+
+def limited(split: Split, batches: int, batch_size: int) -> Split:
+    """Return the first ``batches`` batches of ``split``."""
     return dataclasses.replace(
         split, x=split.x[: batches * batch_size], y=split.y[: batches * batch_size]
     )

@@ -31,6 +31,7 @@ class Position:
     loss_sum: float = 0.0  # of batch mean times batch size
     penalty: float = 0.0  # of the last step
     seconds: float = 0.0  # of training proper: no compilation, validation or checkpoint
+    validated: int = 0  # the step of the last validation
     ended: int = 0  # the step at which an epoch was ended last, also one cut short by `max_steps`
     skipped: list[int] = field(default_factory=list)  # steps left out by a rollback, from 1
     lr_scale: float = 1.0  # of the learning rate, after rollbacks
@@ -79,6 +80,9 @@ class Fit:
     seed: int
     max_epochs: int
     max_steps: int | None
+    min_epochs: int
+    val_every_n_steps: int | None  # within an epoch, besides at its end
+    check_val_every_n_epoch: int
     steps_in_epoch: int
     schedule: Schedule | None = None  # None: the optimizer's own learning rate
     log_every_n_steps: int = 50
@@ -92,9 +96,14 @@ class Fit:
     epoch_complete: bool = False
     sound: bool = True  # the engine's state is that of the position
 
-    def stop(self, reason: str) -> None:
-        """Ask the loop to end at the next boundary; the first reason is kept."""
-        self.stop_reason = self.stop_reason or reason
+    def stop(self, reason: str, *, force: bool = False) -> None:
+        """Ask the loop to end at the next boundary; the first reason is kept.
+
+        Before ``min_epochs`` epochs nobody is heard but signals and `max_steps` (``force``).
+        """
+        ended = self.epoch_complete and self.position.step_in_epoch > 0
+        if force or self.position.epoch + ended >= self.min_epochs:
+            self.stop_reason = self.stop_reason or reason
 
     def notify(self, hook: str, *args: Any) -> None:
         """Call ``hook`` of every callback, in order."""

@@ -26,15 +26,19 @@ def train(fit: Fit) -> None:
         plan = fit.open_epoch()
         fit.epoch_complete = False
         fit.notify("on_train_epoch_start")
-        while fit.position.step_in_epoch < plan.steps and not stopping(fit):
+        while True:
+            fit.epoch_complete = fit.position.step_in_epoch == plan.steps
+            if validation_due(fit, ending := stopping(fit) or fit.epoch_complete):
+                validate(fit, evaluation_pace, log=not ending)
+            if ending or stopping(fit):
+                break
             if fit.position.step + 1 in fit.position.skipped:
                 fit.feed.take(1)
                 fit.position.skip()
             else:
                 train_chunk(fit, plan, pace.steps(steps_to_boundary(fit, plan)), pace)
-        fit.epoch_complete = fit.position.step_in_epoch == plan.steps
-        if fit.epoch_complete or not fit.signals.received:
-            end_epoch(fit, evaluation_pace)
+        if not fit.signals.received:
+            end_epoch(fit)
 
 
 def train_chunk(fit: Fit, plan: EpochPlan, count: int, pace: Pace) -> None:
@@ -69,26 +73,49 @@ def train_chunk(fit: Fit, plan: EpochPlan, count: int, pace: Pace) -> None:
     fit.notify("on_chunk_end")
 
 
-def end_epoch(fit: Fit, pace: Pace) -> None:
-    """Validate, log, and move on; an epoch cut short by `max_steps` keeps its position.
+def validation_due(fit: Fit, ending: bool) -> bool:
+    """Tell whether a validation comes now, which there was none of at this step yet."""
+    position = fit.position
+    done = position.validated == position.step
+    if fit.validation_feed is None or fit.signals.received or done:
+        return False
+    if (position.epoch + 1) % fit.check_val_every_n_epoch:
+        return False
+    every = fit.val_every_n_steps
+    return ending or bool(every and position.step_in_epoch and not position.step_in_epoch % every)
 
-    A signal during the validation leaves it to the resume, as if it had come before.
+
+def validate(fit: Fit, pace: Pace, log: bool) -> None:
+    """Evaluate on the validation split; at an epoch's end the log of it comes with the epoch's.
+
+    A signal meanwhile leaves it to the resume, as if it had come before.
     """
+    position, feed = fit.position, fit.validation_feed
+    assert feed is not None
+    fit.notify("on_validation_start")
+    with fit.profiler.section("validation"):
+        stop = lambda: fit.signals.received is not None  # noqa: E731
+        values = evaluate(fit.engine, feed, fit.data.batch_size, pace, stop)[0]
+    if fit.signals.received:
+        return
+    position.validated = position.step
+    fit.logs.update({f"val_{name}": value for name, value in values.items()})
+    if log:
+        fit.log("validation", position.epoch + 1, position.step, values)
+    fit.notify("on_validation_end")
+
+
+def end_epoch(fit: Fit) -> None:
+    """Log the epoch and move on; one that was cut short keeps its position."""
     position, epoch = fit.position, fit.position.epoch + 1
-    values = {}
-    if (feed := fit.validation_feed) is not None:
-        with fit.profiler.section("validation"):
-            stop = lambda: fit.signals.received is not None  # noqa: E731
-            values = evaluate(fit.engine, feed, fit.data.batch_size, pace, stop)[0]
-        if fit.signals.received:
-            return
     rate = position.examples / max(position.seconds, 1e-9)
     speed = {"seconds": position.seconds, "images_per_second": rate}
     position.ended = position.step
-    fit.log("train", epoch, position.step, {**fit.logs, **speed})
-    if values:
-        fit.logs.update({f"val_{name}": value for name, value in values.items()})
-        fit.log("validation", epoch, position.step, values)
+    validation = {k[4:]: v for k, v in fit.logs.items() if k.startswith("val_")}
+    values = {k: v for k, v in fit.logs.items() if not k.startswith("val_")}
+    fit.log("train", epoch, position.step, {**values, **speed})
+    if validation:
+        fit.log("validation", epoch, position.step, validation)
     if fit.epoch_complete:
         position.next_epoch()
         fit.engine.reset_metrics()
@@ -113,9 +140,9 @@ def evaluate(
 def stopping(fit: Fit) -> bool:
     """Tell whether training ends here: a signal, a callback, or the last step."""
     if fit.signals.received:
-        fit.stop(fit.signals.received)
+        fit.stop(fit.signals.received, force=True)
     if fit.max_steps is not None and fit.position.step >= fit.max_steps:
-        fit.stop(f"max_steps {fit.max_steps} reached")
+        fit.stop(f"max_steps {fit.max_steps} reached", force=True)
     return fit.stop_reason is not None
 
 
@@ -133,6 +160,9 @@ def steps_to_boundary(fit: Fit, plan: EpochPlan) -> int:
     ends += [skipped - 1 for skipped in fit.position.skipped if skipped > step]
     if step < fit.single_steps_until:
         ends.append(step + 1)
+    if fit.val_every_n_steps:
+        past = fit.position.step_in_epoch % fit.val_every_n_steps
+        ends.append(step + fit.val_every_n_steps - past)
     for callback in fit.callbacks:
         if every := getattr(callback, "every_n_train_steps", None):
             ends.append(step + every - step % every)

@@ -11,11 +11,19 @@ if TYPE_CHECKING:
 
 # The class in keras.optimizers, and where its default is not what people mean by the name.
 OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "adadelta": ("Adadelta", {}),
+    "adafactor": ("Adafactor", {}),
+    "adagrad": ("Adagrad", {}),
     "adam": ("Adam", {}),
+    "adamax": ("Adamax", {}),
     "adamw": ("AdamW", {}),
-    "nadam": ("Nadam", {}),
+    "ftrl": ("Ftrl", {}),
+    "lamb": ("Lamb", {}),
     "lion": ("Lion", {}),
+    "muon": ("Muon", {}),
+    "nadam": ("Nadam", {}),
     "rmsprop": ("RMSprop", {}),
+    "schedule_free_adamw": ("ScheduleFreeAdamW", {}),
     "sgd": ("SGD", {"momentum": 0.9, "nesterov": True}),
 }
 
@@ -43,8 +51,12 @@ def make_optimizer(
     class_name, defaults = OPTIMIZERS[check_optimizer(name)]
     make = getattr(keras.optimizers, class_name)
     decay = weight_decay or None
-    if name == "adamw":
+    if name in ("adamw", "muon"):
         decay = weight_decay  # None would mean Keras' own 0.004
+    if name == "muon":
+        from fmnist_keras3.training.muon import Muon as make
+
+        defaults = {"adam_weight_decay": decay}
     optimizer = make(learning_rate=lr, weight_decay=decay, global_clipnorm=clip, **defaults)
     if weight_decay:
         optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])

@@ -82,8 +82,8 @@ def restore(fit: Fit, found: Checkpoint) -> None:
 
 
 def saver(fit: Fit) -> ModelCheckpoint:
-    """Return the callback that writes the checkpoints."""
-    return next(c for c in fit.callbacks if isinstance(c, ModelCheckpoint))
+    """Return the callback that writes the checkpoints; one that is not used, if none does."""
+    return next((c for c in fit.callbacks if isinstance(c, ModelCheckpoint)), ModelCheckpoint())
 
 
 class Rollback:

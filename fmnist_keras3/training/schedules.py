@@ -38,26 +38,41 @@ def _wsd(t: np.ndarray) -> np.ndarray:
     return np.minimum(1.0, (1 - t) / 0.2)
 
 
+def _one_cycle(t: np.ndarray) -> np.ndarray:
+    """Half a cosine to 4e-6, after a rise over 30 % (Smith & Topin 2017, shares of PyTorch's)."""
+    return 4e-6 + (1 - 4e-6) * _cosine(t)
+
+
+def _triangular(t: np.ndarray) -> np.ndarray:
+    """Back to zero in a line, after a rise over the first half (Smith 2015)."""
+    return 1 - t
+
+
 SCHEDULES = {
     "constant": _constant,
     "cosine": _cosine,
     "linear": _linear,
+    "one_cycle": _one_cycle,
     "step": _step,
+    "triangular": _triangular,
     "wsd": _wsd,
 }
+RISING = {"one_cycle": 0.3, "triangular": 0.5}  # the share of the training, without a warm-up
 
 
 def make_schedule(name: str, peak: float, total: int, warmup: int = 0) -> Schedule:
     """Return a function from steps (int array, 0-based) to learning rates (float32 array).
 
-    Rises linearly to ``peak`` over ``warmup`` steps, then follows ``name`` down until step
-    ``total``. Raises UserError for an unknown name.
+    Rises linearly to ``peak`` over ``warmup`` steps (0: the schedule's own share, see `RISING`),
+    then follows ``name`` down until step ``total``. Raises UserError for an unknown name.
     """
     if name not in SCHEDULES:
         raise UserError(
             f"There is no schedule {name!r}.{nearest(name, SCHEDULES)} "
             f"Schedules: {', '.join(SCHEDULES)}."
         )
+
+    warmup = warmup or round(RISING.get(name, 0) * total)
 
     def schedule(steps: np.ndarray) -> np.ndarray:
         steps = np.asarray(steps, np.float64)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 import warnings
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from fmnist_keras3.data.datamodule import DataModule, as_datamodule, limited
+from fmnist_keras3.data.datamodule import DataModule, as_datamodule, limited, overfitted
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.data.feeds import Feed, ResidentFeed, StreamFeed
 from fmnist_keras3.data.plan import evaluation_plan
@@ -22,17 +24,32 @@ from fmnist_keras3.errors import Diverged, UserError, told
 from fmnist_keras3.files import write_json
 from fmnist_keras3.models import macs
 from fmnist_keras3.training import checkpoint, resume, rundir, signals
-from fmnist_keras3.training.callbacks import Callback, ModelCheckpoint, Progress, Summary, Trace
+from fmnist_keras3.training.arguments import (
+    Amount,
+    batches,
+    check,
+    check_precision,
+    seconds,
+)
+from fmnist_keras3.training.callbacks import (
+    Callback,
+    ModelCheckpoint,
+    Progress,
+    Summary,
+    Timer,
+    Trace,
+)
+from fmnist_keras3.training.callbacks.keras_callback import KerasCallback
 from fmnist_keras3.training.checkpoint import Checkpoint
 from fmnist_keras3.training.fit import Fit, named
 from fmnist_keras3.training.loggers import LOGGERS, JSONLLogger, check_logger
 from fmnist_keras3.training.loop import evaluate, train
+from fmnist_keras3.training.prepare import set_accumulation, set_clipping, set_precision
 from fmnist_keras3.training.schedules import make_schedule
 from fmnist_keras3.training.signals import StopSignals
 
 PIPELINES = {"resident": ResidentFeed, "stream": StreamFeed}
 RESIDENT_BYTES = 2 * 2**30  # the largest training split that "auto" puts on the device
-PROFILERS = (None, "simple", "trace")
 CHUNK_STEPS = {"cpu": 128}  # longest chunk; elsewhere a whole epoch may be one
 CHUNK_BYTES = 256 * 2**20
 PREDICT_BATCH = 128
@@ -50,7 +67,7 @@ class FitResult:
 
     status: str
     reason: str | None
-    run_dir: Path
+    run_dir: Path | None
     history: list[dict[str, Any]]
     last_checkpoint: Path | None
     best_checkpoint: Path | None
@@ -70,11 +87,23 @@ class FitResult:
 class Trainer:
     """Trains any compiled Keras model; argument names follow Lightning where they exist.
 
-    ``max_epochs`` and ``max_steps`` end the training, whichever comes first. ``schedule``
+    ``max_epochs``, ``max_steps`` and ``max_time`` ("00:10:00", seconds, a timedelta) end the
+    training, whichever comes first; before ``min_epochs`` neither a time nor a callback does.
+    ``accumulate_grad_batches`` batches make one update of their mean gradient.
+    ``gradient_clip_val`` limits the global norm of the gradients ("norm") or each number ("value",
+    ``gradient_clip_algorithm``). ``precision`` is "32", "bf16-mixed" or "16-mixed" (with loss
+    scaling; None: as the model is). ``schedule``
     ("cosine", see `schedules.SCHEDULES`) rules the learning rate, with the optimizer's as its peak
     and a linear rise over the first ``warmup`` epochs (at most a fifth of ``max_epochs``); None
-    leaves the rate to the optimizer. ``label_smoothing`` is a rate in 0..1. ``limit_train_batches``
-    and ``limit_val_batches`` are numbers of batches. ``pipeline`` is "auto", "resident" or
+    leaves the rate to the optimizer. ``label_smoothing`` is a rate in 0..1.
+    ``limit_train_batches``, ``limit_val_batches`` and ``limit_test_batches`` are numbers of batches
+    or fractions (0.1).
+    ``overfit_batches`` trains and validates on the same few batches. ``fast_dev_run`` takes one
+    batch, or so many, of everything and leaves no files. ``num_sanity_val_steps`` batches are
+    validated before the first epoch. ``val_check_interval`` (steps, or a fraction of an epoch) adds
+    validations within an epoch, ``check_val_every_n_epoch`` leaves out those of the others.
+    ``barebones`` trains without checkpoints, records, bar and files, to measure what they cost.
+    ``pipeline`` is "auto", "resident" or
     "stream". ``on_nonfinite`` says what follows a loss or weight that is not finite: "stop" raises
     Diverged; "rollback" goes back to the last good checkpoint and leaves the failed step out, and
     if that does not help, halves the learning rate, too (see `resume.Rollback`). ``logger`` is a
@@ -91,16 +120,29 @@ class Trainer:
         self,
         max_epochs: int = 10,
         *,
+        min_epochs: int = 0,
         max_steps: int | None = None,
+        max_time: str | float | timedelta | dict[str, float] | None = None,
         schedule: str | None = None,
         warmup: float = 0.0,
         label_smoothing: float = 0.0,
-        limit_train_batches: int | None = None,
-        limit_val_batches: int | None = None,
+        accumulate_grad_batches: int = 1,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str = "norm",
+        precision: str | int | None = None,
+        limit_train_batches: Amount | None = None,
+        limit_val_batches: Amount | None = None,
+        limit_test_batches: Amount | None = None,
+        overfit_batches: Amount = 0,
+        fast_dev_run: bool | int = False,
+        num_sanity_val_steps: int = 2,
+        val_check_interval: Amount | None = None,
+        check_val_every_n_epoch: int = 1,
+        barebones: bool = False,
         pipeline: str = "auto",
         on_nonfinite: str = "stop",
         seed: int = 0,
-        callbacks: list[Callback] | None = None,
+        callbacks: list[Callback | keras.callbacks.Callback] | None = None,
         logger: str | list[str] | None = None,
         profiler: str | None = None,
         log_every_n_steps: int = 50,
@@ -108,32 +150,31 @@ class Trainer:
         run_dir: str | Path | None = None,
         default_root_dir: str | Path = "runs",
     ) -> None:
-        for name, value, least in (
-            ("max_epochs", max_epochs, 1),
-            ("max_steps", max_steps, 1),
-            ("limit_train_batches", limit_train_batches, 1),
-            ("limit_val_batches", limit_val_batches, 1),
-            ("log_every_n_steps", log_every_n_steps, 0),
-            ("warmup", warmup, 0),
-            ("seed", seed, 0),
-        ):
-            if value is not None and not value >= least:
-                raise UserError(f"{name} is {value}; it must be at least {least}.")
-        if not 0 <= label_smoothing < 1:
-            raise UserError(f"label_smoothing is {label_smoothing}; it must be in 0..1, below 1.")
-        if pipeline not in ("auto", *PIPELINES):
-            raise UserError(f"pipeline is {pipeline!r}; it must be auto, resident or stream.")
-        if on_nonfinite not in ("stop", "rollback"):
-            raise UserError(f"on_nonfinite is {on_nonfinite!r}; it must be stop or rollback.")
-        if profiler not in PROFILERS:
-            raise UserError(f"profiler is {profiler!r}; it must be simple, trace or None.")
-        if schedule is not None:
-            make_schedule(schedule, 1.0, 1)
-        self.max_epochs, self.max_steps = max_epochs, max_steps
+        check({name: value for name, value in locals().items() if name != "self"})
+        if fast_dev_run:
+            max_epochs, min_epochs, max_steps = 1, 0, int(fast_dev_run)
+            limit_train_batches = limit_val_batches = limit_test_batches = int(fast_dev_run)
+            num_sanity_val_steps = 0
+        if barebones:
+            num_sanity_val_steps, log_every_n_steps, enable_progress_bar = 0, 0, False
+        self.fast_dev_run, self.barebones = fast_dev_run, barebones
+        self.max_epochs, self.min_epochs, self.max_steps = max_epochs, min_epochs, max_steps
+        self.max_time = None if max_time is None else seconds(max_time)
+        self.accumulate_grad_batches = accumulate_grad_batches
+        self.gradient_clip_val = gradient_clip_val
+        self.gradient_clip_algorithm = gradient_clip_algorithm
+        self.precision = check_precision(precision)
+        self.limit_test_batches, self.overfit_batches = limit_test_batches, overfit_batches
+        self.num_sanity_val_steps = num_sanity_val_steps
+        self.val_check_interval = val_check_interval
+        self.check_val_every_n_epoch = check_val_every_n_epoch
         self.schedule, self.warmup, self.label_smoothing = schedule, warmup, label_smoothing
         self.limit_train_batches, self.limit_val_batches = limit_train_batches, limit_val_batches
         self.pipeline, self.on_nonfinite, self.seed = pipeline, on_nonfinite, seed
-        self.callbacks = list(callbacks or [])
+        self.callbacks = [
+            KerasCallback(c) if isinstance(c, keras.callbacks.Callback) else c
+            for c in callbacks or []
+        ]
         names = [logger] if isinstance(logger, str) else logger or []
         self.loggers = [check_logger(name) for name in names]
         self.profiler = profiler
@@ -161,8 +202,19 @@ class Trainer:
         Diverged when the loss or a weight is not finite.
         """
         data = as_datamodule(data)
+        if self.overfit_batches:
+            data = overfitted(data, self.overfit_batches)
         engine = self._engine_for(model, data)
-        path, which = self._run_path(model, data), None
+        if self.fast_dev_run or self.barebones:
+            with tempfile.TemporaryDirectory() as folder:
+                result = self._fit(model, data, engine, Path(folder) / "run", None, config)
+            return dataclasses.replace(
+                result, run_dir=None, last_checkpoint=None, best_checkpoint=None
+            )
+        return self._fit(model, data, engine, self._run_path(model, data), ckpt_path, config)
+
+    def _fit(self, model, data, engine, path, ckpt_path, config) -> FitResult:
+        which = None
         if ckpt_path is not None:
             path, which = rundir.locate(ckpt_path, self.run_dir)
         config = self._config(model, data) if config is None else config
@@ -230,6 +282,8 @@ class Trainer:
             )
         else:
             fit.run.update(compile_seconds=round(_compile(fit), 3))
+            if fit.validation_feed is not None and fit.position.step == 0:
+                _sanity_check(fit, self.num_sanity_val_steps)
         roll_back = resume.Rollback(fit)
         with fit.signals:
             fit.notify("on_fit_start")
@@ -280,8 +334,7 @@ class Trainer:
         data = as_datamodule(data)
         if data.validation is None:
             raise UserError("There is no validation split. Give the data module validation=0.1.")
-        split = limited(data.validation, self.limit_val_batches, data.batch_size)
-        return self._evaluate(model, data, split)[0]
+        return self._evaluate(model, data, self._validation(data))[0]
 
     def test(self, model: keras.Model, data: Any) -> dict[str, float]:
         """Return loss and metrics on the test split of ``data``."""
@@ -292,7 +345,8 @@ class Trainer:
         data = as_datamodule(data)
         if data.test is None:
             raise UserError("There is no test split in this data.")
-        return self._evaluate(model, data, data.test)
+        count = batches(self.limit_test_batches, -(-len(data.test) // data.batch_size))
+        return self._evaluate(model, data, limited(data.test, count, data.batch_size))
 
     def predict(self, model: keras.Model, images: np.ndarray) -> np.ndarray:
         """Return the outputs (logits) ``[N, ...]`` for ``images [N, H, W, C]``, raw pixels."""
@@ -319,9 +373,15 @@ class Trainer:
     def _engine_for(self, model: keras.Model, data: DataModule | None) -> Engine:
         """Return the engine of ``model``, the same one as long as the model is the same."""
         if self._engine is None or self._engine.model is not model:
+            self._prepare(model)
             labels = None if data is None else data.train.y[:1]
             self._engine = make_engine(model, label_smoothing=self.label_smoothing, labels=labels)
         engine = self._engine
+        if self.precision not in (None, "32") and engine.platform == "cpu":
+            warnings.warn(
+                f"On a CPU the precision {self.precision} is slower than 32.",
+                stacklevel=3,
+            )
         engine.read_model()
         if data is not None:
             batch_bytes = data.batch_size * data.train.x[:1].nbytes
@@ -329,6 +389,24 @@ class Trainer:
             most = min(CHUNK_STEPS.get(engine.platform, steps), CHUNK_BYTES // batch_bytes, steps)
             engine.chunk_steps = max(1, most)
         return engine
+
+    def _prepare(self, model: keras.Model) -> None:
+        """Give a compiled model what the arguments ask for, before its engine is made."""
+        if getattr(model, "optimizer", None) is None:
+            return  # the engine says what is missing
+        if self.precision is not None:
+            set_precision(model, self.precision)
+        if self.accumulate_grad_batches > 1:
+            set_accumulation(model, self.accumulate_grad_batches)
+        if self.gradient_clip_val is not None:
+            set_clipping(model, self.gradient_clip_val, self.gradient_clip_algorithm)
+
+    def _validation(self, data: DataModule) -> Split | None:
+        if data.validation is None or self.limit_val_batches == 0:
+            return None
+        total = -(-len(data.validation) // data.batch_size)
+        count = batches(self.limit_val_batches, total)
+        return limited(data.validation, count, data.batch_size)
 
     def _feed(self, split: Split, engine: Engine, augment: Any = ()) -> Feed:
         name = self.pipeline
@@ -344,13 +422,15 @@ class Trainer:
         return rundir.new_run_path(self.default_root_dir, model.name, backend, synthetic)
 
     def _config(self, model, data) -> dict[str, Any]:
-        names = ("max_epochs", "max_steps", "schedule", "warmup", "label_smoothing", "pipeline")
+        names = ("max_epochs", "min_epochs", "max_steps", "max_time", "schedule", "warmup")
+        names += ("label_smoothing", "accumulate_grad_batches", "gradient_clip_val", "precision")
+        names += ("limit_train_batches", "limit_val_batches", "val_check_interval", "pipeline")
         config = {"model": model.name, "seed": self.seed, "batch_size": data.batch_size}
         return config | {name: getattr(self, name) for name in names}
 
     def _make_fit(self, model, data, engine, run) -> Fit:
-        steps = -(-len(data.train) // data.batch_size)
-        steps = min(steps, self.limit_train_batches or steps)
+        steps = batches(self.limit_train_batches, -(-len(data.train) // data.batch_size))
+        every = self.val_check_interval
         schedule = None
         if self.schedule is not None:
             if not engine.sets_learning_rate:
@@ -365,13 +445,16 @@ class Trainer:
         callbacks: list[Callback] = [Summary(), *self.callbacks]
         if self.profiler == "trace":
             callbacks.append(Trace())
-        if not any(isinstance(c, ModelCheckpoint) for c in callbacks):
+        if self.max_time is not None:
+            callbacks.append(Timer(self.max_time))
+        saves = not (self.barebones or self.fast_dev_run)
+        if saves and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
             callbacks.append(ModelCheckpoint())
         # The checkpoint comes last: it must hold what the other callbacks made of the epoch.
         callbacks.sort(key=lambda c: isinstance(c, ModelCheckpoint))
         if self.enable_progress_bar and not any(isinstance(c, Progress) for c in callbacks):
             callbacks.insert(0, Progress())
-        validation = limited(data.validation, self.limit_val_batches, data.batch_size)
+        validation = self._validation(data)
         return Fit(
             model=model,
             engine=engine,
@@ -385,6 +468,9 @@ class Trainer:
             seed=self.seed,
             max_epochs=self.max_epochs,
             max_steps=self.max_steps,
+            min_epochs=self.min_epochs,
+            val_every_n_steps=None if every is None else batches(every, steps),
+            check_val_every_n_epoch=self.check_val_every_n_epoch,
             steps_in_epoch=steps,
             schedule=schedule,
             log_every_n_steps=self.log_every_n_steps,
@@ -396,7 +482,7 @@ class Trainer:
         return {
             "backend": keras.backend.backend(),
             "device": fit.engine.device,
-            "precision": fit.model.dtype_policy.name,
+            "precision": self.precision or fit.model.dtype_policy.name,
             "pipeline": next(n for n, f in PIPELINES.items() if isinstance(fit.feed, f)),
             "dataset": data,
             "model": fit.model.name,
@@ -406,6 +492,13 @@ class Trainer:
             "batch_size": fit.data.batch_size,
             "augment": [name for name, _ in fit.data.augment],
         }
+
+
+def _sanity_check(fit: Fit, steps: int) -> None:
+    """Validate on a few batches, so that a mistake there shows before the first epoch."""
+    feed, size = fit.validation_feed, fit.data.batch_size
+    if feed is not None and steps:
+        fit.engine.infer(feed.chunks(evaluation_plan(min(steps * size, len(feed.split)), size)))
 
 
 def _compile(fit: Fit) -> float:

@@ -67,6 +67,16 @@ def refused(capsys, *words):
         (["train", "--lr", "nan"], ["lr is nan"]),
         (["train", "--lr", "0"], ["more than 0"]),
         (["train", "--dropout", "1"], ["dropout is 1.0", "less than 1"]),
+        (["train", "--checkpoint_every", "soon"], ["'soon'", "500", "10m"]),
+        (["train", "--checkpoint_every", "0"], ["checkpoint_every is '0'", "at least 1"]),
+        (["train", "--on_nonfinite", "rolback"], ["'rollback'"]),
+        (["train", "--precision", "16"], ["'16'", "16-mixed"]),
+        (["train", "--max_time", "soon"], ["'soon'", "00:10:00"]),
+        (["train", "--limit_val_batches", "1.5"], ["limit_val_batches is 1.5", "fraction"]),
+        (["train", "--limit_train_batches", "some"], ["'some'", "fraction"]),
+        (["train", "--val_every", "0"], ["val_every is 0"]),
+        (["train", "--min_epochs", "99"], ["min_epochs is 99", "epochs 25"]),
+        (["train", "--accumulate", "0"], ["accumulate is 0"]),
         (["train", "--validation", "1.5"], ["validation is 1.5"]),
         (["train", "--augment", "flip,corp"], ["'corp'", "'crop'"]),
         (["train", "--augment", "crop:99"], ["crop:99", "1 to 8"]),
@@ -201,6 +211,45 @@ def test_print_config_is_what_config_reads(capsys, inside):
     # the command line rules over the file
     assert main(["train", "--config", "c.yaml", "--lr", "0.1", "--print_config"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["lr"] == 0.1
+
+
+def test_the_environment_lies_between_the_file_and_the_command_line(capsys, inside, monkeypatch):
+    (inside / "c.yaml").write_text("epochs: 3\nlr: 0.3\nseed: 3\n")
+    monkeypatch.setenv("FMNIST_EPOCHS", "4")
+    monkeypatch.setenv("FMNIST_LR", "0.4")
+    monkeypatch.setenv("FMNIST_OFFLINE", "1")  # not a setting, but ours
+    assert main(["train", "--config", "c.yaml", "--lr", "0.5", "--print_config"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert (shown["seed"], shown["epochs"], shown["lr"]) == (3, 4, 0.5)
+    monkeypatch.setenv("FMNIST_EPOCHS", "many")
+    assert "epochs is 'many'" in refused(capsys, "train", "--print_config")
+    monkeypatch.delenv("FMNIST_EPOCHS")
+    monkeypatch.setenv("FMNIST_EPOCH", "4")
+    message = refused(capsys, "train", "--print_config")
+    assert "FMNIST_EPOCH names no setting. Did you mean 'EPOCHS'?" in message
+
+
+def test_amounts_are_whole_numbers_or_fractions(capsys, inside):
+    words = ["train", "--print_config", "--limit_train_batches", "0.1", "--limit_val_batches", "5"]
+    assert main([*words, "--val_every", "1.0", "--max_time", "00:01:00"]) == 0
+    (inside / "c.yaml").write_text(capsys.readouterr().out)
+    assert main(["train", "--config", "c.yaml", "--print_config"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    values = [shown[k] for k in ("limit_train_batches", "limit_val_batches", "val_every")]
+    assert [(v, type(v)) for v in values] == [(0.1, float), (5, int), (1.0, float)]
+
+
+def test_warmup_is_that_of_the_schedule_unless_given(capsys, inside):
+    for words, expected in (([], 5), (["--schedule", "one_cycle"], 0), (["--warmup", "2"], 2)):
+        assert main(["train", "--print_config", *words]) == 0
+        assert yaml.safe_load(capsys.readouterr().out)["warmup"] == expected
+
+
+def test_a_fast_dev_run_leaves_nothing(folder, inside, capsys):
+    for words in (["--fast_dev_run"], ["--fast_dev_run", "2", "--run_dir", "r"]):
+        assert main(["train", "--data_dir", str(folder), *SMALL, *words]) == 0
+        assert "Nothing was kept" in capsys.readouterr().out
+        assert not list(inside.iterdir())
 
 
 def test_every_default_passes_its_own_checks():

@@ -14,11 +14,18 @@ def test_warm_up_rises_to_the_peak_and_no_further(name):
     assert np.all(np.diff(rates[:11]) > 0)
     assert rates[10] == rates.max() == np.float32(0.5)
     assert np.all(np.diff(rates[10:]) <= 0)
-    assert rates.min() > 0 or name in ("linear", "wsd", "cosine")
+    assert rates.min() > 0 or name in ("linear", "wsd", "cosine", "triangular")
+
+
+@pytest.mark.parametrize(("name", "rise"), [("one_cycle", 30), ("triangular", 50), ("cosine", 0)])
+def test_some_rise_on_their_own(name, rise):
+    rates = make_schedule(name, 0.5, total=100)(np.arange(100))
+    assert rates.argmax() == rise
+    assert rates.max() == np.float32(0.5)
 
 
 @pytest.mark.parametrize(
-    ("name", "end"), [("cosine", 0), ("linear", 0), ("wsd", 0), ("step", 0.005)]
+    ("name", "end"), [("cosine", 0), ("linear", 0), ("wsd", 0), ("step", 0.005), ("triangular", 0)]
 )
 def test_the_end(name, end):
     assert make_schedule(name, 0.5, total=100)(np.array([100]))[0] == pytest.approx(end, abs=1e-6)

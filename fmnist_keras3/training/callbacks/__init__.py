@@ -7,6 +7,15 @@ from fmnist_keras3.training.callbacks.early_stopping import EarlyStopping
 from fmnist_keras3.training.callbacks.model_checkpoint import ModelCheckpoint
 from fmnist_keras3.training.callbacks.progress import Progress
 from fmnist_keras3.training.callbacks.summary import Summary
+from fmnist_keras3.training.callbacks.timer import Timer
 from fmnist_keras3.training.callbacks.trace import Trace
 
-__all__ = ["Callback", "EarlyStopping", "ModelCheckpoint", "Progress", "Summary", "Trace"]
+__all__ = [
+    "Callback",
+    "EarlyStopping",
+    "ModelCheckpoint",
+    "Progress",
+    "Summary",
+    "Timer",
+    "Trace",
+]

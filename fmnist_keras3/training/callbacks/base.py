@@ -31,6 +31,12 @@ class Callback:
     def on_chunk_end(self, fit: Fit) -> None:
         """After each compiled chunk of steps."""
 
+    def on_validation_start(self, fit: Fit) -> None:
+        """Before a validation, within an epoch or at its end."""
+
+    def on_validation_end(self, fit: Fit) -> None:
+        """After a validation; ``fit.logs`` has its values, as val_loss and so on."""
+
     def on_train_epoch_end(self, fit: Fit) -> None:
         """After an epoch's last step and its validation."""
 

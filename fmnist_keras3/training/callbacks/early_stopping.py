@@ -9,7 +9,9 @@ from fmnist_keras3.training.callbacks.base import Callback
 
 
 class EarlyStopping(Callback):
-    """Stop after ``patience`` epochs in which ``monitor`` did not improve by ``min_delta``.
+    """Stop after ``patience`` validations in which ``monitor`` did not improve by ``min_delta``.
+
+    Or epochs, if it is not a value of the validation.
 
     ``mode`` is "min" or "max" (default: "max" for accuracies, "min" otherwise). A value that is not
     finite is no improvement. Raises UserError where nothing of that name is logged.
@@ -34,7 +36,15 @@ class EarlyStopping(Callback):
     def on_fit_start(self, fit):
         self._stop_if_due(fit)  # resumed after the stop, perhaps with more patience
 
+    def on_validation_end(self, fit):
+        if self.monitor.startswith("val_"):
+            self._judge(fit)
+
     def on_train_epoch_end(self, fit):
+        if fit.validation_feed is None or not self.monitor.startswith("val_"):
+            self._judge(fit)
+
+    def _judge(self, fit) -> None:
         value = self.sign * monitored(fit.logs, self.monitor)
         if value > self.best + self.min_delta:
             self.best, self.waited = value, 0
@@ -46,7 +56,7 @@ class EarlyStopping(Callback):
         if self.waited >= self.patience:
             fit.stop(
                 f"early stopping: {self.monitor} did not improve on {self.sign * self.best:.4f} "
-                f"for {self.waited} epochs"
+                f"for {self.waited} {'validations' if 'val_' in self.monitor else 'epochs'}"
             )
 
     def state_dict(self):

@@ -85,10 +85,16 @@ class ModelCheckpoint(Callback):
         if due and fit.position.step_in_epoch < fit.steps_in_epoch:
             self.save(fit)
 
+    def on_validation_end(self, fit):
+        if not (fit.epoch_complete or fit.stop_reason):  # else the end of the epoch is to come
+            self._rank_and_save(fit, fit.position.epoch + 1)
+
     def on_train_epoch_end(self, fit):
         epoch = fit.records["train"]["epoch"]
-        if fit.epoch_complete and epoch % self.every_n_epochs:
-            return
+        if not (fit.epoch_complete and epoch % self.every_n_epochs):
+            self._rank_and_save(fit, epoch)
+
+    def _rank_and_save(self, fit, epoch: int) -> None:
         monitor = self.monitor or next(
             (key for key in ("val_accuracy", "val_loss") if key in fit.logs), None
         )

@@ -37,6 +37,7 @@ class CSVLogger:
 
     def _write(self) -> None:
         columns = list(dict.fromkeys(key for row in self._rows.values() for key in row))
+        columns.sort(key=lambda column: column.startswith("val_"))
         with whole(self.path) as beside, open(beside, "w", newline="") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()

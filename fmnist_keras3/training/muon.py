@@ -1,0 +1,32 @@
+"""Muon that covers convolution kernels."""
+
+from __future__ import annotations
+
+import keras
+from keras import ops
+from keras.src import api_export
+
+
+class Muon(keras.optimizers.Muon):
+    """`keras.optimizers.Muon`, which leaves 4-D kernels to Adam, for these, too.
+
+    A kernel ``[height, width, in, out]`` is a matrix ``[height * width * in, out]`` then, as in
+    Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon/). Its variables are those of the
+    plain one, Adam's for kernels unused among them, so that a `.keras` file fits both.
+    """
+
+    def update_step(self, gradient, variable, learning_rate):
+        if len(variable.shape) != 4:
+            super().update_step(gradient, variable, learning_rate)
+            return
+        m = self.momentums[self._get_variable_index(variable)]
+        self.assign_add(m, ops.add(gradient, m * (self.momentum - 1)))
+        g = ops.add(gradient, self.momentum * m) if self.nesterov else ops.convert_to_tensor(m)
+        matrix = ops.reshape(g, (-1, variable.shape[-1]))
+        update = self.zeropower_via_newtonschulz5(matrix, self.ns_steps)
+        update = self.lr_adjust(learning_rate * update)
+        self.assign_sub(variable, ops.reshape(update, variable.shape))
+
+
+# In a `.keras` file it is the plain one, so that a reader needs Keras only.
+api_export.REGISTERED_OBJS_TO_NAMES[Muon] = "keras.optimizers.Muon"

@@ -1,0 +1,417 @@
+"""What the Trainer's arguments do: lengths, amounts, rhythms, precision, accumulation, clipping."""
+
+import inspect
+import re
+from datetime import timedelta
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from everything import EPOCHS, STEPS, At, arrays, data, everything_model, last, terminate, trainer
+
+from fmnist_keras3 import (
+    ArrayData,
+    Callback,
+    EarlyStopping,
+    ModelCheckpoint,
+    Trainer,
+    UserError,
+    build_model,
+)
+from fmnist_keras3.config import FIELDS
+from fmnist_keras3.training import arguments
+from fmnist_keras3.training.callbacks import Timer
+from fmnist_keras3.training.callbacks import timer as timer_module
+from fmnist_keras3.training.optimizers import OPTIMIZERS, make_optimizer
+from fmnist_keras3.training.rundir import read_metrics
+
+
+def plain_model(optimizer):
+    """A model without randomness: logits of a dense layer, weights drawn by NumPy."""
+    keras.utils.clear_session()
+    model = keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            keras.layers.Rescaling(1 / 255),
+            keras.layers.AveragePooling2D(4),
+            keras.layers.Flatten(),
+            keras.layers.Dense(8, activation="relu", name="hidden"),
+            keras.layers.Dense(10, name="logits"),
+        ],
+        name="plain",
+    )
+    rng = np.random.default_rng(0)
+    model.set_weights([rng.normal(0, 0.1, w.shape) for w in model.get_weights()])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss, metrics=["accuracy"])
+    return model
+
+
+def steps_of(result, event):
+    return [r["step"] for r in result.history if r["event"] == event]
+
+
+def fit_plain(path, optimizer, batch_size=32, validation=0.2, **options):
+    x, y = arrays()
+    options = {"max_epochs": 1, "enable_progress_bar": False, "log_every_n_steps": 1, **options}
+    model = plain_model(optimizer)
+    result = Trainer(run_dir=path, **options).fit(
+        model, ArrayData(x, y, batch_size=batch_size, validation=validation)
+    )
+    return model, result
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("00:10:00", 600),
+        ("1:00:00:30", 86430),
+        ("90", 90),
+        (1.5, 1.5),
+        (timedelta(minutes=2), 120),
+        ({"hours": 1}, 3600),
+    ],
+)
+def test_times_are_read_as_lightning_reads_them(value, expected):
+    assert arguments.seconds(value) == expected
+
+
+@pytest.mark.parametrize("value", ["soon", "10:00", 0, -1, "nan", {"weaks": 1}, []])
+def test_times_that_are_none_are_named(value):
+    with pytest.raises(UserError, match=r"max_time is .*00:10:00"):
+        Trainer(max_time=value)
+
+
+def test_amounts_are_numbers_or_fractions():
+    assert [arguments.batches(v, 10) for v in (None, 3, 99, 0.25, 1.0, 0.01)] == [
+        10,
+        3,
+        10,
+        2,
+        10,
+        1,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"limit_train_batches": 0}, "limit_train_batches is 0"),
+        ({"limit_train_batches": 1.5}, "limit_train_batches is 1.5"),
+        ({"limit_test_batches": "all"}, "limit_test_batches is 'all'"),
+        ({"val_check_interval": 0.0}, "val_check_interval is 0.0"),
+        ({"check_val_every_n_epoch": 0}, "check_val_every_n_epoch is 0"),
+        ({"min_epochs": 20}, "min_epochs is 20, more than max_epochs 10"),
+        ({"accumulate_grad_batches": 0}, "accumulate_grad_batches is 0"),
+        ({"gradient_clip_val": 0}, "gradient_clip_val is 0"),
+        ({"gradient_clip_algorithm": "norms"}, "gradient_clip_algorithm is 'norms'"),
+        ({"precision": "bf16-mixd"}, "Did you mean 'bf16-mixed'"),
+        ({"barebones": True, "logger": "csv"}, "barebones goes without"),
+    ],
+)
+def test_bad_arguments_are_named(options, words):
+    with pytest.raises(UserError, match=words):
+        Trainer(**options)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_lowers_the_loss(tmp_path, name):
+    lr = {"adadelta": 1.0, "sgd": 0.1, "ftrl": 0.05, "adagrad": 0.1}.get(name, 0.01)
+    optimizer = make_optimizer(name, lr, weight_decay=1e-3)
+    _, result = fit_plain(tmp_path / "run", optimizer, max_epochs=3)
+    losses = [r["loss"] for r in result.history if r["event"] == "train"]
+    assert np.isfinite(losses).all()
+    # FTRL begins at zero, whatever the weights were, and there this net is stuck.
+    assert losses[-1] < losses[0] or name == "ftrl"
+
+
+def test_muon_takes_convolution_kernels_as_matrices():
+    kernel, gradient = np.random.default_rng(0).normal(size=(2, 3, 3, 4, 8)).astype(np.float32)
+    ours, keras_own = keras.Variable(kernel), keras.Variable(kernel.reshape(-1, 8))
+    make_optimizer("muon", 0.01).apply([keras.ops.convert_to_tensor(gradient)], [ours])
+    keras.optimizers.Muon(0.01, weight_decay=0.0).apply(
+        [keras.ops.convert_to_tensor(gradient.reshape(-1, 8))], [keras_own]
+    )
+    assert np.allclose(np.asarray(ours).reshape(-1, 8), np.asarray(keras_own), atol=1e-6)
+    assert not np.allclose(np.asarray(ours), kernel, atol=1e-4)
+
+
+def test_a_model_with_muon_loads_with_plain_keras(tmp_path):
+    model = build_model("lenet", optimizer=make_optimizer("muon", 0.01))
+    model.optimizer.build(model.trainable_variables)
+    model.save(tmp_path / "m.keras")
+    loaded = keras.saving.load_model(tmp_path / "m.keras")
+    assert type(loaded.optimizer) is keras.optimizers.Muon
+    for a, b in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
+        assert a.shape == b.shape
+
+
+def test_two_accumulated_batches_are_one_of_twice_the_size(tmp_path):
+    one, _ = fit_plain(tmp_path / "one", keras.optimizers.SGD(0.1), 32)
+    two, result = fit_plain(
+        tmp_path / "two", keras.optimizers.SGD(0.1), 16, accumulate_grad_batches=2
+    )
+    assert result.summary["steps"] == 10
+    for a, b in zip(one.get_weights(), two.get_weights(), strict=True):
+        assert np.allclose(a, b, atol=1e-6)
+
+
+def test_accumulation_comes_too_late_for_a_built_optimizer(tmp_path):
+    model, _ = fit_plain(tmp_path / "one", keras.optimizers.SGD(0.1))
+    with pytest.raises(UserError, match="built already"):
+        Trainer(accumulate_grad_batches=2, run_dir=tmp_path / "two").fit(model, data())
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_clipping_limits_what_a_step_changes(tmp_path, algorithm):
+    before = plain_model("sgd").get_weights()
+    model, _ = fit_plain(
+        tmp_path / "run",
+        keras.optimizers.SGD(1.0),
+        max_steps=1,
+        gradient_clip_val=0.01,
+        gradient_clip_algorithm=algorithm,
+    )
+    moves = np.concatenate(
+        [(a - b).ravel() for a, b in zip(model.get_weights(), before, strict=True)]
+    )
+    size = np.linalg.norm(moves) if algorithm == "norm" else np.abs(moves).max()
+    assert size == pytest.approx(0.01, rel=1e-3)
+
+
+def test_two_ways_of_clipping_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"clipnorm=1\.0 already"):
+        fit_plain(tmp_path / "run", keras.optimizers.SGD(1.0, clipnorm=1.0), gradient_clip_val=0.1)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+@pytest.mark.filterwarnings("ignore:On a CPU the precision")
+def test_mixed_precision_learns_and_resumes(tmp_path, precision):
+    options = {"precision": precision, "max_epochs": 3}
+    model, straight = fit_plain(tmp_path / "straight", keras.optimizers.Adam(0.01), **options)
+    assert model.get_layer("hidden").compute_dtype in ("bfloat16", "float16")
+    assert model.get_layer("logits").compute_dtype == "float32"
+    assert model.get_layer("hidden").kernel.dtype == "float32"
+    assert straight.summary["precision"] == precision
+    losses = [r["loss"] for r in straight.history if r["event"] == "train"]
+    assert losses[-1] < losses[0]
+    fit_plain(tmp_path / "run", keras.optimizers.Adam(0.01), max_steps=7, **options)
+    x, y = arrays()
+    again = Trainer(run_dir=tmp_path / "run", enable_progress_bar=False, **options)
+    again.fit(
+        plain_model(keras.optimizers.Adam(0.01)),
+        ArrayData(x, y, batch_size=32, validation=0.2),
+        ckpt_path="last",
+    )
+    pairs = zip(last(tmp_path / "run").state, last(tmp_path / "straight").state, strict=True)
+    for (name, a), (_, b) in pairs:
+        assert a.tobytes() == b.tobytes(), name
+
+
+def test_lower_precision_on_a_cpu_is_warned_of(tmp_path):
+    with pytest.warns(UserWarning, match="On a CPU the precision bf16-mixed is slower"):
+        fit_plain(tmp_path / "run", "sgd", precision="bf16-mixed", max_steps=1)
+
+
+def test_limits_may_be_fractions(tmp_path):
+    made = trainer(tmp_path / "run", limit_train_batches=0.4, limit_val_batches=0.5, max_epochs=2)
+    result = made.fit(everything_model(), data())
+    assert steps_of(result, "train") == [2, 4]
+    whole = trainer(tmp_path / "whole", max_epochs=2, limit_train_batches=2)
+    other = whole.fit(everything_model(), data())
+    values = [[r["loss"] for r in f.history if r["event"] == "validation"] for f in (result, other)]
+    assert values[0] != values[1]  # half of the validation batches
+
+
+def test_no_validation_batches_are_no_validation(tmp_path):
+    made = trainer(tmp_path / "run", limit_val_batches=0)
+    made.callbacks = [ModelCheckpoint()]
+    assert steps_of(made.fit(everything_model(), data()), "validation") == []
+
+
+def test_the_test_can_be_limited(tmp_path):
+    x, y = arrays()
+    module = ArrayData(x, y, test=(x, y), batch_size=32)
+    made = Trainer(limit_test_batches=2, enable_progress_bar=False)
+    model = plain_model("sgd")
+    logs, outputs = made.test_outputs(model, module)
+    assert outputs.shape == (64, 10)
+    assert logs["loss"] == pytest.approx(model.evaluate(x[:64], y[:64], verbose=0)[0], rel=1e-5)
+
+
+def test_overfitting_sees_the_same_examples_only(tmp_path):
+    _, result = fit_plain(
+        tmp_path / "run", keras.optimizers.Adam(0.02), max_epochs=60, overfit_batches=1
+    )
+    assert steps_of(result, "train")[:2] == [1, 2]
+    assert result.summary["dataset"]["train"] == result.summary["dataset"]["validation"] == 32
+    losses = [r["loss"] for r in result.history if r["event"] == "validation"]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("count", [True, 3])
+def test_a_fast_dev_run_takes_a_few_batches_and_leaves_nothing(tmp_path, monkeypatch, count):
+    monkeypatch.chdir(tmp_path)
+    made = Trainer(max_epochs=7, fast_dev_run=count, enable_progress_bar=False)
+    result = made.fit(plain_model("sgd"), data())
+    assert result.status == "completed"
+    assert result.summary["steps"] == int(count)
+    assert result.run_dir is result.last_checkpoint is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_barebones_trains_to_the_same_weights_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = Trainer(max_epochs=2, barebones=True)
+    model = plain_model("sgd")
+    x, y = arrays()
+    made.fit(model, ArrayData(x, y, batch_size=32, validation=0.2))
+    assert not list(tmp_path.iterdir())
+    other, _ = fit_plain(tmp_path / "run", "sgd", max_epochs=2)
+    for a, b in zip(model.get_weights(), other.get_weights(), strict=True):
+        assert np.array_equal(a, b)
+
+
+def test_the_sanity_check_comes_first_and_leaves_no_trace(tmp_path):
+    class Watch(Callback):
+        def setup(self, fit):
+            self.seen = []
+            take = fit.validation_feed.take
+            fit.validation_feed.take = lambda count: self.seen.append("validation") or take(count)
+
+        def on_chunk_end(self, fit):
+            self.seen.append("training")
+
+    watch, none = Watch(), Watch()
+    one = trainer(tmp_path / "one", watch, num_sanity_val_steps=1).fit(everything_model(), data())
+    two = trainer(tmp_path / "two", none, num_sanity_val_steps=0).fit(everything_model(), data())
+    # The first is of the compilation, which takes no step.
+    assert watch.seen[:3] == ["validation", "validation", "training"]
+    assert none.seen[:2] == ["validation", "training"]
+    assert [r["loss"] for r in one.history] == [r["loss"] for r in two.history]
+    pairs = zip(last(tmp_path / "one").state, last(tmp_path / "two").state, strict=True)
+    assert all(a.tobytes() == b.tobytes() for (_, a), (_, b) in pairs)
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"val_check_interval": 2}, [2, 4, 5, 7, 9, 10, 12, 14, 15, 17, 19, 20]),
+        ({"val_check_interval": 0.6}, [3, 5, 8, 10, 13, 15, 18, 20]),
+        ({"check_val_every_n_epoch": 2}, [10, 20]),
+        ({"val_check_interval": 3, "check_val_every_n_epoch": 4}, [18, 20]),
+    ],
+)
+def test_validations_come_in_their_rhythm(tmp_path, options, steps):
+    result = trainer(tmp_path / "run", **options).fit(everything_model(), data())
+    assert steps_of(result, "validation") == steps
+    assert steps_of(result, "train") == [5, 10, 15, 20]
+
+
+def test_more_validations_change_no_weight(tmp_path):
+    for name, options in (("one", {}), ("two", {"val_check_interval": 1})):
+        trainer(tmp_path / name, **options).fit(everything_model(), data())
+    pairs = zip(last(tmp_path / "one").state, last(tmp_path / "two").state, strict=True)
+    assert all(a.tobytes() == b.tobytes() for (_, a), (_, b) in pairs)
+
+
+def test_a_stop_in_a_validation_within_an_epoch_is_made_up_for(tmp_path):
+    options = {"val_check_interval": 2}
+    straight = trainer(tmp_path / "straight", **options).fit(everything_model(), data())
+    stopped = trainer(tmp_path / "run", At(-7, terminate), **options)
+    result = stopped.fit(everything_model(), data())
+    assert result.status == "interrupted"
+    assert steps_of(result, "validation") == [2, 4, 5]
+    again = trainer(tmp_path / "run", **options)
+    again.fit(everything_model(), data(), ckpt_path="last")
+    keys = ("event", "epoch", "step", "loss")
+    records = [
+        [[r[k] for k in keys] for r in read_metrics(path / "metrics.jsonl")]
+        for path in (straight.run_dir, tmp_path / "run")
+    ]
+    assert records[0] == records[1]
+    pairs = zip(last(tmp_path / "run").state, last(straight.run_dir).state, strict=True)
+    assert all(a.tobytes() == b.tobytes() for (_, a), (_, b) in pairs)
+
+
+def test_the_best_may_be_within_an_epoch(tmp_path):
+    made = trainer(tmp_path / "run", ModelCheckpoint(save_top_k=20), val_check_interval=1)
+    result = made.fit(everything_model(), data())
+    best = last(tmp_path / "run").manifest["callbacks"]["ModelCheckpoint"]["best"]
+    assert len(best) == STEPS * EPOCHS  # all validations were ranked, each with its checkpoint
+    assert len(list((tmp_path / "run/checkpoints").glob("step-*"))) == STEPS * EPOCHS
+    assert result.best_checkpoint.name == best[0][1]
+
+
+def test_patience_counts_validations(tmp_path):
+    never = EarlyStopping("val_loss", patience=3, min_delta=1e9)
+    made = trainer(tmp_path / "run", val_check_interval=2)
+    made.callbacks = [never, ModelCheckpoint()]
+    result = made.fit(everything_model(), data())
+    assert (
+        result.summary["steps"] == 7
+    )  # the validations at 4, 5 and 7 are no better than that at 2
+    assert "for 3 validations" in result.reason
+
+
+def test_before_min_epochs_nothing_stops_early(tmp_path):
+    made = trainer(tmp_path / "run", min_epochs=3)
+    made.callbacks = [EarlyStopping("val_loss", patience=1, min_delta=1e9), ModelCheckpoint()]
+    result = made.fit(everything_model(), data())
+    assert result.status == "stopped"
+    assert result.summary["epochs"] == 3
+
+
+class Clock:
+    """A clock that is a second later at each look."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        self.now += 1
+        return self.now
+
+
+def test_max_time_ends_the_training_and_counts_over_resumes(tmp_path, monkeypatch):
+    monkeypatch.setattr(timer_module, "time", Clock())
+    run = tmp_path / "run"
+    every = At(99, None)  # a boundary at each step
+    result = trainer(run, every, max_time=6).fit(everything_model(), data())
+    assert result.status == "stopped"
+    assert "max_time of 6 s" in result.reason
+    assert 0 < result.summary["steps"] == last(run).manifest["step"] < STEPS * EPOCHS
+    more = trainer(run, every, max_time=12).fit(everything_model(), data(), ckpt_path="last")
+    assert result.summary["steps"] < more.summary["steps"] < STEPS * EPOCHS
+    none = trainer(run, every, max_time=6).fit(everything_model(), data(), ckpt_path="last")
+    assert none.summary["steps"] == more.summary["steps"]
+
+
+def test_a_timer_tells_the_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(timer_module, "time", Clock())
+    timer = Timer()
+    assert trainer(tmp_path / "run", timer).fit(everything_model(), data()).status == "completed"
+    assert timer.time_elapsed() > 0
+    assert timer.time_elapsed() == timer.time_elapsed()  # it stands when the training has ended
+
+
+def table() -> list[list[set[str]]]:
+    """The rows of README's table of arguments: the code words of each cell."""
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    lines = text.split("<!-- arguments -->")[1].split("<!-- /arguments -->")[0].strip().splitlines()
+    return [
+        [set(re.findall(r"`([^`]*)`", cell)) for cell in line.split("|")[1:-1]]
+        for line in lines[2:]
+    ]
+
+
+def test_the_table_of_arguments_is_that_of_the_code():
+    ours = set().union(*(row[0] for row in table()))
+    assert ours - {"fit(ckpt_path=...)"} == set(inspect.signature(Trainer).parameters)
+    options = {word.removeprefix("--") for row in table() for word in row[1]}
+    # What the command line has besides says what to train on what, and how the optimizer is made.
+    rest = {"model", "dropout", "l2", "data", "data_dir", "validation", "augment", "batch_size"}
+    rest |= {"optimizer", "lr", "weight_decay"}
+    assert options | rest == set(FIELDS)
+    assert not options & rest
