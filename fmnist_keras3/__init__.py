@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fmnist_keras3.errors import Diverged, UserError
     from fmnist_keras3.models import build_model
     from fmnist_keras3.run import Run, load_model, load_run
+    from fmnist_keras3.seeding import seed_everything
     from fmnist_keras3.training.callbacks import Callback, EarlyStopping, ModelCheckpoint, Timer
     from fmnist_keras3.training.trainer import FitResult, Trainer
 
@@ -27,6 +28,7 @@ _HOME = {
     "Run": "run",
     "load_model": "run",
     "load_run": "run",
+    "seed_everything": "seeding",
     "Callback": "training.callbacks",
     "EarlyStopping": "training.callbacks",
     "ModelCheckpoint": "training.callbacks",
@@ -51,6 +53,7 @@ __all__ = [
     "build_model",
     "load_model",
     "load_run",
+    "seed_everything",
 ]
 __version__ = "0.1.0"
 

@@ -131,15 +131,36 @@ class ArrayData(DataModule):
 
 
 def as_datamodule(data: Any) -> DataModule:
-    """Return ``data`` as a DataModule; an ``(x, y)`` pair becomes `ArrayData`."""
+    """Return ``data`` as a DataModule; a pair ``(x, y)`` or a dataset becomes `ArrayData`.
+
+    A `tf.data.Dataset` is read into memory, once, so that its examples can be shuffled exactly.
+    """
     if isinstance(data, DataModule):
         return data.setup()
     if isinstance(data, tuple) and len(data) == 2:
         return ArrayData(*data).setup()
+    if hasattr(data, "element_spec") and hasattr(data, "as_numpy_iterator"):
+        return ArrayData(*_from_dataset(data)).setup()
     raise UserError(
-        f"Cannot train on a {type(data).__name__}. Give a DataModule (FashionMNIST(...)) or a pair "
-        "of arrays (x, y)."
+        f"Cannot train on a {type(data).__name__}. Give a DataModule (FashionMNIST(...)), a pair "
+        "of arrays (x, y) or a finite tf.data.Dataset of such pairs."
     )
+
+
+def _from_dataset(dataset: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Read a `tf.data.Dataset` of pairs, batched or not, into arrays."""
+    spec = dataset.element_spec
+    if not isinstance(spec, tuple) or len(spec) != 2:
+        raise UserError(f"The dataset gives {spec}; it must give pairs (x, y).")
+    if int(dataset.cardinality()) == -1:
+        raise UserError("The dataset never ends. Leave out repeat(), or add take(N).")
+    x, y = (part.shape for part in spec)
+    batched = len(x) > 0 and len(y) > 0 and x[0] == y[0]  # both None, or the same number
+    join = np.concatenate if batched else np.stack
+    pairs = list(zip(*dataset.as_numpy_iterator(), strict=True))
+    if not pairs:
+        raise UserError("The dataset is empty.")
+    return join(pairs[0]), join(pairs[1])
 
 
 def _labels(y: np.ndarray) -> np.ndarray:

@@ -186,7 +186,7 @@ class Trainer:
     def fit(
         self,
         model: keras.Model,
-        data: DataModule | tuple[np.ndarray, np.ndarray],
+        data: DataModule | tuple[np.ndarray, np.ndarray] | Any,
         *,
         ckpt_path: str | Path | None = None,
         config: dict[str, Any] | None = None,
