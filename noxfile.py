@@ -38,6 +38,16 @@ def slow(session: nox.Session, backend: str) -> None:
 
 
 @nox.session
+@nox.parametrize("backend", BACKENDS)
+def soak(session: nox.Session, backend: str) -> None:
+    """Ninety signals at random moments, resumed to the same bits; `-- --kills 5` and so on."""
+    session.install(".[test]")
+    env = {"KERAS_BACKEND": backend, "PYTHONDONTWRITEBYTECODE": ""}
+    output = f"tests/soak/results/{backend}.json"
+    session.run("python", "tests/soak", "--output", output, *session.posargs, env=env)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Style, formatting and types."""
     session.install(".[test,lint]")

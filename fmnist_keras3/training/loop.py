@@ -114,7 +114,7 @@ def end_epoch(fit: Fit) -> None:
     validation = {k[4:]: v for k, v in fit.logs.items() if k.startswith("val_")}
     values = {k: v for k, v in fit.logs.items() if not k.startswith("val_")}
     fit.log("train", epoch, position.step, {**values, **speed})
-    if validation:
+    if validation and position.validated == position.step:
         fit.log("validation", epoch, position.step, validation)
     if fit.epoch_complete:
         position.next_epoch()

@@ -100,7 +100,7 @@ class RunDirectory:
         """Write ``config.yaml``, with which the run can be repeated; read a resumed summary."""
         import yaml
 
-        for folder in (self.path, self.checkpoints):
+        for folder in (self.path, self.checkpoints, self.plots):
             remove_temporary(folder)
         if self.resumed:
             summary = read_json(self.path / SUMMARY)

@@ -6,10 +6,12 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 from fmnist_keras3.errors import Interrupted
 
@@ -71,9 +73,12 @@ def requeue() -> None:
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM raise Interrupted, as SIGINT raises KeyboardInterrupt, so that files are closed.
+    """Let SIGTERM and SIGINT raise Interrupted, so that files are closed, and be sure of it.
 
-    Does nothing outside the main thread, and where somebody handles SIGTERM already.
+    Python drops what is raised while it calls a finalizer or a callback of the garbage collector,
+    such as jaxlib's; then the signal is raised once more, a moment later. A compiled module that is
+    being imported makes an ImportError of it, which becomes the interrupt again. Does nothing
+    outside the main thread, and where somebody handles SIGTERM already.
     """
     if (
         threading.current_thread() is not threading.main_thread()
@@ -83,10 +88,42 @@ def terminable() -> Iterator[None]:
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
-        raise Interrupted("SIGTERM")
+        while frame is not None and frame.f_code is not dropped.__code__:
+            frame = frame.f_back
+        if frame is None:
+            raise Interrupted(signal.Signals(number).name)
+        raise_later(number)  # what is raised in there is dropped, too
 
-    signal.signal(signal.SIGTERM, handle)
+    def dropped(unraisable: Any) -> None:
+        if isinstance(unraisable.exc_value, Interrupted) and hasattr(signal, "setitimer"):
+            raise_later(signal.Signals[unraisable.exc_value.signal])
+        else:
+            hook(unraisable)
+
+    def raise_later(number: int) -> None:
+        # A timer of the system, not a thread: whatever lock was held where this comes from.
+        signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        numbers.append(signal.SIGINT)
+    before = {number: signal.signal(number, handle) for number in numbers}
+    if hasattr(signal, "SIGALRM"):
+        before[signal.SIGALRM] = signal.getsignal(signal.SIGALRM)
+    hook, sys.unraisablehook = sys.unraisablehook, dropped
     try:
         yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, KeyboardInterrupt):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise cause from None
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        sys.unraisablehook = hook
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,10 +1,13 @@
+import errno
 import math
+import os
 
 import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
 
+from fmnist_keras3.errors import UserError
 from fmnist_keras3.evaluation import plots
 from fmnist_keras3.evaluation.metrics import evaluate_logits
 
@@ -220,10 +223,10 @@ def test_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypat
     before = path.read_bytes()
 
     def full_disk(*_):
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(plots.os, "replace", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(UserError, match="No space"):
         plots.curves(history(3), path, "new")
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
