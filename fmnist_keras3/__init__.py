@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     from fmnist_keras3.models import build_model
     from fmnist_keras3.run import Run, load_model, load_run
     from fmnist_keras3.seeding import seed_everything
-    from fmnist_keras3.training.callbacks import Callback, EarlyStopping, ModelCheckpoint, Timer
+    from fmnist_keras3.training.callbacks import (
+        Callback,
+        EarlyStopping,
+        EMAWeightAveraging,
+        GradientNorm,
+        ModelCheckpoint,
+        StochasticWeightAveraging,
+        Timer,
+        WeightAveraging,
+    )
     from fmnist_keras3.training.trainer import FitResult, Trainer
 
 _HOME = {
@@ -30,9 +39,13 @@ _HOME = {
     "load_run": "run",
     "seed_everything": "seeding",
     "Callback": "training.callbacks",
+    "EMAWeightAveraging": "training.callbacks",
     "EarlyStopping": "training.callbacks",
+    "GradientNorm": "training.callbacks",
     "ModelCheckpoint": "training.callbacks",
+    "StochasticWeightAveraging": "training.callbacks",
     "Timer": "training.callbacks",
+    "WeightAveraging": "training.callbacks",
     "FitResult": "training.trainer",
     "Trainer": "training.trainer",
 }
@@ -42,14 +55,18 @@ __all__ = [
     "Callback",
     "DataModule",
     "Diverged",
+    "EMAWeightAveraging",
     "EarlyStopping",
     "FashionMNIST",
     "FitResult",
+    "GradientNorm",
     "ModelCheckpoint",
     "Run",
+    "StochasticWeightAveraging",
     "Timer",
     "Trainer",
     "UserError",
+    "WeightAveraging",
     "build_model",
     "load_model",
     "load_run",

@@ -64,6 +64,21 @@ class TrainConfig:
     label_smoothing: float = _setting(0.0, "0 <= e < 1, in training only", least=0, below=1)
     clip: float | None = _setting(None, "largest global norm of the gradients", above=0)
     accumulate: int = _setting(1, "batches whose gradients make one update", least=1)
+    ema: float | None = _setting(
+        None,
+        "decay of an exponential average of the weights (0.999), which the model then holds",
+        least=0,
+        below=1,
+        fixed=True,
+    )
+    swa: int | float | None = _setting(
+        None,
+        "epoch, or fraction of all epochs (0.8), from which on the weights are averaged (SWA)",
+        fixed=True,
+    )
+    swa_lr: float | None = _setting(
+        None, "learning rate while SWA averages; the schedule's if not given", above=0
+    )
     precision: str = _setting(
         "32", "of the arithmetic; weights are float32", choices=("32", "bf16-mixed", "16-mixed")
     )
@@ -145,6 +160,13 @@ class TrainConfig:
             seconds(self.max_time)
         if self.min_epochs > self.epochs:
             raise UserError(f"min_epochs is {self.min_epochs}, more than epochs {self.epochs}.")
+        if self.ema is not None and self.swa is not None:
+            raise UserError("ema and swa both average the weights. Give one of them.")
+        if self.swa is not None and not 0 <= self.swa < self.epochs:
+            raise UserError(
+                f"swa is {self.swa}; it must be an epoch below {self.epochs}, or a fraction of all "
+                "epochs. Type --swa 0.8"
+            )
         checkpoint_interval(self.checkpoint_every)
         if self.warmup is None:
             object.__setattr__(self, "warmup", 0.0 if self.schedule in RISING else 5.0)

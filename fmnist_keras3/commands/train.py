@@ -176,13 +176,22 @@ def _say_how_to_read_a_trace(console: Any, folder: Path) -> None:
 
 
 def _callbacks(config: TrainConfig) -> list[Any]:
-    from fmnist_keras3.training.callbacks import EarlyStopping, ModelCheckpoint
+    from fmnist_keras3.training.callbacks import (
+        EarlyStopping,
+        EMAWeightAveraging,
+        ModelCheckpoint,
+        StochasticWeightAveraging,
+    )
 
     callbacks: list[Any] = [
         ModelCheckpoint(save_top_k=config.keep_top, **checkpoint_interval(config.checkpoint_every))
     ]
     if config.early_stopping is not None:
         callbacks.append(EarlyStopping(patience=config.early_stopping))
+    if config.ema is not None:
+        callbacks.append(EMAWeightAveraging(config.ema))
+    if config.swa is not None:
+        callbacks.append(StochasticWeightAveraging(config.swa_lr, config.swa))
     return callbacks
 
 

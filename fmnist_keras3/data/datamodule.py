@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ from fmnist_keras3.data.augment import parse_augment
 from fmnist_keras3.data.dataset import ImageData, Split
 from fmnist_keras3.data.plan import generator
 from fmnist_keras3.errors import UserError
+from fmnist_keras3.tree import leaves, mapped, packed
+
+BATCH_SIZE = 128
 
 
 class DataModule:
@@ -31,7 +34,7 @@ class DataModule:
 
     def __init__(
         self,
-        batch_size: int = 128,
+        batch_size: int = BATCH_SIZE,
         augment: str | None = None,
         validation: float = 0.1,
         seed: int = 0,
@@ -55,12 +58,19 @@ class DataModule:
         if self._ready:
             return self
         self.source = self.load()
-        self.train, self.validation = _split(self.source.train, self.validation_fraction, self.seed)
+        self.train, self.validation = self.source.train, self.source.validation
+        if self.validation is None:
+            self.train, self.validation = _split(self.train, self.validation_fraction, self.seed)
         self.test = self.source.test if len(self.source.test) else None
         if self.batch_size > len(self.train):
             raise UserError(
                 f"batch_size {self.batch_size} is larger than the {len(self.train)} training "
                 f"examples. Type --batch_size {len(self.train)} or less."
+            )
+        if self.augment and len(self.train.image_shape) != 3:
+            raise UserError(
+                f"augment is for images [N, H, W, C]; these examples are {_shapes(self.train.x)}. "
+                "Leave augment out."
             )
         self._ready = True
         return self
@@ -92,7 +102,7 @@ class FashionMNIST(DataModule):
 
     def __init__(
         self,
-        batch_size: int = 128,
+        batch_size: int = BATCH_SIZE,
         augment: str | None = None,
         validation: float = 0.1,
         seed: int = 0,
@@ -109,63 +119,123 @@ class FashionMNIST(DataModule):
 
 
 class ArrayData(DataModule):
-    """Arrays in memory: ``x [N, ...]``, ``y [N, ...]``, and optionally a test pair."""
+    """Arrays in memory: ``x [N, ...]``, ``y [N, ...]`` and perhaps ``sample_weight [N]``.
+
+    Each may be a tuple, list or dict of arrays, as the model takes it. ``validation`` is a
+    fraction, or examples ``(x, y)`` or ``(x, y, sample_weight)``; ``test`` such examples, too.
+    ``options`` are those of `DataModule`. Raises UserError for arrays of different lengths.
+
+    Example: ``ArrayData(x, y, validation=(x_val, y_val), batch_size=64)``
+    """
 
     def __init__(
         self,
-        x: np.ndarray,
-        y: np.ndarray,
-        test: tuple[np.ndarray, np.ndarray] | None = None,
+        x: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        validation: float | tuple[Any, ...] = 0.1,
+        test: tuple[Any, ...] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(**options)
-        self._data = Split(np.asarray(x), _labels(y))
-        self._test = Split(np.asarray(test[0]), _labels(test[1])) if test else None
+        given = None if isinstance(validation, (int, float)) else validation
+        super().__init__(validation=0.0 if given is not None else validation, **options)
+        self._train = _split_of(x, y, sample_weight)
+        self._validation = None if given is None else _split_of(*given)
+        self._test = None if test is None else _split_of(*test)
 
     def load(self) -> ImageData:
-        test = self._test or self._data.take(np.arange(0))
-        labels = self._data.y
-        count = int(labels.max()) + 1 if labels.ndim == 1 and labels.dtype.kind in "iu" else 0
-        names = tuple(str(i) for i in range(count))
-        return ImageData("arrays", "memory", self._data, test, names)
+        names: tuple[str, ...] = ()
+        if _is_classes(self._train.y):
+            names = tuple(str(i) for i in range(int(self._train.y.max()) + 1))
+        digest = hashlib.sha256()
+        for split in (self._train, self._validation, self._test):
+            for array in [] if split is None else leaves((split.x, split.y, split.weight)):
+                digest.update(np.ascontiguousarray(array).data)
+        return ImageData(
+            "arrays",
+            "memory",
+            self._train,
+            self._train.take(slice(0)) if self._test is None else self._test,
+            names,
+            sha256=digest.hexdigest(),
+            validation=self._validation,
+        )
 
 
-def as_datamodule(data: Any) -> DataModule:
-    """Return ``data`` as a DataModule; a pair ``(x, y)`` or a dataset becomes `ArrayData`.
+def as_datamodule(data: Any, validation: Any = None) -> DataModule:
+    """Return ``data`` as a DataModule; ``(x, y)``, ``(x, y, sample_weight)`` or a dataset of such.
 
-    A `tf.data.Dataset` is read into memory, once, so that its examples can be shuffled exactly.
+    A `tf.data.Dataset` is read into memory, once, so that its examples can be shuffled exactly; the
+    batch size is that of its first batch, else 128 or all examples. ``validation`` are examples of
+    the same kinds. Raises UserError for anything else.
     """
     if isinstance(data, DataModule):
+        if validation is not None:
+            raise UserError("validation_data is given, but the DataModule has its own validation.")
         return data.setup()
-    if isinstance(data, tuple) and len(data) == 2:
-        return ArrayData(*data).setup()
+    options = {} if validation is None else {"validation": _examples(validation)[0]}
+    examples, batch_size = _examples(data)
+    module = ArrayData(*examples, batch_size=1, **options).setup()
+    module.batch_size = min(batch_size or BATCH_SIZE, len(module.train))
+    return module
+
+
+def _examples(data: Any) -> tuple[tuple[Any, ...], int | None]:
+    """Return ``(x, y)`` or ``(x, y, sample_weight)``, and the batch size if ``data`` has one."""
+    if isinstance(data, tuple) and len(data) in (2, 3):
+        return data, None
     if hasattr(data, "element_spec") and hasattr(data, "as_numpy_iterator"):
-        return ArrayData(*_from_dataset(data)).setup()
+        return _from_dataset(data)
     raise UserError(
-        f"Cannot train on a {type(data).__name__}. Give a DataModule (FashionMNIST(...)), a pair "
-        "of arrays (x, y) or a finite tf.data.Dataset of such pairs."
+        f"Cannot train on a {type(data).__name__}. Give a DataModule (FashionMNIST(...)), arrays "
+        "(x, y) or (x, y, sample_weight), or a finite tf.data.Dataset of such."
     )
 
 
-def _from_dataset(dataset: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Read a `tf.data.Dataset` of pairs, batched or not, into arrays."""
+def _from_dataset(dataset: Any) -> tuple[tuple[Any, ...], int | None]:
+    """Read a `tf.data.Dataset`, batched or not, into arrays; returns also the batch size."""
     spec = dataset.element_spec
-    if not isinstance(spec, tuple) or len(spec) != 2:
-        raise UserError(f"The dataset gives {spec}; it must give pairs (x, y).")
+    if not isinstance(spec, tuple) or len(spec) not in (2, 3):
+        raise UserError(f"The dataset gives {spec}; it must give (x, y) or (x, y, sample_weight).")
     if int(dataset.cardinality()) == -1:
         raise UserError("The dataset never ends. Leave out repeat(), or add take(N).")
-    x, y = (part.shape for part in spec)
-    batched = len(x) > 0 and len(y) > 0 and x[0] == y[0]  # both None, or the same number
-    join = np.concatenate if batched else np.stack
-    pairs = list(zip(*dataset.as_numpy_iterator(), strict=True))
-    if not pairs:
+    first = {part.shape[0] if len(part.shape) else "none" for part in leaves(spec)}
+    batched = len(first) == 1 and first != {"none"}  # all None, or the same number
+    elements = [leaves(element) for element in dataset.as_numpy_iterator()]
+    if not elements:
         raise UserError("The dataset is empty.")
-    return join(pairs[0]), join(pairs[1])
+    join = np.concatenate if batched else np.stack
+    arrays = [join(parts) for parts in zip(*elements, strict=True)]
+    return packed(spec, arrays), len(elements[0][0]) if batched else None
 
 
-def _labels(y: np.ndarray) -> np.ndarray:
-    y = np.asarray(y)
+def _split_of(x: Any, y: Any, sample_weight: Any = None) -> Split:
+    weight = mapped(lambda a: _array(a).astype(np.float32), sample_weight)
+    return Split(mapped(_array, x), mapped(_labels, y), weight)
+
+
+def _array(values: Any) -> np.ndarray:
+    array = np.asarray(values)
+    if array.ndim == 0:
+        raise UserError(
+            f"The data has {values!r} where an array was expected. Lists mean several inputs or "
+            "outputs; give NumPy arrays: np.asarray(...)."
+        )
+    return array
+
+
+def _labels(y: Any) -> np.ndarray:
+    y = _array(y)
     return y.astype(np.int32) if y.dtype.kind in "iu" else y
+
+
+def _is_classes(y: Any) -> bool:
+    return isinstance(y, np.ndarray) and y.ndim == 1 and y.dtype.kind in "iu"
+
+
+def _shapes(x: Any) -> Any:
+    return mapped(lambda a: list(a.shape), x)
 
 
 def _split(data: Split, fraction: float, seed: int) -> tuple[Split, Split | None]:
@@ -173,8 +243,7 @@ def _split(data: Split, fraction: float, seed: int) -> tuple[Split, Split | None
     if fraction == 0:
         return data, None
     rng = generator(seed, 0, "validation")
-    stratify = data.y.ndim == 1 and data.y.dtype.kind in "iu"
-    groups = data.y if stratify else np.zeros(len(data), np.int32)
+    groups = data.y if _is_classes(data.y) else np.zeros(len(data), np.int32)
     held = np.zeros(len(data), bool)
     for label in np.unique(groups):
         members = np.flatnonzero(groups == label)
@@ -198,6 +267,4 @@ def overfitted(data: DataModule, amount: int | float) -> DataModule:
 
 def limited(split: Split, batches: int, batch_size: int) -> Split:
     """Return the first ``batches`` batches of ``split``."""
-    return dataclasses.replace(
-        split, x=split.x[: batches * batch_size], y=split.y[: batches * batch_size]
-    )
+    return split.take(slice(batches * batch_size))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+from fmnist_keras3.errors import UserError
+from fmnist_keras3.tree import leaves, mapped
 
 FASHION_CLASSES = (
     "T-shirt/top",
@@ -25,22 +29,40 @@ class Split:
     """Examples in a fixed order.
 
     ``x``: images ``[N, H, W, C]``, uint8 raw pixels 0..255 (other dtypes are passed through).
-    ``y``: labels ``[N]``, int32.
+    ``y``: labels ``[N]``, int32. ``weight``: None, or float32 ``[N]``, how much each example
+    counts. All three may be tuples, lists or dicts of arrays, for a model of several inputs or
+    outputs. Raises UserError for different lengths.
     """
 
-    x: np.ndarray
-    y: np.ndarray
+    x: Any
+    y: Any
+    weight: Any = None
 
     def __post_init__(self) -> None:
-        if len(self.x) != len(self.y):
-            raise ValueError(f"{len(self.x)} images but {len(self.y)} labels")
+        lengths = {len(array) for array in leaves((self.x, self.y, self.weight))}
+        if len(lengths) != 1:
+            raise UserError(
+                f"The arrays of a split have the lengths {', '.join(map(str, sorted(lengths)))}; "
+                "inputs, labels and weights must have one example each."
+            )
 
     def __len__(self) -> int:
-        return len(self.x)
+        return len(leaves(self.x)[0])
 
-    def take(self, indices: np.ndarray) -> Split:
-        """Return the examples at ``indices`` (int array), in that order."""
-        return Split(self.x[indices], self.y[indices])
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in leaves((self.x, self.y, self.weight)))
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """The shape of one input, ``()`` where a model takes several."""
+        return self.x.shape[1:] if isinstance(self.x, np.ndarray) else ()
+
+    def take(self, indices: np.ndarray | slice) -> Split:
+        """Return the examples at ``indices`` (int array or slice), in that order."""
+        return Split(
+            *(mapped(lambda a: a[indices], part) for part in (self.x, self.y, self.weight))
+        )
 
 
 @dataclass(frozen=True)
@@ -50,7 +72,8 @@ class ImageData:
     name: str  # "fashion_mnist", "synthetic", "tfds:NAME", "idx" (somebody's own IDX files)
     source: str  # folder, URL or generator that the examples were read from
     train: Split
-    test: Split
+    test: Split  # of no examples, if there is none
     class_names: tuple[str, ...]
     sha256: str | None = None  # over the four uncompressed IDX files, or over the arrays
     note: str | None = None  # anything a reader of the run should know
+    validation: Split | None = None  # where it is given, and not to be held out of ``train``

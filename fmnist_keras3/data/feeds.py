@@ -22,6 +22,7 @@ from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.data.plan import EpochPlan
 from fmnist_keras3.engines.base import Chunk, Engine
 from fmnist_keras3.training.pace import Pace
+from fmnist_keras3.tree import leaves, mapped, packed
 
 # Steps that tf.data gathers at once: a call for each would cost 0.6 ms a step.
 GROUP_STEPS = 16
@@ -37,6 +38,7 @@ class Feed(ABC):
         augment: tuple[tuple[str, Augmentation], ...] = (),
     ) -> None:
         self.split, self.engine = split, engine
+        self._arrays = (split.x, split.y, split.weight)
         self._augment = None
         if augment:
             self._augment = engine.program(augment, partial(_augment, dict(augment)))
@@ -64,7 +66,8 @@ class Feed(ABC):
         self.open(plan)
         done = 0
         while done < plan.steps and not stop():
-            count, started = pace.steps(plan.steps - done), time.perf_counter()
+            limit = plan.steps_before_partial(done) if self.engine.whole_batches else plan.steps
+            count, started = pace.steps(limit - done), time.perf_counter()
             yield self.take(count)
             pace.measured(count, time.perf_counter() - started)
             done += count
@@ -82,11 +85,17 @@ class Feed(ABC):
         size = self._plan.indices.shape[1]
         return np.empty((self.engine.chunk_steps, size, *array.shape[1:]), array.dtype)
 
-    def _augmented(self, x: Any, steps: slice) -> Any:
-        if self._augment is None:
-            return x
-        draws = {name: self._pad(d[steps]) for name, d in self._plan.draws.items()}
-        return self._augment(x, {name: self.engine.put(d) for name, d in draws.items()})
+    def _chunk(self, batches: tuple[Any, Any, Any], steps: slice) -> Chunk:
+        """Return ``batches`` of ``steps``, x, y and weights ``[K, B, ...]``, with augmented x."""
+        x, y, weight = batches
+        valid = self._pad(self._plan.valid[steps])
+        if self._augment is not None:
+            draws = {name: self._pad(d[steps]) for name, d in self._plan.draws.items()}
+            x = self._augment(x, {name: self.engine.put(d) for name, d in draws.items()})
+        if self.engine.whole_batches and self._plan.is_partial(steps):
+            x, y, weight = mapped(lambda a: a[:1, : valid[0]], (x, y, weight))
+            valid = valid[:1]
+        return Chunk(x, y, valid, steps.stop - steps.start, weight)
 
 
 def _augment(augment: dict[str, Augmentation], x: Any, draws: dict[str, Any]) -> Any:
@@ -106,7 +115,7 @@ class ResidentFeed(Feed):
     def __init__(self, split: Split, engine: Engine, augment=()) -> None:
         super().__init__(split, engine, augment)
         if engine.platform != "cpu":
-            self._x, self._y = engine.put(split.x), engine.put(split.y)
+            self._arrays = mapped(engine.put, self._arrays)
             self._gather = engine.program("gather", _gather)
 
     def open(self, plan, start=0):
@@ -117,10 +126,10 @@ class ResidentFeed(Feed):
         self._at += count
         indices, put = self._plan.indices[steps], self.engine.put
         if self.engine.platform == "cpu":
-            x, y = (put(self._rows(array, indices)) for array in (self.split.x, self.split.y))
+            rows = mapped(lambda array: put(self._rows(array, indices)), self._arrays)
         else:
-            x, y = self._gather(self._x, self._y, put(self._pad(indices)))
-        return Chunk(self._augmented(x, steps), y, self._pad(self._plan.valid[steps]), count)
+            rows = self._gather(self._arrays, put(self._pad(indices)))
+        return self._chunk(rows, steps)
 
     def _rows(self, array: np.ndarray, indices: np.ndarray) -> np.ndarray:
         rows = self._empty_like(array)
@@ -129,10 +138,10 @@ class ResidentFeed(Feed):
         return rows
 
 
-def _gather(x: Any, y: Any, indices: Any) -> tuple[Any, Any]:
+def _gather(arrays: Any, indices: Any) -> Any:
     from keras import ops
 
-    return ops.take(x, indices, 0), ops.take(y, indices, 0)
+    return mapped(lambda array: ops.take(array, indices, 0), arrays)
 
 
 class StreamFeed(Feed):
@@ -146,14 +155,14 @@ class StreamFeed(Feed):
         self.close()
 
     def open(self, plan, start=0):
-        tf, split = self._tf, self.split
+        tf, arrays = self._tf, leaves(self._arrays)
 
         def gather(indices):
             # NumPy's own indexing: the images need not be copied into a TensorFlow constant.
             def take(i):
-                return split.x[i], split.y[i]
+                return [array[i] for array in arrays]
 
-            return tf.numpy_function(take, [indices], [split.x.dtype, split.y.dtype])
+            return tuple(tf.numpy_function(take, [indices], [array.dtype for array in arrays]))
 
         self.close()
         self._plan, self._at = plan, start
@@ -165,21 +174,21 @@ class StreamFeed(Feed):
     def take(self, count):
         steps = slice(self._at, self._at + count)
         self._at += count
-        x, y = self._empty_like(self.split.x), self._empty_like(self.split.y)
+        rows = [self._empty_like(array) for array in leaves(self._arrays)]
         done = 0
         while done < count:
-            if not len(self._ready[0]):
+            if not self._ready or not len(self._ready[0]):
                 self._ready = next(self._groups)
             part = slice(done, done + min(count - done, len(self._ready[0])))
             used = part.stop - part.start
-            x[part], y[part] = (array[:used] for array in self._ready)
+            for row, array in zip(rows, self._ready, strict=True):
+                row[part] = array[:used]
             self._ready = tuple(array[used:] for array in self._ready)
             done = part.stop
-        x[count:], y[count:] = 0, 0
-        put = self.engine.put
-        valid = self._pad(self._plan.valid[steps])
-        return Chunk(self._augmented(put(x), steps), put(y), valid, count)
+        for row in rows:
+            row[count:] = 0
+        return self._chunk(packed(self._arrays, [self.engine.put(row) for row in rows]), steps)
 
     def close(self):
         self._groups: Iterator[Any] = iter(())
-        self._ready: tuple[Any, ...] = ((), ())  # batches of a group that were not taken yet
+        self._ready: tuple[Any, ...] = ()  # batches of a group that were not taken yet

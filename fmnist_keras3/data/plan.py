@@ -32,6 +32,15 @@ class EpochPlan:
     def steps(self) -> int:
         return len(self.valid)
 
+    def is_partial(self, steps: slice) -> bool:
+        """Tell whether ``steps`` begin with a batch that has fewer examples than the others."""
+        return steps.start < self.steps and self.valid[steps.start] < self.indices.shape[1]
+
+    def steps_before_partial(self, step: int) -> int:
+        """Return how far steps from ``step`` on have whole batches, or one past a partial one."""
+        partial = self.is_partial(slice(self.steps - 1, self.steps))
+        return self.steps - 1 if partial and step < self.steps - 1 else self.steps
+
 
 def generator(seed: int, epoch: int, purpose: str) -> np.random.Generator:
     """Return the counter-based generator of one purpose and epoch, independent of all others."""

@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,13 @@ import keras
 import numpy as np
 from keras import ops
 
+from fmnist_keras3.data.dataset import Split
+from fmnist_keras3.engines.averages import Averages, batch_statistics
+from fmnist_keras3.engines.metrics import Metrics
 from fmnist_keras3.errors import UserError
 from fmnist_keras3.models.layers import pooled_convolutions, traced_for_xla_cpu
 from fmnist_keras3.models.losses import log_softmax, picked
+from fmnist_keras3.tree import leaves, mapped
 
 
 @dataclass(frozen=True)
@@ -33,12 +38,15 @@ class Chunk:
     """Batches on the device: ``x [K, B, ...]``, ``y [K, B, ...]``; on the host ``valid [K]``.
 
     The first ``count`` batches are to be used, and of batch ``i`` the first ``valid[i]`` examples.
+    ``weight [K, B]`` are sample weights, or None. ``x``, ``y`` and ``weight`` may be structures of
+    such arrays; without ``y`` there are outputs, but no losses.
     """
 
     x: Any
     y: Any
     valid: np.ndarray
     count: int
+    weight: Any = None
 
 
 @dataclass(frozen=True)
@@ -46,11 +54,20 @@ class StepLogs:
     """Per step of a chunk, float32 ``[count]``: loss without penalty, and the penalty.
 
     ``finite``: after the last step, all weights and values of the optimizer are.
+    ``gradient_norms``: ``[count, V]``, the L2 norm of the gradient of each trainable variable,
+    before clipping; None unless the engine was asked for it.
     """
 
     loss: np.ndarray
     penalty: np.ndarray
     finite: bool
+    gradient_norms: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, values: Any, count: int, finite: Any) -> StepLogs:
+        """Make it of what the programs return, ``values [K, 2 + V]``."""
+        loss, penalty, *norms = np.asarray(values)[:count].T
+        return cls(loss, penalty, bool(finite), np.stack(norms, 1) if norms else None)
 
     def first_bad(self) -> int | None:
         """Return the first step, from 0, whose loss or (seen after the last) update is not."""
@@ -64,8 +81,10 @@ class Engine(ABC):
     """Trains one compiled Keras model on one backend.
 
     ``label_smoothing`` (0 <= rate < 1) applies to training only; reported losses are without it.
-    ``labels [1, ...]`` is an example of what the model is trained on, by which Keras chooses its
-    metrics; without it, the name of the loss tells.
+    ``example`` is a `Split` of one example that the model is trained on: its inputs build a model
+    that is not built yet, and by its labels Keras chooses the metrics; without it, there are none
+    but those that the name of the loss tells. ``averaging`` keeps averages of the weights beside
+    them, ``gradient_norms`` has the norms reported.
     """
 
     device: str  # what the programs run on, as a person would name it
@@ -77,17 +96,23 @@ class Engine(ABC):
         *,
         chunk_steps: int = 128,
         label_smoothing: float = 0.0,
-        labels: np.ndarray | None = None,
+        example: Split | None = None,
+        averaging: bool = False,
+        gradient_norms: bool = False,
     ):
         _check_trainable(model, label_smoothing)
+        if not model.built:
+            _build(model, example)
         self.model = model
         self.chunk_steps = chunk_steps
-        self._labels = labels
         self.label_smoothing = label_smoothing
+        self._norms_asked = gradient_norms
         self.optimizer = model.optimizer
         self.optimizer.build(model.trainable_variables)
-        self.metrics = _built_metrics(model, self.placeholder_labels(1))
-        self.metric_variables = [v for metric in self.metrics for v in metric.variables]
+        self.metrics = Metrics(model, example)
+        self.metric_variables = self.metrics.variables
+        self.whole_batches = own_loss(model) or self.metrics.see_losses
+        self.averages = Averages(model) if averaging else None
         self._programs: dict[Hashable, Callable] = {}  # those that prepare chunks
         self._pooled = pooled_convolutions(model)
         lr = self.optimizer.learning_rate
@@ -99,6 +124,18 @@ class Engine(ABC):
         if key not in self._programs:
             self._programs[key] = self.jit(function)
         return self._programs[key]
+
+    @property
+    def values_per_step(self) -> int:
+        """How many values a step of the programs gives: loss, penalty, norms of gradients."""
+        return 2 + self._norms_asked * len(self.model.trainable_variables)
+
+    def gradient_norms(self, gradients: list[Any], scale: Any) -> list[Any]:
+        """Return the L2 norms of gradients of a loss times ``scale``, if they were asked for."""
+        if not self._norms_asked:
+            return []
+        parts = [ops.zeros(()) if g is None else ops.cast(g, "float32") for g in gradients]
+        return [ops.sqrt(ops.sum(ops.square(part / scale))) for part in parts]
 
     def tracing(self) -> AbstractContextManager[None]:
         """Return the context in which the programs are traced: the layers take their fast form."""
@@ -117,33 +154,67 @@ class Engine(ABC):
         """Copy an array to the device."""
 
     @abstractmethod
-    def train(self, chunk: Chunk, lr: np.ndarray) -> StepLogs:
-        """Take ``chunk.count`` steps with learning rates ``lr [K]``; waits for the device."""
+    def train(self, chunk: Chunk, lr: np.ndarray, average: np.ndarray | None = None) -> StepLogs:
+        """Take ``chunk.count`` steps with learning rates ``lr [K]``; waits for the device.
 
-    def infer(self, chunks: Iterable[Chunk]) -> tuple[dict[str, float], np.ndarray]:
-        """Return mean loss and metrics over all chunks, and the outputs ``[N, ...]``."""
+        With averages, the share ``average [K]`` of the new weights in them, float32 in 0..1.
+        """
+
+    def infer(self, chunks: Iterable[Chunk]) -> tuple[dict[str, float], Any]:
+        """Return mean loss and metrics over all chunks, and the outputs ``[N, ...]``.
+
+        The outputs come in the model's structure; None if there was no example.
+        """
         loss, examples = 0.0, 0
-        outputs = [np.empty((0, *self.model.output_shape[1:]), np.float32)]
+        outputs: list[Any] = []
         metrics = self._begin_inference()
         try:
             for chunk in chunks:
                 losses, predicted, metrics = self._infer_batches(chunk, metrics)
                 loss += float(losses[: chunk.count].sum(dtype=np.float64))
-                for batch, valid in zip(predicted, chunk.valid[: chunk.count], strict=False):
-                    outputs.append(batch[:valid])
-                    examples += int(valid)
+                for i, valid in enumerate(chunk.valid[: chunk.count].tolist()):
+                    outputs.append(mapped(lambda a, i=i, valid=valid: a[i, :valid], predicted))
+                    examples += valid
             results = self._inference_results(metrics)
         finally:
             self._end_inference()
         logs = {"loss": loss / max(examples, 1), **results}
-        return logs, np.concatenate(outputs)
+        return logs, mapped(lambda *a: np.concatenate(a), *outputs) if outputs else None
+
+    def update_statistics(self, chunks: Iterable[Chunk]) -> None:
+        """Take the averages' statistics of BatchNormalization anew, from ``chunks``."""
+        averages = self.averages
+        if averages is None or not averages.statistics:
+            return
+        self.sync_model()
+        weights = [to_numpy(v) for v in averages.weights]
+        others = [to_numpy(v) for v in self.model.non_trainable_variables]
+        program = self.program("statistics", partial(batch_statistics, self.model, averages.places))
+        sums, batches = [0.0] * len(averages.statistics), 0
+        for chunk in chunks:
+            with self.tracing(), averages.batches_alone():
+                found = program(weights, others, chunk.x, np.int32(chunk.count))
+            batches += chunk.count
+            sums = [total + to_numpy(part) for total, part in zip(sums, found, strict=True)]
+        for variable, total in zip(averages.statistics, sums, strict=True):
+            variable.assign(total / batches)
+
+    def swap_averages(self) -> None:
+        """Exchange the weights with their averages; a second time puts all back as it was."""
+        assert self.averages is not None
+        self.sync_model()
+        for variable, average in self.averages.pairs:
+            value = to_numpy(variable)
+            variable.assign(to_numpy(average))
+            average.assign(value)
+        self.read_model()
 
     @abstractmethod
     def _begin_inference(self) -> Any:
         """Return fresh metric sums; those of the training are kept."""
 
     @abstractmethod
-    def _infer_batches(self, chunk: Chunk, metrics: Any) -> tuple[np.ndarray, np.ndarray, Any]:
+    def _infer_batches(self, chunk: Chunk, metrics: Any) -> tuple[np.ndarray, Any, Any]:
         """Return summed losses ``[K]``, outputs ``[K, B, ...]`` and the metric sums after them."""
 
     @abstractmethod
@@ -173,25 +244,17 @@ class Engine(ABC):
     def peak_memory_mb(self) -> float | None:
         """Return the device's peak memory in MB, or None where the host's memory is its."""
 
-    def placeholder_labels(self, n: int) -> np.ndarray:
-        """Return ``n`` labels of the kind that the model's loss takes, all zero."""
-        if self._labels is not None:
-            return np.zeros((n, *self._labels.shape[1:]), self._labels.dtype)
-        loss = self.model.loss
-        name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
-        if name.lower().startswith("sparse"):
-            return np.zeros(n, np.int32)
-        return np.zeros((n, *self.model.output_shape[1:]), np.float32)
-
     @property
     def variables(self) -> list[tuple[str, keras.Variable]]:
-        """All state in a fixed order: weights, seed generators, optimizer, metric sums."""
+        """All state in a fixed order: weights, seeds, optimizer, metric sums, averages."""
         groups = {
             "model": self.model.trainable_variables + self.model.non_trainable_variables,
             "optimizer": self.optimizer.variables,
             "metrics": self.metric_variables,
         }
-        return [(f"{group}/{v.path}", v) for group, vs in groups.items() for v in vs]
+        named = [(f"{group}/{v.path}", v) for group, vs in groups.items() for v in vs]
+        averages = self.averages.named if self.averages is not None else []
+        return named + [(f"averages/{path}", v) for path, v in averages]
 
     def learning_rate(self) -> float:
         """Return the optimizer's learning rate as it stands in the Keras model."""
@@ -220,45 +283,85 @@ def to_numpy(variable: Any) -> np.ndarray:
     return np.array(ops.convert_to_numpy(ops.convert_to_tensor(variable)))
 
 
-def training_losses(engine: Engine, x: Any, y: Any, valid: Any) -> tuple[Any, Any, Any]:
+def training_losses(
+    engine: Engine, x: Any, y: Any, weight: Any, valid: Any
+) -> tuple[Any, Any, Any]:
     """Run the forward pass in training mode and return what to minimise, the loss, the penalty.
 
-    ``x [B, ...]``, ``y [B, ...]``; the first ``valid`` examples count. Updates the metrics. The
-    loss is the mean over the valid examples, without penalty and without label smoothing.
+    ``x [B, ...]``, ``y [B, ...]``, ``weight [B]`` or None; the first ``valid`` examples count.
+    Updates the metrics. The loss is the mean over the valid examples, without penalty and without
+    label smoothing; that of a `compute_loss` of the model's own is as it comes.
     """
     model = engine.model
-    mask, weight = _weights(x, valid)
     outputs = model(x, training=True)
-    total = model.compute_loss(x=x, y=y, y_pred=outputs, sample_weight=weight, training=True)
-    penalty = sum(model.losses, ops.zeros(()))
-    for metric in engine.metrics:
-        metric.update_state(y, outputs, sample_weight=mask)
+    total, penalty, weight = _losses(engine, x, y, outputs, weight, valid, training=True)
     objective = total
     if engine.label_smoothing:
         # Cross-entropy to (1 - e) * one-hot + e / classes, as a correction of the plain one.
         log_p = log_softmax(ops.cast(outputs, "float32"))
-        objective = total + engine.label_smoothing * ops.mean(
-            weight * (picked(log_p, y) - ops.mean(log_p, -1))
-        )
-    return objective, total - penalty, penalty
+        correction = picked(log_p, y) - ops.mean(log_p, -1)
+        if weight is not None:
+            correction = weight * correction
+        objective = total + engine.label_smoothing * ops.mean(correction)
+    return objective, total if _computes_loss(model) else total - penalty, penalty
 
 
-def evaluation_losses(engine: Engine, x: Any, y: Any, valid: Any) -> tuple[Any, Any]:
+def evaluation_losses(engine: Engine, x: Any, y: Any, weight: Any, valid: Any) -> tuple[Any, Any]:
     """Run the forward pass in inference mode; returns the batch's summed loss and the outputs."""
     model = engine.model
-    mask, weight = _weights(x, valid)
     outputs = model(x, training=False)
-    total = model.compute_loss(x=x, y=y, y_pred=outputs, sample_weight=weight, training=False)
-    for metric in engine.metrics:
-        metric.update_state(y, outputs, sample_weight=mask)
-    return (total - sum(model.losses, ops.zeros(()))) * ops.cast(valid, "float32"), outputs
+    if y is None:
+        return ops.zeros(()), outputs
+    total, penalty, _ = _losses(engine, x, y, outputs, weight, valid, training=False)
+    loss = total if _computes_loss(model) else total - penalty
+    return loss * ops.cast(valid, "float32"), outputs
 
 
-def _weights(x: Any, valid: Any) -> tuple[Any, Any]:
-    # Keras' losses divide by the batch's full length; the weights make that the valid length.
-    size = x.shape[0]
-    mask = ops.cast(ops.arange(size, dtype="int32") < valid, "float32")
-    return mask, mask * (size / ops.cast(valid, "float32"))
+def _losses(
+    engine: Engine, x: Any, y: Any, outputs: Any, weight: Any, valid: Any, training: bool
+) -> tuple[Any, Any, Any]:
+    """Return the model's loss, the penalty in it, and the weights of the examples in the loss.
+
+    A batch that is filled up counts its valid examples alone: Keras' losses divide by the full
+    length, so the weights make that the valid one. Losses that do otherwise get whole batches.
+    """
+    mask, counted = None, weight
+    if not engine.whole_batches:
+        size = leaves(x)[0].shape[0]
+        mask = ops.cast(ops.arange(size, dtype="int32") < valid, "float32")
+        scale = size / ops.cast(valid, "float32")
+        counted = mask if weight is None else mapped(lambda w: _rows(mask, w) * w, weight)
+        weight = mapped(lambda w: w * scale, counted)
+    model = engine.model
+    total = model._compute_loss(x, y, outputs, weight, training=training)
+    engine.metrics.update(y, outputs, mask, counted)
+    return total, sum(model.losses, ops.zeros(())), weight
+
+
+def _rows(mask: Any, like: Any) -> Any:
+    return ops.reshape(mask, (-1,) + (1,) * (len(like.shape) - 1))
+
+
+def averaged(average: Any, value: Any, share: Any) -> Any:
+    """Return the average with ``share`` of ``value`` in it; exactly one of them for 0 and 1."""
+    share = ops.cast(share, average.dtype)
+    return (1 - share) * average + share * value
+
+
+def own_loss(model: keras.Model) -> bool:
+    """Tell whether the loss of a batch is something else than the mean over its examples."""
+    reductions = {getattr(loss, "reduction", None) for loss in leaves(model.loss)}
+    return _computes_loss(model) or not reductions <= {None, "sum_over_batch_size", "mean"}
+
+
+def _computes_loss(model: keras.Model) -> bool:
+    return type(model).compute_loss is not keras.Model.compute_loss
+
+
+def _build(model: keras.Model, example: Split | None) -> None:
+    if example is None:
+        raise UserError("The model is not built. Give it an Input, or call it on one batch first.")
+    model(mapped(ops.convert_to_tensor, example.x))
 
 
 def _check_trainable(model: keras.Model, label_smoothing: float) -> None:
@@ -267,25 +370,16 @@ def _check_trainable(model: keras.Model, label_smoothing: float) -> None:
             "The model is not compiled. Type model.compile(optimizer=..., loss=..., metrics=[...]) "
             "before Trainer.fit, or make it with build_model()."
         )
-    if not model.built:
-        raise UserError("The model is not built. Give it an Input, or call it on one batch first.")
-    if type(model).train_step is not keras.Model.train_step:
-        raise UserError(
-            f"{type(model).__name__} has a train_step of its own, which the compiled loop would "
-            "not run. Override compute_loss instead, or use model.fit."
-        )
+    for method in ("train_step", "test_step", "compute_metrics"):
+        if getattr(type(model), method) is not getattr(keras.Model, method):
+            raise UserError(
+                f"{type(model).__name__} has a {method} of its own, which the compiled loop would "
+                "not run. Override compute_loss instead (it may update metrics of the model), or "
+                "use model.fit."
+            )
     plain = isinstance(model.loss, keras.losses.SparseCategoricalCrossentropy)
     if label_smoothing and not (plain and model.loss.from_logits):
         raise UserError(
             "label_smoothing needs a model compiled with "
             "keras.losses.SparseCategoricalCrossentropy(from_logits=True)."
         )
-
-
-def _built_metrics(model: keras.Model, labels: np.ndarray) -> list[keras.metrics.Metric]:
-    # Keras makes the metrics of compile() when it sees their first batch.
-    model.compute_metrics(None, labels, np.zeros((1, *model.output_shape[1:]), np.float32))
-    model.reset_metrics()
-    # compile()'s own metrics come wrapped in one that ignores sample weights; take them out.
-    inner = [getattr(metric, "metrics", [metric]) for metric in model.metrics]
-    return [metric for metrics in inner for metric in metrics if metric.name != "loss"]

@@ -13,13 +13,15 @@ from fmnist_keras3.engines.base import (
     Chunk,
     Engine,
     StepLogs,
+    averaged,
     evaluation_losses,
     training_losses,
 )
+from fmnist_keras3.tree import mapped
 
 
 class JaxEngine(Engine):
-    """Trains with `jax.jit` and a device loop; the state is four lists of arrays, donated."""
+    """Trains with `jax.jit` and a device loop; the state is five lists of arrays, donated."""
 
     def __init__(self, model: keras.Model, **options: Any) -> None:
         super().__init__(model, **options)
@@ -31,6 +33,7 @@ class JaxEngine(Engine):
             model.non_trainable_variables,
             self.optimizer.variables,
             self.metric_variables,
+            self.averages.weights if self.averages is not None else [],
         )
         lr = self.optimizer.learning_rate
         self._lr = next((i for i, v in enumerate(self.optimizer.variables) if v is lr), None)
@@ -48,41 +51,43 @@ class JaxEngine(Engine):
     def put(self, array):
         return jnp.asarray(array)
 
-    def train(self, chunk: Chunk, lr: np.ndarray) -> StepLogs:
+    def train(self, chunk: Chunk, lr: np.ndarray, average: np.ndarray | None = None) -> StepLogs:
+        batches = (chunk.x, chunk.y, chunk.weight, chunk.valid, lr, average)
         with self.tracing():
-            (self._state, loss, penalty), finite = self._train(
-                self._state, chunk.x, chunk.y, chunk.valid, lr, np.int32(chunk.count)
-            )
+            (self._state, values), finite = self._train(self._state, batches, np.int32(chunk.count))
         # The one place where the host waits for the device.
-        loss, penalty = np.asarray(loss), np.asarray(penalty)
-        return StepLogs(loss[: chunk.count], penalty[: chunk.count], bool(finite))
+        return StepLogs.of(values, chunk.count, finite)
 
-    def _train_chunk(self, state, xs, ys, valid, lr, count):
+    def _train_chunk(self, state, batches, count):
         def body(i, carry):
-            state, losses, penalties = carry
-            state, loss, penalty = self._step(state, xs[i], ys[i], valid[i], lr[i])
-            return state, losses.at[i].set(loss), penalties.at[i].set(penalty)
+            state, values = carry
+            state, value = self._step(state, *mapped(lambda a: a[i], batches))
+            return state, values.at[i].set(jnp.stack(value))
 
-        zeros = jnp.zeros(len(valid), jnp.float32)
-        carry = jax.lax.fori_loop(0, count, body, (state, zeros, zeros))
+        values = jnp.zeros((len(batches[3]), self.values_per_step), jnp.float32)
+        carry = jax.lax.fori_loop(0, count, body, (state, values))
         kept = [v for group in carry[0][:3] for v in group if jnp.issubdtype(v, jnp.floating)]
         return carry, jnp.stack([jnp.isfinite(v).all() for v in kept]).all()
 
-    def _step(self, state, x, y, valid, lr):
-        trainable, other, optimizer, metrics = state
+    def _step(self, state, x, y, weight, valid, lr, average):
+        trainable, other, optimizer, metrics, averages = state
 
         def objective(trainable):
             with self._scope(trainable, other, metrics) as scope:
-                objective, loss, penalty = training_losses(self, x, y, valid)
+                objective, loss, penalty = training_losses(self, x, y, weight, valid)
             with keras.StatelessScope(zip(self.optimizer.variables, optimizer, strict=True)):
                 objective = self.optimizer.scale_loss(objective)  # for float16
-            return objective, (loss, penalty, *self._read(scope, 1, 3))
+                scale = self.optimizer.scale_loss(jnp.ones(()))
+            return objective, (loss, penalty, scale, *self._read(scope, 1, 3))
 
-        gradients, (loss, penalty, other, metrics) = jax.grad(objective, has_aux=True)(trainable)
+        gradients, logs = jax.grad(objective, has_aux=True)(trainable)
+        loss, penalty, scale, other, metrics = logs
         if self._lr is not None:
             optimizer = [*optimizer[: self._lr], lr, *optimizer[self._lr + 1 :]]
         trainable, optimizer = self.optimizer.stateless_apply(optimizer, gradients, trainable)
-        return (trainable, other, optimizer, metrics), loss, penalty
+        values = [loss, penalty, *self.gradient_norms(gradients, scale)]
+        averages = [averaged(a, w, average) for a, w in zip(averages, trainable, strict=False)]
+        return (trainable, other, optimizer, metrics, averages), values
 
     def _begin_inference(self):
         return self._fresh_metrics()
@@ -90,27 +95,32 @@ class JaxEngine(Engine):
     def _infer_batches(self, chunk, metrics):
         with self.tracing():
             losses, metrics, outputs = self._infer(
-                self._state[:2], metrics, chunk.x, chunk.y, chunk.valid, np.int32(chunk.count)
+                self._state[:2],
+                metrics,
+                (chunk.x, chunk.y, chunk.weight, chunk.valid),
+                np.int32(chunk.count),
             )
-        return np.asarray(losses), np.asarray(outputs), metrics
+        return np.asarray(losses), mapped(np.asarray, outputs), metrics
 
     def _inference_results(self, metrics):
         return self._results(metrics)
 
-    def _infer_chunk(self, weights, metrics, xs, ys, valid, count):
-        def one(metrics, x, y, valid):
+    def _infer_chunk(self, weights, metrics, batches, count):
+        def one(metrics, i):
             with self._scope(weights[0], weights[1], metrics) as scope:
-                loss, outputs = evaluation_losses(self, x, y, valid)
+                loss, outputs = evaluation_losses(self, *mapped(lambda a: a[i], batches))
             return loss, self._read(scope, 3)[0], outputs
 
         def body(i, carry):
             losses, metrics, outputs = carry
-            loss, metrics, predicted = one(metrics, xs[i], ys[i], valid[i])
-            return losses.at[i].set(loss), metrics, outputs.at[i].set(predicted)
+            loss, metrics, predicted = one(metrics, i)
+            outputs = mapped(lambda a, new: a.at[i].set(new), outputs, predicted)
+            return losses.at[i].set(loss), metrics, outputs
 
-        shape = jax.eval_shape(one, metrics, xs[0], ys[0], valid[0])[2]
-        outputs = jnp.zeros((len(valid), *shape.shape), shape.dtype)
-        zeros = jnp.zeros(len(valid), jnp.float32)
+        steps = len(batches[3])
+        shapes = jax.eval_shape(one, metrics, 0)[2]
+        outputs = mapped(lambda s: jnp.zeros((steps, *s.shape), s.dtype), shapes)
+        zeros = jnp.zeros(steps, jnp.float32)
         return jax.lax.fori_loop(0, count, body, (zeros, metrics, outputs))
 
     def _scope(self, trainable, other, metrics) -> keras.StatelessScope:
@@ -126,16 +136,15 @@ class JaxEngine(Engine):
 
     def _results(self, values) -> dict[str, float]:
         with keras.StatelessScope(zip(self.metric_variables, values, strict=True)):
-            return {metric.name: float(metric.result()) for metric in self.metrics}
+            return self.metrics.results()
 
     def _fresh_metrics(self) -> list[jax.Array]:
         with keras.StatelessScope([(v, v.value) for v in self.metric_variables]) as scope:
-            for metric in self.metrics:
-                metric.reset_state()
+            self.metrics.reset()
             return [jnp.array(scope.get_current_value(v)) for v in self.metric_variables]
 
     def reset_metrics(self):
-        self._state = (*self._state[:3], self._fresh_metrics())
+        self._state = (*self._state[:3], self._fresh_metrics(), self._state[4])
 
     def read_model(self):
         # Copies: the model keeps arrays of its own, which donation cannot take away.

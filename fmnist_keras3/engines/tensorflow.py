@@ -17,9 +17,12 @@ from fmnist_keras3.engines.base import (
     Chunk,
     Engine,
     StepLogs,
+    averaged,
     evaluation_losses,
     training_losses,
 )
+from fmnist_keras3.engines.metrics import output_spec
+from fmnist_keras3.tree import mapped
 
 
 class TensorFlowEngine(Engine):
@@ -45,40 +48,37 @@ class TensorFlowEngine(Engine):
     def put(self, array):
         return tf.constant(array)
 
-    def train(self, chunk: Chunk, lr: np.ndarray) -> StepLogs:
+    def train(self, chunk: Chunk, lr: np.ndarray, average: np.ndarray | None = None) -> StepLogs:
+        on_host = mapped(tf.constant, (chunk.valid, lr, average))
+        batches = (chunk.x, chunk.y, chunk.weight, *on_host)
         with self.tracing():
-            loss, penalty, finite = self._train(
-                chunk.x,
-                chunk.y,
-                tf.constant(chunk.valid),
-                tf.constant(lr),
-                tf.constant(chunk.count),
-            )
-        loss, penalty = loss.numpy()[: chunk.count], penalty.numpy()[: chunk.count]
-        return StepLogs(loss, penalty, bool(finite))
+            values, finite = self._train(batches, tf.constant(chunk.count))
+        return StepLogs.of(values, chunk.count, finite)
 
-    def _train_chunk(self, xs, ys, valid, lr, count):
-        def body(i, losses, penalties):
-            loss, penalty = self._step(xs[i], ys[i], valid[i], lr[i])
-            return i + 1, _set(losses, i, loss), _set(penalties, i, penalty)
+    def _train_chunk(self, batches, count):
+        def body(i, values):
+            value = self._step(*mapped(lambda a: a[i], batches))
+            return i + 1, _set(values, i, tf.stack(value))
 
-        zeros = tf.zeros(valid.shape, tf.float32)
-        start = (tf.constant(0), zeros, zeros)
-        _, losses, penalties = tf.while_loop(lambda i, *_: i < count, body, start)
+        values = tf.zeros((batches[3].shape[0], self.values_per_step), tf.float32)
+        _, values = tf.while_loop(lambda i, _: i < count, body, (tf.constant(0), values))
         state = [v.value for group, v in self.variables if not group.startswith("metrics/")]
         finite = [tf.reduce_all(tf.math.is_finite(v)) for v in state if v.dtype.is_floating]
-        return losses, penalties, tf.reduce_all(finite)
+        return values, tf.reduce_all(finite)
 
-    def _step(self, x, y, valid, lr):
+    def _step(self, x, y, weight, valid, lr, average):
         if self.sets_learning_rate:
             self.optimizer.learning_rate.assign(lr)
+        scale = self.optimizer.scale_loss(tf.ones(()))
         with tf.GradientTape() as tape:
-            objective, loss, penalty = training_losses(self, x, y, valid)
+            objective, loss, penalty = training_losses(self, x, y, weight, valid)
             objective = self.optimizer.scale_loss(objective)  # for float16
         weights = self.model.trainable_weights
         gradients = tape.gradient(objective, [w.value for w in weights])
         self.optimizer.apply(gradients, weights)
-        return loss, penalty
+        for of, mean in zip(weights, self.averages.weights if self.averages else (), strict=False):
+            mean.assign(averaged(mean.value, of.value, average))
+        return [loss, penalty, *self.gradient_norms(gradients, scale)]
 
     def _begin_inference(self):
         self._training_metrics = [v.numpy() for v in self.metric_variables]
@@ -86,10 +86,9 @@ class TensorFlowEngine(Engine):
 
     def _infer_batches(self, chunk, metrics):
         with self.tracing():
-            losses, outputs = self._infer(
-                chunk.x, chunk.y, tf.constant(chunk.valid), tf.constant(chunk.count)
-            )
-        return losses.numpy(), outputs.numpy(), metrics
+            batches = (chunk.x, chunk.y, chunk.weight, tf.constant(chunk.valid))
+            losses, outputs = self._infer(batches, tf.constant(chunk.count))
+        return losses.numpy(), mapped(lambda a: a.numpy(), outputs), metrics
 
     def _inference_results(self, metrics):
         return self.metric_results()
@@ -98,25 +97,23 @@ class TensorFlowEngine(Engine):
         for variable, value in zip(self.metric_variables, self._training_metrics, strict=True):
             variable.assign(value)
 
-    def _infer_chunk(self, xs, ys, valid, count):
+    def _infer_chunk(self, batches, count):
         def body(i, losses, outputs):
-            loss, predicted = evaluation_losses(self, xs[i], ys[i], valid[i])
-            return i + 1, _set(losses, i, loss), _set(outputs, i, predicted)
+            loss, predicted = evaluation_losses(self, *mapped(lambda a: a[i], batches))
+            outputs = mapped(lambda a, new: _set(a, i, new), outputs, predicted)
+            return i + 1, _set(losses, i, loss), outputs
 
-        shape = (*xs.shape[:2], *self.model.output_shape[1:])
-        start = (
-            tf.constant(0),
-            tf.zeros(valid.shape),
-            tf.zeros(shape, self.model.outputs[0].dtype),
-        )
+        steps = batches[3].shape[0]
+        like = output_spec(self.model, mapped(lambda a: a[0], batches[0]))
+        outputs = mapped(lambda a: tf.zeros((steps, *a.shape), a.dtype), like)
+        start = (tf.constant(0), tf.zeros(steps), outputs)
         return tf.while_loop(lambda i, *_: i < count, body, start)[1:]
 
     def metric_results(self):
-        return {metric.name: float(metric.result()) for metric in self.metrics}
+        return self.metrics.results()
 
     def reset_metrics(self):
-        for metric in self.metrics:
-            metric.reset_state()
+        self.metrics.reset()
 
     def sync_model(self):
         pass

@@ -114,14 +114,19 @@ class Dropouts:
         return Dropout(self.rate, seed=seed, name=f"dropout{self.made}")(x)
 
 
-def macs(model: keras.Model) -> int:
-    """Count one image's multiply-accumulates in convolutions and dense layers, forward."""
+def macs(model: keras.Model) -> int | None:
+    """Count one image's multiply-accumulates in convolutions and dense layers, forward.
+
+    None for a subclassed model, whose layers' output shapes are not known.
+    """
     import keras
     import numpy as np
 
     total = 0
     for layer in model._flatten_layers():
         kernel = getattr(layer, "kernel", None)
+        if kernel is not None and not hasattr(layer, "output"):
+            return None
         if isinstance(layer, keras.layers.Dense) and kernel is not None:
             total += int(np.prod(kernel.shape)) * int(np.prod(layer.output.shape[1:-1]))
         elif isinstance(layer, keras.layers.Conv2D) and kernel is not None:

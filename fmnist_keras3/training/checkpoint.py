@@ -250,8 +250,8 @@ def check_matches(arrays: list[dict[str, Any]], expected: list[dict[str, Any]]) 
     """
     if difference := _difference(arrays, expected, optimizer=False):
         raise UserError(
-            f"The checkpoint does not fit this model: {difference}. Resume with the model, loss "
-            "and metrics of the first run."
+            f"The checkpoint does not fit this model: {difference}. Resume with the model, loss, "
+            "metrics and averaging of the first run."
         )
     return _difference(arrays, expected, optimizer=True)
 

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from fmnist_keras3.training.profiler import Profiler
 from fmnist_keras3.training.rundir import RunDirectory
 from fmnist_keras3.training.schedules import Schedule
 from fmnist_keras3.training.signals import StopSignals
+
+if TYPE_CHECKING:
+    from fmnist_keras3.training.callbacks import WeightAveraging
 
 
 @dataclass
@@ -77,6 +80,7 @@ class Fit:
     callbacks: list[Any]
     loggers: list[Any]  # the first is the JSONLLogger, whose place checkpoints keep
     signals: StopSignals
+    averaging: WeightAveraging | None
     seed: int
     max_epochs: int
     max_steps: int | None
@@ -92,6 +96,7 @@ class Fit:
     profiler: Profiler = field(default_factory=Profiler)
     logs: dict[str, float] = field(default_factory=dict)  # latest values, by Keras' names
     records: dict[str, dict[str, Any]] = field(default_factory=dict)  # latest, by event
+    step_logs: Any = None  # `StepLogs` of the last chunk
     stop_reason: str | None = None
     epoch_complete: bool = False
     sound: bool = True  # the engine's state is that of the position
@@ -111,21 +116,25 @@ class Fit:
             with self.profiler.section(callback.section):
                 getattr(callback, hook)(self, *args)
 
+    def plan(self, limit: int | None = None) -> EpochPlan:
+        """Return the plan of the epoch at the position, or of its first ``limit`` steps."""
+        return epoch_plan(
+            self.seed,
+            self.position.epoch,
+            examples=len(self.data.train),
+            batch_size=self.data.batch_size,
+            image_shape=self.data.train.image_shape,
+            augment=self.data.augment,
+            limit=min(self.steps_in_epoch, limit or self.steps_in_epoch),
+        )
+
     def open_epoch(self, start: int | None = None) -> EpochPlan:
         """Return the plan of the epoch at the position, and let the feed begin there.
 
         Or at its step ``start``.
         """
         with self.profiler.section("data"):
-            plan = epoch_plan(
-                self.seed,
-                self.position.epoch,
-                examples=len(self.data.train),
-                batch_size=self.data.batch_size,
-                image_shape=self.data.train.x.shape[1:],
-                augment=self.data.augment,
-                limit=self.steps_in_epoch,
-            )
+            plan = self.plan()
             self.feed.open(plan, self.position.step_in_epoch if start is None else start)
         return plan
 
@@ -134,6 +143,17 @@ class Fit:
         if self.schedule is not None:
             return self.schedule(steps) * np.float32(self.position.lr_scale)
         return np.full(len(steps), self.engine.learning_rate(), np.float32)
+
+    def rates(self, first: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return learning rates, and shares of the weights in their averages, for a chunk's steps.
+
+        From step ``first`` on; float32 ``[K]`` both, the second None without averaging.
+        """
+        steps = np.arange(first, first + self.engine.chunk_steps)
+        rates = self.learning_rates(steps)
+        if self.averaging is None:
+            return rates, None
+        return self.averaging.learning_rates(self, steps, rates), self.averaging.shares(self, steps)
 
     def log(self, event: str, epoch: int, step: int, values: dict[str, Any]) -> None:
         """Hand a record to every logger."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -44,13 +45,13 @@ def train(fit: Fit) -> None:
 def train_chunk(fit: Fit, plan: EpochPlan, count: int, pace: Pace) -> None:
     """Take ``count`` steps on the device; the results come back when all are done."""
     position, first = fit.position, fit.position.step
-    rates = fit.learning_rates(np.arange(first, first + fit.engine.chunk_steps))
+    rates, shares = fit.rates(first)
     started = time.perf_counter()
     with fit.profiler.section("data"):
         chunk = fit.feed.take(count)
     fit.sound = False  # the state moves on, the position not yet
     with fit.profiler.section("step"):
-        logs = fit.engine.train(chunk, rates)  # waits for the device
+        logs = fit.engine.train(chunk, rates, shares)  # waits for the device
     seconds = time.perf_counter() - started
     pace.measured(count, seconds)
     if (bad := logs.first_bad()) is not None:
@@ -59,7 +60,7 @@ def train_chunk(fit: Fit, plan: EpochPlan, count: int, pace: Pace) -> None:
             f"The {what} of step {step} (epoch {position.epoch + 1}) is not finite.", step
         )
     position.advance(logs, chunk.valid[:count], seconds)
-    fit.sound = True
+    fit.sound, fit.step_logs = True, logs
     for i in range(count):
         if fit.log_every_n_steps and (first + i + 1) % fit.log_every_n_steps == 0:
             values = {"loss": float(logs.loss[i]), "lr": float(rates[i])}
@@ -95,7 +96,11 @@ def validate(fit: Fit, pace: Pace, log: bool) -> None:
     fit.notify("on_validation_start")
     with fit.profiler.section("validation"):
         stop = lambda: fit.signals.received is not None  # noqa: E731
-        values = evaluate(fit.engine, feed, fit.data.batch_size, pace, stop)[0]
+        measure = partial(evaluate, fit.engine, feed, fit.data.batch_size, pace, stop)
+        values = measure()[0]
+        if fit.averaging is not None and fit.averaging.began(fit) and not stop():
+            with fit.averaging.applied(fit):
+                values |= {f"averaged_{name}": value for name, value in measure()[0].items()}
     if fit.signals.received:
         return
     position.validated = position.step
@@ -155,13 +160,15 @@ def unended(fit: Fit) -> bool:
 
 def steps_to_boundary(fit: Fit, plan: EpochPlan) -> int:
     """Return how many steps may be taken before something has to happen between two steps."""
-    step = fit.position.step
-    ends = [step + plan.steps - fit.position.step_in_epoch, fit.max_steps]
+    step, step_in_epoch = fit.position.step, fit.position.step_in_epoch
+    ends = [step + plan.steps - step_in_epoch, fit.max_steps]
+    if fit.engine.whole_batches:
+        ends.append(step - step_in_epoch + plan.steps_before_partial(step_in_epoch))
     ends += [skipped - 1 for skipped in fit.position.skipped if skipped > step]
     if step < fit.single_steps_until:
         ends.append(step + 1)
     if fit.val_every_n_steps:
-        past = fit.position.step_in_epoch % fit.val_every_n_steps
+        past = step_in_epoch % fit.val_every_n_steps
         ends.append(step + fit.val_every_n_steps - past)
     for callback in fit.callbacks:
         if every := getattr(callback, "every_n_train_steps", None):

@@ -125,11 +125,11 @@ class RunDirectory:
         self.summary.update(values)
         write_json(self.path / SUMMARY, self.summary)
 
-    def write_model(self, model: Any) -> Path:
+    def write_model(self, model: Any, name: str = MODEL) -> Path:
         """Write ``model.keras``, which plain `keras.saving.load_model` reads."""
-        with whole(self.path / MODEL) as beside, runtime.keras_without_tensorflow():
+        with whole(self.path / name) as beside, runtime.keras_without_tensorflow():
             model.save(beside)
-        return self.path / MODEL
+        return self.path / name
 
 
 def command_line() -> str:

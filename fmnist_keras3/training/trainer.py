@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
@@ -28,16 +28,19 @@ from fmnist_keras3.training.arguments import (
     Amount,
     batches,
     check,
+    check_inputs,
     check_precision,
     seconds,
 )
 from fmnist_keras3.training.callbacks import (
     Callback,
+    GradientNorm,
     ModelCheckpoint,
     Progress,
     Summary,
     Timer,
     Trace,
+    WeightAveraging,
 )
 from fmnist_keras3.training.callbacks.keras_callback import KerasCallback
 from fmnist_keras3.training.checkpoint import Checkpoint
@@ -47,12 +50,14 @@ from fmnist_keras3.training.loop import evaluate, train
 from fmnist_keras3.training.prepare import set_accumulation, set_clipping, set_precision
 from fmnist_keras3.training.schedules import make_schedule
 from fmnist_keras3.training.signals import StopSignals
+from fmnist_keras3.tree import mapped
 
 PIPELINES = {"resident": ResidentFeed, "stream": StreamFeed}
 RESIDENT_BYTES = 2 * 2**30  # the largest training split that "auto" puts on the device
 CHUNK_STEPS = {"cpu": 128}  # longest chunk; elsewhere a whole epoch may be one
 CHUNK_BYTES = 256 * 2**20
 PREDICT_BATCH = 128
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -175,6 +180,8 @@ class Trainer:
             KerasCallback(c) if isinstance(c, keras.callbacks.Callback) else c
             for c in callbacks or []
         ]
+        if sum(isinstance(c, WeightAveraging) for c in self.callbacks) > 1:
+            raise UserError("There are two callbacks that average the weights. Give one.")
         names = [logger] if isinstance(logger, str) else logger or []
         self.loggers = [check_logger(name) for name in names]
         self.profiler = profiler
@@ -182,17 +189,22 @@ class Trainer:
         self.enable_progress_bar = enable_progress_bar
         self.run_dir, self.default_root_dir = run_dir, Path(default_root_dir)
         self._engine: Engine | None = None
+        self._made_with: dict[str, Any] = {}  # the engine's options
 
     def fit(
         self,
         model: keras.Model,
-        data: DataModule | tuple[np.ndarray, np.ndarray] | Any,
+        data: DataModule | tuple[Any, ...] | Any,
         *,
+        validation_data: tuple[Any, ...] | Any = None,
         ckpt_path: str | Path | None = None,
         config: dict[str, Any] | None = None,
     ) -> FitResult:
         """Train ``model`` on ``data`` and leave a run directory.
 
+        ``data`` is a DataModule, arrays ``(x, y)`` or ``(x, y, sample_weight)`` with ``N`` examples
+        each, or a finite `tf.data.Dataset` of such; of arrays and datasets a tenth is held out for
+        validation, unless ``validation_data``, of the same kinds, is given.
         ``ckpt_path`` is "last" or "best" (of ``run_dir``), or a run's or checkpoint's folder:
         training goes on from its step, in its run directory, to the same bits as if it had never
         stopped; "auto" is "last", or the beginning where no checkpoint was written yet. Optimizer,
@@ -201,10 +213,10 @@ class Trainer:
         holds the trained weights afterwards. Raises UserError for input that cannot be used and
         Diverged when the loss or a weight is not finite.
         """
-        data = as_datamodule(data)
+        data = as_datamodule(data, validation_data)
         if self.overfit_batches:
             data = overfitted(data, self.overfit_batches)
-        engine = self._engine_for(model, data)
+        engine = self._engine_for(model, data.train.take(slice(1)), data)
         if self.fast_dev_run or self.barebones:
             with tempfile.TemporaryDirectory() as folder:
                 result = self._fit(model, data, engine, Path(folder) / "run", None, config)
@@ -299,6 +311,8 @@ class Trainer:
         fit.engine.sync_model()
         if fit.schedule is not None:
             fit.engine.set_learning_rate(peak)
+        if fit.averaging is not None:
+            fit.averaging.finish(fit)
 
     def _fail(self, fit: Fit, exception: BaseException) -> None:
         """Tell everybody of an exception, save what can be saved; raises nothing."""
@@ -348,35 +362,43 @@ class Trainer:
         count = batches(self.limit_test_batches, -(-len(data.test) // data.batch_size))
         return self._evaluate(model, data, limited(data.test, count, data.batch_size))
 
-    def predict(self, model: keras.Model, images: np.ndarray) -> np.ndarray:
-        """Return the outputs (logits) ``[N, ...]`` for ``images [N, H, W, C]``, raw pixels."""
-        images = np.asarray(images)
-        shape = tuple(model.input_shape[1:])
-        if images.shape[1:] != shape or not len(images):
-            raise UserError(
-                f"The images have the shape {images.shape}; the model takes [N, "
-                f"{', '.join(map(str, shape))}] with at least one image."
-            )
-        engine = self._engine_for(model, None)
-        labels = engine.placeholder_labels(len(images))
-        feed = ResidentFeed(Split(images, labels), engine)
-        return evaluate(engine, feed, min(PREDICT_BATCH, len(images)))[1]
+    def predict(self, model: keras.Model, images: Any) -> Any:
+        """Return the outputs (logits) ``[N, ...]`` for ``images [N, H, W, C]``, raw pixels.
+
+        Or for what else the model takes; several inputs or outputs come in its own structure.
+        """
+        examples = Split(mapped(np.asarray, images), None)
+        check_inputs(model, examples)
+        engine = self._engine_for(model, None if model.built else examples.take(slice(1)))
+        feed = ResidentFeed(examples, engine)
+        return evaluate(engine, feed, min(PREDICT_BATCH, len(examples)))[1]
 
     def _evaluate(self, model, data, split) -> tuple[dict[str, float], np.ndarray]:
-        engine = self._engine_for(model, data)
+        engine = self._engine_for(model, split.take(slice(1)), data)
         feed = self._feed(split, engine)
         try:
             return evaluate(engine, feed, data.batch_size)
         finally:
             feed.close()
 
-    def _engine_for(self, model: keras.Model, data: DataModule | None) -> Engine:
-        """Return the engine of ``model``, the same one as long as the model is the same."""
-        if self._engine is None or self._engine.model is not model:
-            self._prepare(model)
-            labels = None if data is None else data.train.y[:1]
-            self._engine = make_engine(model, label_smoothing=self.label_smoothing, labels=labels)
+    def _engine_for(
+        self, model: keras.Model, example: Split | None, data: DataModule | None = None
+    ) -> Engine:
+        """Return the engine of ``model``, the same one as long as the model is the same.
+
+        ``example``: of what it is used for. With ``data`` its chunks are cut for that.
+        """
+        options = {
+            "label_smoothing": self.label_smoothing,
+            "averaging": self._first(WeightAveraging) is not None,
+            "gradient_norms": self._first(GradientNorm) is not None,
+        }
         engine = self._engine
+        learns = engine is not None and not engine.metrics.known and example is not None
+        if engine is None or engine.model is not model or options != self._made_with or learns:
+            self._prepare(model)
+            engine = make_engine(model, example=example, **options)
+            self._engine, self._made_with = engine, options
         if self.precision not in (None, "32") and engine.platform == "cpu":
             warnings.warn(
                 f"On a CPU the precision {self.precision} is slower than 32.",
@@ -384,11 +406,14 @@ class Trainer:
             )
         engine.read_model()
         if data is not None:
-            batch_bytes = data.batch_size * data.train.x[:1].nbytes
+            batch_bytes = data.batch_size * data.train.nbytes // len(data.train)
             steps = -(-len(data.train) // data.batch_size)
             most = min(CHUNK_STEPS.get(engine.platform, steps), CHUNK_BYTES // batch_bytes, steps)
             engine.chunk_steps = max(1, most)
         return engine
+
+    def _first(self, kind: type[T]) -> T | None:
+        return next((c for c in self.callbacks if isinstance(c, kind)), None)
 
     def _prepare(self, model: keras.Model) -> None:
         """Give a compiled model what the arguments ask for, before its engine is made."""
@@ -411,7 +436,7 @@ class Trainer:
     def _feed(self, split: Split, engine: Engine, augment: Any = ()) -> Feed:
         name = self.pipeline
         if name == "auto":
-            name = "resident" if split.x.nbytes <= RESIDENT_BYTES else "stream"
+            name = "resident" if split.nbytes <= RESIDENT_BYTES else "stream"
         return PIPELINES[name](split, engine, augment)
 
     def _run_path(self, model, data) -> Path:
@@ -465,6 +490,7 @@ class Trainer:
             callbacks=callbacks,
             loggers=[JSONLLogger(run.path), *(LOGGERS[name](run.path) for name in self.loggers)],
             signals=StopSignals(),
+            averaging=self._first(WeightAveraging),
             seed=self.seed,
             max_epochs=self.max_epochs,
             max_steps=self.max_steps,
@@ -503,10 +529,15 @@ def _sanity_check(fit: Fit, steps: int) -> None:
 
 def _compile(fit: Fit) -> float:
     """Compile the programs by running chunks of no steps, and return the seconds it took."""
-    fit.open_epoch(0)  # at the position there may be no step left
+    rates = fit.rates(0)
+    plan = fit.open_epoch(0)  # at the position there may be no step left
+    starts = [0]
+    if fit.engine.whole_batches and plan.steps_before_partial(0) < plan.steps:
+        starts.append(plan.steps - 1)  # a batch of another size is another program
     with fit.profiler.section("compile"):
-        rates = fit.learning_rates(np.arange(fit.engine.chunk_steps))
-        fit.engine.train(dataclasses.replace(fit.feed.take(1), count=0), rates)
+        for start in starts:
+            fit.feed.open(plan, start)
+            fit.engine.train(dataclasses.replace(fit.feed.take(1), count=0), *rates)
         if (feed := fit.validation_feed) is not None:
             feed.open(evaluation_plan(len(feed.split), fit.data.batch_size))
             fit.engine.infer([dataclasses.replace(feed.take(1), count=0)])

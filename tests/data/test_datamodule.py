@@ -60,7 +60,7 @@ def test_datasets_that_cannot_be_read_are_told(tf, pair):
     for made, words in (
         (dataset.repeat(), "never ends"),
         (dataset.take(0), "is empty"),
-        (dataset.map(lambda x, y: x), "must give pairs"),
+        (dataset.map(lambda x, y: x), "must give .x, y."),
     ):
         with pytest.raises(UserError, match=words):
             as_datamodule(made)

@@ -70,7 +70,7 @@ def test_a_device_of_its_own_gathers_the_same(engine, split, monkeypatch):
 class HostEngine:
     """An engine as far as a feed needs one: arrays stay where they are."""
 
-    platform = "cpu"
+    platform, whole_batches = "cpu", False
 
     def __init__(self, chunk_steps):
         self.chunk_steps, self.put = chunk_steps, np.asarray

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from fmnist_keras3 import ArrayData, Callback, EarlyStopping, ModelCheckpoint, Trainer
+from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.engines import make_engine
 from fmnist_keras3.errors import Interrupted
 from fmnist_keras3.models.layers import Dropout
@@ -19,8 +20,9 @@ def everything_model():
     """One model in its initial state; its engine compiles once for all tests of this file."""
     if not shared:
         model = built_model()
-        engine = make_engine(model, label_smoothing=0.1, labels=arrays()[1][:1])
-        shared.update(model=model, engine=engine, state=engine.export_state())
+        options = {"averaging": False, "gradient_norms": False, "label_smoothing": 0.1}
+        engine = make_engine(model, example=Split(*(a[:1] for a in arrays())), **options)
+        shared.update(model=model, engine=engine, state=engine.export_state(), options=options)
     shared["engine"].import_state(shared["state"])
     return shared["model"]
 
@@ -90,7 +92,8 @@ def trainer(path, *callbacks, **options):
         **options,
     }
     made = Trainer(run_dir=path, callbacks=callbacks, **options)
-    made._engine = shared.get("engine")  # only used for its own model
+    # Only used for its own model, and where no other options are asked for.
+    made._engine, made._made_with = shared.get("engine"), shared.get("options", {})
     return made
 
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from fmnist_keras3.training.callbacks.averaging import (
+    EMAWeightAveraging,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from fmnist_keras3.training.callbacks.base import Callback
 from fmnist_keras3.training.callbacks.early_stopping import EarlyStopping
+from fmnist_keras3.training.callbacks.gradient_norm import GradientNorm
 from fmnist_keras3.training.callbacks.model_checkpoint import ModelCheckpoint
 from fmnist_keras3.training.callbacks.progress import Progress
 from fmnist_keras3.training.callbacks.summary import Summary
@@ -12,10 +18,14 @@ from fmnist_keras3.training.callbacks.trace import Trace
 
 __all__ = [
     "Callback",
+    "EMAWeightAveraging",
     "EarlyStopping",
+    "GradientNorm",
     "ModelCheckpoint",
     "Progress",
+    "StochasticWeightAveraging",
     "Summary",
     "Timer",
     "Trace",
+    "WeightAveraging",
 ]

@@ -1,0 +1,99 @@
+"""The metrics of a compiled model, updated with the weights that a padded batch needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from fmnist_keras3.data.dataset import Split
+from fmnist_keras3.tree import leaves, mapped
+
+
+class Metrics:
+    """What ``compile(metrics=..., weighted_metrics=...)`` asked for, and the model's own.
+
+    Keras makes the first when it sees labels and outputs: those of ``example``, else zeros of the
+    kind that the loss takes; ``known`` is False where nothing tells. Own ones (trackers in
+    `compute_loss`, the losses of several outputs) update themselves: ``see_losses``.
+    """
+
+    def __init__(self, model: keras.Model, example: Split | None) -> None:
+        self._compiled = model._compile_metrics
+        self.known = False
+        if example is not None and example.y is not None:
+            self.known = True
+            zeros = mapped(_zeros, output_spec(model, example.x))
+            self._build(model, example.y, zeros)
+        elif isinstance(shape := getattr(model, "output_shape", None), tuple):
+            outputs = np.zeros((1, *shape[1:]), np.float32)
+            self._build(model, _labels_like(model.loss, outputs), outputs)
+        own = [m for m in model.metrics if m not in (self._compiled, model._loss_tracker)]
+        self.see_losses = bool(own)
+        self._own = own
+        self._all = [*(self._compiled.metrics if self._compiled else ()), *own]
+        self.variables = [v for metric in self._all for v in metric.variables]
+
+    def _build(self, model: keras.Model, y: Any, outputs: Any) -> None:
+        if len(leaves(outputs)) > 1 and model._compile_loss is not None:
+            model._compile_loss(y, outputs)  # makes the trackers of the outputs' losses
+        if self._compiled is not None and not self._compiled.built:
+            self._compiled.build(y, outputs)
+        self.update(y, outputs, None, None)  # some make their variables only now
+        model.reset_metrics()
+
+    def update(self, y: Any, outputs: Any, mask: Any, weight: Any) -> None:
+        """Count a batch: ``mask`` for metrics, ``weight`` for those that are weighted, too."""
+        compiled = self._compiled
+        if compiled is None or not compiled.built:
+            return
+        y, outputs = compiled._flatten_y(y), compiled._flatten_y(outputs)
+        weights = [None] if weight is None else compiled._flatten_y(weight)
+        if len(weights) < len(y):
+            weights = weights[:1] * len(y)
+        for kind, counts in (
+            (compiled._flat_metrics, [mask] * len(y)),
+            (compiled._flat_weighted_metrics, weights),
+        ):
+            for metrics, true, predicted, count in zip(kind, y, outputs, counts, strict=False):
+                for metric in metrics.metrics if metrics else ():
+                    metric.update_state(true, predicted, sample_weight=count)
+
+    def results(self) -> dict[str, float]:
+        """Return the values by Keras' names; one of a vector is ``name_0`` and so on."""
+        compiled = self._compiled
+        found = dict(compiled.result()) if compiled is not None and compiled.built else {}
+        found |= {metric.name: metric.result() for metric in self._own if metric.name != "loss"}
+        numbers: dict[str, float] = {}
+        for name, value in found.items():
+            parts = value if isinstance(value, dict) else {name: value}
+            for key, part in parts.items():
+                array = np.asarray(keras.ops.convert_to_numpy(part))
+                flat = array.ravel().tolist()
+                named = (
+                    {f"{key}_{i}": v for i, v in enumerate(flat)} if array.ndim else {key: flat[0]}
+                )
+                numbers |= {k: float(v) for k, v in named.items()}
+        return numbers
+
+    def reset(self) -> None:
+        """Begin the sums anew."""
+        for metric in self._all:
+            metric.reset_state()
+
+
+def output_spec(model: keras.Model, x: Any) -> Any:
+    """Return the model's outputs for ``x [B, ...]`` as KerasTensors, with shape and dtype."""
+    inputs = mapped(lambda a: keras.KerasTensor(a.shape, a.dtype.name), x)
+    return keras.src.backend.compute_output_spec(model, inputs, training=False)
+
+
+def _zeros(tensor: keras.KerasTensor) -> np.ndarray:
+    return np.zeros(tensor.shape, np.float32 if tensor.dtype == "bfloat16" else tensor.dtype)
+
+
+def _labels_like(loss: Any, outputs: np.ndarray) -> np.ndarray:
+    """Return zero labels for one output, of the kind that the loss's name tells."""
+    name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
+    return np.zeros(len(outputs), np.int32) if name.lower().startswith("sparse") else outputs

@@ -1,0 +1,242 @@
+"""Models and data of users' own: the Trainer against Keras' `fit` on the same batches."""
+
+import keras
+import numpy as np
+import pytest
+
+from fmnist_keras3 import ArrayData, Trainer, UserError
+from fmnist_keras3.data.plan import epoch_plan
+
+N, BATCH, EPOCHS = 52, 16, 2  # the last batch has 4 examples
+
+
+def colours(n=N):
+    """Images like CIFAR-10's, ``[n, 32, 32, 3]`` uint8, whose colour and place tell the class."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 10, n).astype(np.int32)
+    x = rng.integers(0, 80, (n, 32, 32, 3), dtype=np.uint8)
+    for image, label in zip(x, y, strict=True):
+        image[3 * label : 3 * label + 4, :, label % 3] += 150
+    return x, y
+
+
+def features(seed=0):
+    return np.random.default_rng(seed).normal(size=(N, 6)).astype(np.float32)
+
+
+def trainer(path, **options):
+    return Trainer(EPOCHS, run_dir=path, enable_progress_bar=False, log_every_n_steps=0, **options)
+
+
+def keras_fit(model, *parts):
+    """Let Keras train on the batches of our plan; returns its values of the last epoch."""
+    parts = [part for part in parts if part is not None]
+
+    def batches(plan):
+        for rows, valid in zip(plan.indices, plan.valid, strict=True):
+            yield tuple(keras.tree.map_structure(lambda a, r=rows[:valid]: a[r], p) for p in parts)
+
+    for epoch in range(EPOCHS):
+        plan = epoch_plan(0, epoch, examples=N, batch_size=BATCH)
+        history = model.fit(
+            batches(plan), steps_per_epoch=plan.steps, shuffle=False, verbose=0
+        ).history
+    return {name: value for name, (value,) in history.items()}
+
+
+def check(path, make, x, y, weight=None, tolerance=1e-5):
+    """Train twins with Keras and with the Trainer, from arrays; returns the Trainer's records."""
+    theirs, ours = make(), make()
+    data = ArrayData(x, y, weight, validation=0.0, batch_size=BATCH)
+    result = trainer(path).fit(ours, data)
+    values = keras_fit(theirs, x, y, weight)
+    for a, b in zip(ours.trainable_variables, theirs.trainable_variables, strict=True):
+        np.testing.assert_allclose(np.array(a.value), np.array(b.value), atol=tolerance)
+    record = [r for r in result.history if r["event"] == "train"][-1]
+    for name, value in values.items():
+        if name.endswith("_loss"):
+            continue  # of an output: Keras does not weigh it by the batches' lengths everywhere
+        assert record[name] == pytest.approx(float(value), rel=1e-4, abs=1e-5), name
+    return record
+
+
+def seeded(make):
+    """The same weights on each call."""
+
+    def made():
+        keras.utils.clear_session()
+        keras.utils.set_random_seed(1)
+        return make()
+
+    return made
+
+
+def compiled(model, loss=None, metrics=None, **options):
+    loss = loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(1e-2), loss, metrics=metrics, **options)
+    return model
+
+
+@seeded
+def sequential():
+    layers = [keras.Input((32, 32, 3)), keras.layers.Rescaling(1 / 255)]
+    layers += [keras.layers.AveragePooling2D(4), keras.layers.Flatten(), keras.layers.Dense(10)]
+    return compiled(
+        keras.Sequential(layers), metrics=["accuracy", "sparse_top_k_categorical_accuracy"]
+    )
+
+
+def test_a_sequential_model_on_colour_images_with_several_metrics(tmp_path):
+    x, y = colours()
+    record = check(tmp_path / "run", sequential, x, y)
+    assert {"accuracy", "sparse_top_k_categorical_accuracy"} < record.keys()
+
+
+def test_colour_images_are_learnt_with_augmentation(tmp_path):
+    x, y = colours(400)
+    data = ArrayData(x, y, batch_size=50, augment="flip,crop:1", validation=0.25)
+    made = Trainer(20, run_dir=tmp_path / "run", enable_progress_bar=False, schedule="cosine")
+    model = sequential()
+    made.fit(model, data)
+    assert made.validate(model, data)["accuracy"] > 0.9
+
+
+class Subclassed(keras.Model):
+    """Built on its first batch; a loss of its own, without the weights, and its own metric."""
+
+    def __init__(self):
+        super().__init__(name="subclassed")
+        self.hidden = keras.layers.Dense(8, activation="relu", kernel_regularizer="l2")
+        self.out = keras.layers.Dense(2)
+        self.distance = keras.metrics.Mean(name="distance")
+
+    def call(self, x, training=False):
+        return self.out(self.hidden(x))
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        self.distance.update_state(keras.ops.abs(y - y_pred))
+        return keras.ops.mean(keras.ops.square(y - y_pred)) + sum(self.losses)
+
+
+def test_a_subclassed_model_with_a_loss_of_its_own(tmp_path):
+    x = features()
+    y = x[:, :2] * 2
+    record = check(tmp_path / "run", seeded(lambda: compiled(Subclassed())), x, y)
+    assert record["distance"] > 0
+    model = seeded(lambda: compiled(Subclassed()))()
+    made = trainer(tmp_path / "more")
+    result = made.fit(model, (x, y))
+    assert "distance" in [r for r in result.history if r["event"] == "validation"][-1]
+    assert made.predict(model, x).shape == (N, 2)
+    np.testing.assert_allclose(made.predict(model, x), model.predict(x, verbose=0), atol=1e-5)
+
+
+@seeded
+def two_by_two():
+    left, right = keras.Input((6,), name="left"), keras.Input((6,), name="right")
+    joined = keras.layers.Concatenate()([left, right])
+    a = keras.layers.Dense(3, name="a")(joined)
+    b = keras.layers.Dense(1, name="b")(joined)
+    model = keras.Model({"left": left, "right": right}, {"a": a, "b": b})
+    losses = {"a": keras.losses.SparseCategoricalCrossentropy(from_logits=True), "b": "mse"}
+    model.compile(
+        keras.optimizers.Adam(1e-2),
+        losses,
+        metrics={"a": ["accuracy"], "b": ["mae"]},
+        loss_weights={"a": 1.0, "b": 0.5},
+    )
+    return model
+
+
+@pytest.mark.parametrize("pipeline", ["resident", "stream"])
+def test_several_inputs_and_outputs(tmp_path, pipeline):
+    x = {"left": features(1), "right": features(2)}
+    y = {"a": (x["left"][:, 0] > 0).astype(np.int64), "b": x["right"][:, :1]}
+    if pipeline == "resident":
+        record = check(tmp_path / "run", two_by_two, x, y)
+        assert {"a_loss", "b_loss", "a_accuracy", "b_mae"} < record.keys()
+    made, model = trainer(tmp_path / "more", pipeline=pipeline), two_by_two()
+    made.fit(model, (x, y))
+    values, outputs = made.test_outputs(model, ArrayData(x, y, test=(x, y), batch_size=BATCH))
+    assert {"a_loss", "b_loss", "a_accuracy", "b_mae"} < values.keys()
+    theirs = model.evaluate(x, y, verbose=0, return_dict=True, batch_size=N)
+    assert values == pytest.approx({k: theirs[k] for k in values}, rel=1e-4)
+    assert {k: v.shape for k, v in outputs.items()} == {"a": (N, 3), "b": (N, 1)}
+    assert {k: v.shape for k, v in made.predict(model, x).items()} == {"a": (N, 3), "b": (N, 1)}
+
+
+def regression(**options):
+    @seeded
+    def make():
+        model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)])
+        return compiled(model, **options)
+
+    return make
+
+
+def test_sample_weights_count_in_the_loss_and_in_weighted_metrics(tmp_path):
+    x, rng = features(), np.random.default_rng(3)
+    y, weight = x[:, :1] + x[:, 1:2], rng.uniform(0, 3, N).astype(np.float32)
+    make = regression(loss="mse", metrics=["mae"], weighted_metrics=["mae"])
+    record = check(tmp_path / "run", make, x, y, weight)
+    assert record["mae"] != pytest.approx(record["weighted_mae"], rel=1e-3)
+    nothing = trainer(tmp_path / "none").fit(make(), (x, y, np.zeros(N)))
+    assert [r["loss"] for r in nothing.history] == [0.0] * len(nothing.history)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean_with_sample_weight"])
+def test_a_loss_with_another_reduction_gets_whole_batches(tmp_path, reduction):
+    x = features()
+    make = regression(loss=keras.losses.MeanSquaredError(reduction=reduction))
+    weight = np.linspace(0.5, 2, N).astype(np.float32)
+    check(tmp_path / "run", make, x, x[:, :1], weight, tolerance=1e-4)
+
+
+def test_validation_data_may_be_given(tmp_path):
+    x = features()
+    y = x[:, :1]
+    model = regression(loss="mse")()
+    result = trainer(tmp_path / "run").fit(model, (x, y), validation_data=(x[:8], y[:8]))
+    dataset = result.summary["dataset"]
+    assert (dataset["train"], dataset["validation"]) == (N, 8)
+    last = [r for r in result.history if r["event"] == "validation"][-1]
+    theirs = model.evaluate(x[:8], y[:8], verbose=0, return_dict=True)
+    assert last["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+
+
+def test_a_metric_of_several_values_is_logged_as_several(tmp_path):
+    x, y = colours()
+    model = sequential()
+    compiled(
+        model, keras.losses.CategoricalCrossentropy(from_logits=True), [keras.metrics.F1Score()]
+    )
+    result = trainer(tmp_path / "run").fit(model, (x, np.eye(10, dtype=np.float32)[y]))
+    assert {f"f1_score_{i}" for i in range(10)} < result.history[0].keys()
+
+
+@pytest.mark.parametrize("method", ["train_step", "test_step", "compute_metrics"])
+def test_what_the_compiled_loop_would_not_run_is_refused(tmp_path, method):
+    made = type("Own", (keras.Sequential,), {method: lambda self, *args: {}})
+    model = compiled(made([keras.Input((6,)), keras.layers.Dense(1)]), "mse")
+    with pytest.raises(UserError, match=f"Own has a {method} of its own"):
+        trainer(tmp_path / "run").fit(model, (features(), features()[:, :1]))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (([1.0, 2.0], [0, 1]), "give NumPy arrays"),
+        ((np.zeros((4, 6)), np.zeros((3, 1))), "lengths 3, 4"),
+        ((np.zeros((4, 6)), np.zeros((4, 1)), np.zeros(5)), "lengths 4, 5"),
+        ((1, 2, 3, 4), "Cannot train on a tuple"),
+    ],
+)
+def test_data_that_cannot_be_used_is_told(tmp_path, data, words):
+    with pytest.raises(UserError, match=words):
+        trainer(tmp_path / "run").fit(regression(loss="mse")(), data)
+
+
+def test_augmentation_is_for_images():
+    with pytest.raises(UserError, match="augment is for images"):
+        ArrayData({"a": features()}, features()[:, :1], augment="flip", batch_size=8).setup()
