@@ -138,8 +138,8 @@ class ArrayData(DataModule):
         test: tuple[Any, ...] | None = None,
         **options: Any,
     ) -> None:
-        given = None if isinstance(validation, (int, float)) else validation
-        super().__init__(validation=0.0 if given is not None else validation, **options)
+        fraction, given = (0.0, validation) if isinstance(validation, tuple) else (validation, None)
+        super().__init__(validation=fraction, **options)
         self._train = _split_of(x, y, sample_weight)
         self._validation = None if given is None else _split_of(*given)
         self._test = None if test is None else _split_of(*test)
