@@ -167,14 +167,16 @@ def as_datamodule(data: Any, validation: Any = None) -> DataModule:
     """Return ``data`` as a DataModule; ``(x, y)``, ``(x, y, sample_weight)`` or a dataset of such.
 
     A `tf.data.Dataset` is read into memory, once, so that its examples can be shuffled exactly; the
-    batch size is that of its first batch, else 128 or all examples. ``validation`` are examples of
-    the same kinds. Raises UserError for anything else.
+    batch size is that of its first batch, else 128 or all examples. ``validation`` is a fraction, or examples of the same kinds. Raises UserError for anything else.
     """
     if isinstance(data, DataModule):
         if validation is not None:
             raise UserError("validation_data is given, but the DataModule has its own validation.")
         return data.setup()
-    options = {} if validation is None else {"validation": _examples(validation)[0]}
+    options = {}
+    if validation is not None:
+        number = isinstance(validation, float)
+        options["validation"] = validation if number else _examples(validation)[0]
     examples, batch_size = _examples(data)
     module = ArrayData(*examples, batch_size=1, **options).setup()
     module.batch_size = min(batch_size or BATCH_SIZE, len(module.train))

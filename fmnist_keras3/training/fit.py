@@ -181,6 +181,7 @@ class Fit:
             "config": self.run.config,
             "versions": self.run.summary.get("versions"),
         }
+        self.notify("on_save_checkpoint", manifest)
         return deepcopy(manifest)
 
     def data_identity(self) -> dict[str, Any]:

@@ -76,6 +76,7 @@ def restore(fit: Fit, found: Checkpoint) -> None:
         raise UserError(
             f"{found.path}: {checkpoint.MANIFEST} was not written by this version ({error!r})."
         ) from error
+    fit.notify("on_load_checkpoint", manifest)
     for logger in others:
         logger.replay(kept)
     saver(fit).restored(found.path, fit.position.place)

@@ -189,6 +189,7 @@ class Trainer:
         self.enable_progress_bar = enable_progress_bar
         self.run_dir, self.default_root_dir = run_dir, Path(default_root_dir)
         self._engine: Engine | None = None
+        self._last_run: str | Path | None = run_dir
         self._made_with: dict[str, Any] = {}  # the engine's options
 
     def fit(
@@ -216,7 +217,7 @@ class Trainer:
         data = as_datamodule(data, validation_data)
         if self.overfit_batches:
             data = overfitted(data, self.overfit_batches)
-        engine = self._engine_for(model, data.train.take(slice(1)), data)
+        engine = self._engine_for(model, data.train, data.batch_size)
         if self.fast_dev_run or self.barebones:
             with tempfile.TemporaryDirectory() as folder:
                 result = self._fit(model, data, engine, Path(folder) / "run", None, config)
@@ -231,6 +232,7 @@ class Trainer:
             path, which = rundir.locate(ckpt_path, self.run_dir)
         config = self._config(model, data) if config is None else config
         resumed = which is not None or (ckpt_path == "auto" and rundir.has_run(path))
+        self._last_run = path
         with rundir.RunDirectory(path, config, resumed=resumed) as run:
             found = None if which is None else resume.find(path, which, engine)
             fit = self._make_fit(model, data, engine, run)
@@ -311,7 +313,7 @@ class Trainer:
         fit.engine.sync_model()
         if fit.schedule is not None:
             fit.engine.set_learning_rate(peak)
-        if fit.averaging is not None:
+        if fit.averaging is not None and not fit.signals.received:
             fit.averaging.finish(fit)
 
     def _fail(self, fit: Fit, exception: BaseException) -> None:
@@ -343,50 +345,61 @@ class Trainer:
                 f"{fit.run.path} (in Python: ckpt_path='last')."
             )
 
-    def validate(self, model: keras.Model, data: Any) -> dict[str, float]:
-        """Return loss and metrics on the validation split of ``data``."""
-        data = as_datamodule(data)
-        if data.validation is None:
-            raise UserError("There is no validation split. Give the data module validation=0.1.")
-        return self._evaluate(model, data, self._validation(data))[0]
+    def validate(
+        self, model: keras.Model, data: Any, *, ckpt_path: str | Path | None = None
+    ) -> dict[str, float]:
+        """Return loss and metrics on the validation split of ``data``, or on all of its arrays.
 
-    def test(self, model: keras.Model, data: Any) -> dict[str, float]:
-        """Return loss and metrics on the test split of ``data``."""
-        return self.test_outputs(model, data)[0]
+        ``ckpt_path`` ("best", "last", or a folder, as for `fit`) is loaded into the model before.
+        """
+        data, split = _examples(data, "validation", self.limit_val_batches)
+        engine = self._engine_for(model, data.train, data.batch_size)
+        return self._evaluate(engine, split, data.batch_size, ckpt_path)[0]
 
-    def test_outputs(self, model: keras.Model, data: Any) -> tuple[dict[str, float], np.ndarray]:
-        """Return loss and metrics on the test split, and the model's outputs ``[N, ...]``."""
-        data = as_datamodule(data)
-        if data.test is None:
-            raise UserError("There is no test split in this data.")
-        count = batches(self.limit_test_batches, -(-len(data.test) // data.batch_size))
-        return self._evaluate(model, data, limited(data.test, count, data.batch_size))
+    def test(
+        self, model: keras.Model, data: Any, *, ckpt_path: str | Path | None = None
+    ) -> dict[str, float]:
+        """Return loss and metrics on the test split of ``data``; all as for `validate`."""
+        return self.test_outputs(model, data, ckpt_path=ckpt_path)[0]
 
-    def predict(self, model: keras.Model, images: Any) -> Any:
+    def test_outputs(
+        self, model: keras.Model, data: Any, *, ckpt_path: str | Path | None = None
+    ) -> tuple[dict[str, float], Any]:
+        """Return what `test` does, and the model's outputs ``[N, ...]``."""
+        data, split = _examples(data, "test", self.limit_test_batches)
+        engine = self._engine_for(model, data.train, data.batch_size)
+        return self._evaluate(engine, split, data.batch_size, ckpt_path)
+
+    def predict(
+        self, model: keras.Model, images: Any, *, ckpt_path: str | Path | None = None
+    ) -> Any:
         """Return the outputs (logits) ``[N, ...]`` for ``images [N, H, W, C]``, raw pixels.
 
         Or for what else the model takes; several inputs or outputs come in its own structure.
+        ``ckpt_path`` as for `validate`.
         """
         examples = Split(mapped(np.asarray, images), None)
         check_inputs(model, examples)
-        engine = self._engine_for(model, None if model.built else examples.take(slice(1)))
-        feed = ResidentFeed(examples, engine)
-        return evaluate(engine, feed, min(PREDICT_BATCH, len(examples)))[1]
+        size = min(PREDICT_BATCH, len(examples))
+        return self._evaluate(self._engine_for(model, examples, size), examples, size, ckpt_path)[1]
 
-    def _evaluate(self, model, data, split) -> tuple[dict[str, float], np.ndarray]:
-        engine = self._engine_for(model, split.take(slice(1)), data)
+    def _evaluate(
+        self, engine: Engine, split: Split, batch_size: int, ckpt_path: str | Path | None
+    ) -> tuple[dict[str, float], Any]:
+        if ckpt_path is not None:
+            run, which = rundir.locate(ckpt_path, self._last_run)
+            found = resume.find(run, which or "last", engine)
+            engine.import_state(checkpoint.adopt(found.state, engine.export_state()))
         feed = self._feed(split, engine)
         try:
-            return evaluate(engine, feed, data.batch_size)
+            return evaluate(engine, feed, batch_size)
         finally:
             feed.close()
 
-    def _engine_for(
-        self, model: keras.Model, example: Split | None, data: DataModule | None = None
-    ) -> Engine:
+    def _engine_for(self, model: keras.Model, split: Split, batch_size: int) -> Engine:
         """Return the engine of ``model``, the same one as long as the model is the same.
 
-        ``example``: of what it is used for. With ``data`` its chunks are cut for that.
+        Its chunks are cut for batches of ``split``.
         """
         options = {
             "label_smoothing": self.label_smoothing,
@@ -394,10 +407,10 @@ class Trainer:
             "gradient_norms": self._first(GradientNorm) is not None,
         }
         engine = self._engine
-        learns = engine is not None and not engine.metrics.known and example is not None
+        learns = engine is not None and not engine.metrics.known and split.y is not None
         if engine is None or engine.model is not model or options != self._made_with or learns:
             self._prepare(model)
-            engine = make_engine(model, example=example, **options)
+            engine = make_engine(model, example=split.take(slice(1)), **options)
             self._engine, self._made_with = engine, options
         if self.precision not in (None, "32") and engine.platform == "cpu":
             warnings.warn(
@@ -405,11 +418,10 @@ class Trainer:
                 stacklevel=3,
             )
         engine.read_model()
-        if data is not None:
-            batch_bytes = data.batch_size * data.train.nbytes // len(data.train)
-            steps = -(-len(data.train) // data.batch_size)
-            most = min(CHUNK_STEPS.get(engine.platform, steps), CHUNK_BYTES // batch_bytes, steps)
-            engine.chunk_steps = max(1, most)
+        batch_bytes = batch_size * split.nbytes // len(split)
+        steps = -(-len(split) // batch_size)
+        most = min(CHUNK_STEPS.get(engine.platform, steps), CHUNK_BYTES // batch_bytes, steps)
+        engine.chunk_steps = max(1, most)
         return engine
 
     def _first(self, kind: type[T]) -> T | None:
@@ -518,6 +530,23 @@ class Trainer:
             "batch_size": fit.data.batch_size,
             "augment": [name for name, _ in fit.data.augment],
         }
+
+
+def _examples(data: Any, name: str, limit: Amount | None) -> tuple[DataModule, Split]:
+    """Return data as a module, and its split ``name``; of arrays and datasets all examples."""
+    if isinstance(data, DataModule):
+        module = data.setup()
+        split = module.validation if name == "validation" else module.test
+    else:
+        module = as_datamodule(data, 0.0)
+        split = module.train
+    count = 0 if split is None else batches(limit, -(-len(split) // module.batch_size))
+    if split is None or count == 0:
+        raise UserError(
+            f"There is no {name} split in this data. Give a DataModule that has one "
+            "(validation=0.1, test=(x, y)), or the arrays (x, y) themselves."
+        )
+    return module, limited(split, count, module.batch_size)
 
 
 def _sanity_check(fit: Fit, steps: int) -> None:

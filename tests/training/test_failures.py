@@ -68,7 +68,7 @@ def test_an_exception_in_a_hook_is_raised_and_the_run_goes_on_later(tmp_path, ki
         with pytest.raises(RuntimeError, match="first") as raised:
             trainer(run, made, At(7, fail_first)).fit(everything_model(), data())
         assert "broken hook" in "".join(raised.value.__notes__)
-    elif hook == "load_state_dict":
+    elif hook in ("load_state_dict", "on_load_checkpoint"):
         keeps = type("Broken", (kind,), {"state_dict": lambda self: {"some": "state"}})()
         trainer(run, keeps, max_steps=7).fit(everything_model(), data())
         with pytest.raises(RuntimeError, match="broken hook"):

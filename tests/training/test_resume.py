@@ -250,3 +250,17 @@ def arrays_after_restore(path: str) -> dict:
         warnings.simplefilter("ignore")
         trainer(Path(path), Look()).fit(everything_model(), data(), ckpt_path="last")
     return held
+
+
+def test_a_callback_may_put_values_into_a_checkpoint_and_gets_them_back(tmp_path):
+    class Notes(Callback):
+        def on_save_checkpoint(self, fit, manifest):
+            manifest["notes"] = {"step": fit.position.step}
+
+        def on_load_checkpoint(self, fit, manifest):
+            self.found = manifest["notes"]
+
+    trainer(tmp_path / "run", Notes(), max_epochs=1).fit(everything_model(), data())
+    notes = Notes()
+    trainer(tmp_path / "run", notes).fit(everything_model(), data(), ckpt_path="last")
+    assert notes.found == {"step": STEPS}

@@ -40,6 +40,12 @@ class Callback:
     def on_train_epoch_end(self, fit: Fit) -> None:
         """After an epoch's last step and its validation."""
 
+    def on_save_checkpoint(self, fit: Fit, manifest: dict[str, Any]) -> None:
+        """Before a checkpoint is written: ``manifest`` may get more JSON values, by new names."""
+
+    def on_load_checkpoint(self, fit: Fit, manifest: dict[str, Any]) -> None:
+        """When training goes on from a checkpoint; `setup` came before, `on_fit_start` follows."""
+
     def on_exception(self, fit: Fit, exception: BaseException) -> None:
         """When training ends by an exception, before it is raised again."""
 
