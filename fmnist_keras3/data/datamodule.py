@@ -167,7 +167,8 @@ def as_datamodule(data: Any, validation: Any = None) -> DataModule:
     """Return ``data`` as a DataModule; ``(x, y)``, ``(x, y, sample_weight)`` or a dataset of such.
 
     A `tf.data.Dataset` is read into memory, once, so that its examples can be shuffled exactly; the
-    batch size is that of its first batch, else 128 or all examples. ``validation`` is a fraction, or examples of the same kinds. Raises UserError for anything else.
+    batch size is that of its first batch, else 128 or all examples. ``validation`` is a
+    fraction, or examples of the same kinds. Raises UserError for anything else.
     """
     if isinstance(data, DataModule):
         if validation is not None:
