@@ -240,3 +240,27 @@ def test_data_that_cannot_be_used_is_told(tmp_path, data, words):
 def test_augmentation_is_for_images():
     with pytest.raises(UserError, match="augment is for images"):
         ArrayData({"a": features()}, features()[:, :1], augment="flip", batch_size=8).setup()
+
+
+def test_arrays_are_evaluated_whole_and_checkpoints_loaded_before(tmp_path):
+    x = features()
+    y, model = x[:, :1], regression(loss="mse")()
+    made = trainer(tmp_path / "run")
+    result = made.fit(model, (x, y), validation_data=(x[:8], y[:8]))
+    values = made.test(model, (x, y))
+    assert values == made.validate(model, (x, y))
+    theirs = model.evaluate(x, y, verbose=0, return_dict=True, batch_size=N)
+    assert values["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+    model.set_weights([w * 0 for w in model.get_weights()])
+    assert made.test(model, (x, y))["loss"] != values["loss"]
+    assert made.test(model, (x, y), ckpt_path="last") == values
+    assert made.test(model, (x, y)) == values  # the model holds them now
+    model.set_weights([w * 0 for w in model.get_weights()])
+    predicted = made.predict(model, x, ckpt_path=result.last_checkpoint)
+    np.testing.assert_allclose(predicted, model.predict(x, verbose=0), atol=1e-5)
+
+
+def test_there_must_be_something_to_test_on(tmp_path):
+    model, data = regression(loss="mse")(), ArrayData(features(), features()[:, :1], batch_size=8)
+    with pytest.raises(UserError, match="no test split"):
+        trainer(tmp_path / "run").test(model, data)
