@@ -27,7 +27,7 @@ _LEAST = {
     "min_epochs": 0,
     "max_steps": 1,
     "accumulate_grad_batches": 1,
-    "num_sanity_val_steps": 0,
+    "num_sanity_val_steps": -1,
     "check_val_every_n_epoch": 1,
     "fast_dev_run": 0,
     "log_every_n_steps": 0,
@@ -71,6 +71,8 @@ def check(given: dict[str, Any]) -> None:
         raise UserError(f"gradient_clip_val is {clip}; it must be more than 0.")
     if not 0 <= smoothing < 1:
         raise UserError(f"label_smoothing is {smoothing}; it must be in 0..1, below 1.")
+    if given["on_nonfinite"] == "rollback" and not given["enable_checkpointing"]:
+        raise UserError("on_nonfinite 'rollback' goes back to checkpoints: leave them enabled.")
     if given["schedule"] is not None:
         make_schedule(given["schedule"], 1.0, 1)
     if given["max_time"] is not None:

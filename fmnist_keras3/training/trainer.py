@@ -105,8 +105,9 @@ class Trainer:
     or fractions (0.1).
     ``overfit_batches`` trains and validates on the same few batches. ``fast_dev_run`` takes one
     batch, or so many, of everything and leaves no files. ``num_sanity_val_steps`` batches are
-    validated before the first epoch. ``val_check_interval`` (steps, or a fraction of an epoch) adds
+    validated before the first epoch (-1: all). ``val_check_interval`` (steps, or a fraction of an epoch) adds
     validations within an epoch, ``check_val_every_n_epoch`` leaves out those of the others.
+    ``enable_checkpointing`` False writes none, so nothing can be resumed.
     ``barebones`` trains without checkpoints, records, bar and files, to measure what they cost.
     ``pipeline`` is "auto", "resident" or
     "stream". ``on_nonfinite`` says what follows a loss or weight that is not finite: "stop" raises
@@ -144,6 +145,7 @@ class Trainer:
         val_check_interval: Amount | None = None,
         check_val_every_n_epoch: int = 1,
         barebones: bool = False,
+        enable_checkpointing: bool = True,
         pipeline: str = "auto",
         on_nonfinite: str = "stop",
         seed: int = 0,
@@ -163,6 +165,7 @@ class Trainer:
         if barebones:
             num_sanity_val_steps, log_every_n_steps, enable_progress_bar = 0, 0, False
         self.fast_dev_run, self.barebones = fast_dev_run, barebones
+        self.enable_checkpointing = enable_checkpointing
         self.max_epochs, self.min_epochs, self.max_steps = max_epochs, min_epochs, max_steps
         self.max_time = None if max_time is None else seconds(max_time)
         self.accumulate_grad_batches = accumulate_grad_batches
@@ -182,6 +185,8 @@ class Trainer:
         ]
         if sum(isinstance(c, WeightAveraging) for c in self.callbacks) > 1:
             raise UserError("There are two callbacks that average the weights. Give one.")
+        if not enable_checkpointing and self._first(ModelCheckpoint) is not None:
+            raise UserError("enable_checkpointing is False, but there is a ModelCheckpoint.")
         names = [logger] if isinstance(logger, str) else logger or []
         self.loggers = [check_logger(name) for name in names]
         self.profiler = profiler
@@ -484,7 +489,7 @@ class Trainer:
             callbacks.append(Trace())
         if self.max_time is not None:
             callbacks.append(Timer(self.max_time))
-        saves = not (self.barebones or self.fast_dev_run)
+        saves = self.enable_checkpointing and not (self.barebones or self.fast_dev_run)
         if saves and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
             callbacks.append(ModelCheckpoint())
         # The checkpoint comes last: it must hold what the other callbacks made of the epoch.
@@ -553,7 +558,8 @@ def _sanity_check(fit: Fit, steps: int) -> None:
     """Validate on a few batches, so that a mistake there shows before the first epoch."""
     feed, size = fit.validation_feed, fit.data.batch_size
     if feed is not None and steps:
-        fit.engine.infer(feed.chunks(evaluation_plan(min(steps * size, len(feed.split)), size)))
+        examples = len(feed.split) if steps < 0 else min(steps * size, len(feed.split))
+        fit.engine.infer(feed.chunks(evaluation_plan(examples, size)))
 
 
 def _compile(fit: Fit) -> float:

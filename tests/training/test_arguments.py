@@ -285,6 +285,11 @@ def test_the_sanity_check_comes_first_and_leaves_no_trace(tmp_path):
 
     watch, none = Watch(), Watch()
     one = trainer(tmp_path / "one", watch, num_sanity_val_steps=1).fit(everything_model(), data())
+    whole = Watch()
+    trainer(tmp_path / "all", whole, num_sanity_val_steps=-1, max_epochs=1).fit(
+        everything_model(), data()
+    )
+    assert whole.seen[1] == "validation"
     two = trainer(tmp_path / "two", none, num_sanity_val_steps=0).fit(everything_model(), data())
     # The first is of the compilation, which takes no step.
     assert watch.seen[:3] == ["validation", "validation", "training"]
@@ -415,3 +420,25 @@ def test_the_table_of_arguments_is_that_of_the_code():
     rest |= {"optimizer", "lr", "weight_decay"}
     assert options | rest == set(FIELDS)
     assert not options & rest
+
+
+def test_a_run_without_checkpoints(tmp_path):
+    options = {"run_dir": tmp_path / "run", "label_smoothing": 0.1}
+    result = Trainer(1, enable_checkpointing=False, **options).fit(everything_model(), data())
+    assert not list((tmp_path / "run/checkpoints").glob("step-*"))
+    assert result.last_checkpoint is None
+    assert (tmp_path / "run/model.keras").exists()
+    with pytest.raises(UserError, match="there is a ModelCheckpoint"):
+        Trainer(1, enable_checkpointing=False, callbacks=[ModelCheckpoint()])
+    with pytest.raises(UserError, match="leave them enabled"):
+        Trainer(1, enable_checkpointing=False, on_nonfinite="rollback")
+
+
+def test_a_timer_takes_lightnings_times():
+    for duration in ("00:12:00:00", {"hours": 12}, timedelta(hours=12), 43200):
+        timer = Timer(duration)
+        assert timer.duration == 43200
+        assert timer.time_remaining() == 43200
+    assert Timer().time_remaining() is None
+    with pytest.raises(UserError, match="a time above 0"):
+        Timer("soon")

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 
+from fmnist_keras3.training.arguments import seconds
 from fmnist_keras3.training.callbacks.base import Callback
 
 
 class Timer(Callback):
-    """Stop at the first boundary after ``duration`` seconds of training, resumed parts included.
+    """Stop at the first boundary after ``duration`` of training, resumed parts included.
 
-    ``time_elapsed()`` gives the seconds so far. With ``duration`` None it only counts.
+    ``duration`` is in seconds, "DD:HH:MM:SS", a timedelta or its arguments ({"hours": 1}); None
+    only counts. Raises UserError for anything else.
+
+    Example: ``Timer("00:12:00:00")``
     """
 
-    def __init__(self, duration: float | None = None) -> None:
-        self.duration = duration
+    def __init__(self, duration: str | float | timedelta | dict[str, float] | None = None) -> None:
+        self.duration = None if duration is None else seconds(duration)
         self.setup()
 
     def setup(self, fit=None):
@@ -24,6 +29,10 @@ class Timer(Callback):
         """Return the seconds of training so far, over all resumed parts."""
         running = 0.0 if self._started is None else time.monotonic() - self._started
         return self._before + running
+
+    def time_remaining(self) -> float | None:
+        """Return the seconds that are left, or None without a duration."""
+        return None if self.duration is None else max(0.0, self.duration - self.time_elapsed())
 
     def on_fit_start(self, fit):
         self._started = time.monotonic()
