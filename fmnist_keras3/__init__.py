@@ -12,10 +12,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fmnist_keras3.data.datamodule import ArrayData, DataModule, FashionMNIST
     from fmnist_keras3.errors import Diverged, UserError
+    from fmnist_keras3.history import History
     from fmnist_keras3.models import build_model
     from fmnist_keras3.run import Run, load_model, load_run
     from fmnist_keras3.seeding import seed_everything
-    from fmnist_keras3.training.callbacks import Callback, EarlyStopping, ModelCheckpoint, Timer
+    from fmnist_keras3.training.callbacks import (
+        Callback,
+        DeviceStatsMonitor,
+        EarlyStopping,
+        LearningRateMonitor,
+        ModelCheckpoint,
+        ModelSummary,
+        RichProgressBar,
+        ThroughputMonitor,
+        Timer,
+    )
     from fmnist_keras3.training.trainer import FitResult, Trainer
 
 _HOME = {
@@ -24,14 +35,20 @@ _HOME = {
     "FashionMNIST": "data.datamodule",
     "Diverged": "errors",
     "UserError": "errors",
+    "History": "history",
     "build_model": "models",
     "Run": "run",
     "load_model": "run",
     "load_run": "run",
     "seed_everything": "seeding",
     "Callback": "training.callbacks",
+    "DeviceStatsMonitor": "training.callbacks",
     "EarlyStopping": "training.callbacks",
+    "LearningRateMonitor": "training.callbacks",
     "ModelCheckpoint": "training.callbacks",
+    "ModelSummary": "training.callbacks",
+    "RichProgressBar": "training.callbacks",
+    "ThroughputMonitor": "training.callbacks",
     "Timer": "training.callbacks",
     "FitResult": "training.trainer",
     "Trainer": "training.trainer",
@@ -41,12 +58,18 @@ __all__ = [
     "ArrayData",
     "Callback",
     "DataModule",
+    "DeviceStatsMonitor",
     "Diverged",
     "EarlyStopping",
     "FashionMNIST",
     "FitResult",
+    "History",
+    "LearningRateMonitor",
     "ModelCheckpoint",
+    "ModelSummary",
+    "RichProgressBar",
     "Run",
+    "ThroughputMonitor",
     "Timer",
     "Trainer",
     "UserError",

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from fmnist_keras3.training.callbacks.base import Callback
+from fmnist_keras3.training.callbacks.device_stats_monitor import DeviceStatsMonitor
 from fmnist_keras3.training.callbacks.early_stopping import EarlyStopping
+from fmnist_keras3.training.callbacks.learning_rate_monitor import LearningRateMonitor
 from fmnist_keras3.training.callbacks.model_checkpoint import ModelCheckpoint
-from fmnist_keras3.training.callbacks.progress import Progress
+from fmnist_keras3.training.callbacks.model_summary import ModelSummary
+from fmnist_keras3.training.callbacks.progress import RichProgressBar
 from fmnist_keras3.training.callbacks.summary import Summary
+from fmnist_keras3.training.callbacks.throughput_monitor import ThroughputMonitor
 from fmnist_keras3.training.callbacks.timer import Timer
 from fmnist_keras3.training.callbacks.trace import Trace
 
 __all__ = [
     "Callback",
+    "DeviceStatsMonitor",
     "EarlyStopping",
+    "LearningRateMonitor",
     "ModelCheckpoint",
-    "Progress",
+    "ModelSummary",
+    "RichProgressBar",
     "Summary",
+    "ThroughputMonitor",
     "Timer",
     "Trace",
 ]
