@@ -12,16 +12,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fmnist_keras3.data.datamodule import ArrayData, DataModule, FashionMNIST
     from fmnist_keras3.errors import Diverged, UserError
+    from fmnist_keras3.history import History
     from fmnist_keras3.models import build_model
     from fmnist_keras3.run import Run, load_model, load_run
     from fmnist_keras3.seeding import seed_everything
     from fmnist_keras3.training.callbacks import (
         Callback,
+        DeviceStatsMonitor,
         EarlyStopping,
         EMAWeightAveraging,
         GradientNorm,
+        LearningRateMonitor,
         ModelCheckpoint,
+        ModelSummary,
+        RichProgressBar,
         StochasticWeightAveraging,
+        ThroughputMonitor,
         Timer,
         WeightAveraging,
     )
@@ -33,6 +39,7 @@ _HOME = {
     "FashionMNIST": "data.datamodule",
     "Diverged": "errors",
     "UserError": "errors",
+    "History": "history",
     "build_model": "models",
     "Run": "run",
     "load_model": "run",
@@ -44,6 +51,11 @@ _HOME = {
     "GradientNorm": "training.callbacks",
     "ModelCheckpoint": "training.callbacks",
     "StochasticWeightAveraging": "training.callbacks",
+    "DeviceStatsMonitor": "training.callbacks",
+    "LearningRateMonitor": "training.callbacks",
+    "ModelSummary": "training.callbacks",
+    "RichProgressBar": "training.callbacks",
+    "ThroughputMonitor": "training.callbacks",
     "Timer": "training.callbacks",
     "WeightAveraging": "training.callbacks",
     "FitResult": "training.trainer",
@@ -54,15 +66,21 @@ __all__ = [
     "ArrayData",
     "Callback",
     "DataModule",
+    "DeviceStatsMonitor",
     "Diverged",
     "EMAWeightAveraging",
     "EarlyStopping",
     "FashionMNIST",
     "FitResult",
     "GradientNorm",
+    "History",
+    "LearningRateMonitor",
     "ModelCheckpoint",
+    "ModelSummary",
+    "RichProgressBar",
     "Run",
     "StochasticWeightAveraging",
+    "ThroughputMonitor",
     "Timer",
     "Trainer",
     "UserError",

@@ -15,7 +15,7 @@ from typing import Any
 
 from fmnist_keras3.errors import UserError
 
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(\.\w+)?")
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(\.[^.]*)?")
 _CURES = {
     errno.ENOSPC: "Free some space there",
     errno.EDQUOT: "Free some space there",

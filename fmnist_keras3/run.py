@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fmnist_keras3 import archive, runtime
 from fmnist_keras3.errors import UserError
+from fmnist_keras3.history import History, shown, summary_html
 from fmnist_keras3.training import rundir
 
 if TYPE_CHECKING:
@@ -17,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory: ``path``, ``config`` (dict), ``summary`` (dict), ``history`` (records)."""
+    """A run directory: ``path``, ``config`` (dict), ``summary`` (dict), ``history`` (`History`)."""
 
     path: Path
     config: dict[str, Any]
     summary: dict[str, Any]
-    history: list[dict[str, Any]]
+    history: History
 
     @cached_property
     def model(self) -> keras.Model:
@@ -31,8 +32,11 @@ class Run:
 
     def __repr__(self) -> str:
         keys = ("status", "model", "backend", "epochs", "test_accuracy")
-        shown = ", ".join(f"{k}={self.summary[k]}" for k in keys if k in self.summary)
-        return f"Run({str(self.path)!r}, {shown})"
+        values = [f"{k}={shown(self.summary[k])}" for k in keys if k in self.summary]
+        return f"Run({', '.join([repr(str(self.path)), *values])})"
+
+    def _repr_html_(self) -> str:
+        return summary_html(self.summary, self.path)
 
 
 def load_run(path: str | Path) -> Run:
@@ -48,7 +52,7 @@ def load_run(path: str | Path) -> Run:
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{folder / rundir.CONFIG} cannot be read: {error}") from error
     summary = rundir.read_json(folder / rundir.SUMMARY) or {}
-    return Run(folder, config, summary, rundir.read_metrics(folder / rundir.METRICS))
+    return Run(folder, config, summary, rundir.read_history(folder, summary))
 
 
 def load_model(path: str | Path) -> keras.Model:

@@ -64,20 +64,34 @@ STYLE: dict[Any, Any] = {
 Records = Sequence[Mapping[str, Any]]
 
 
-@contextmanager
-def _figure(
-    path: Path | str, size: tuple[float, float], title: str, subtitle: str, synthetic: bool
-) -> Iterator[tuple[SubFigure, SubFigure]]:
-    """Give a header and an empty body of ``size`` inches; at the end write them to ``path``.
+class Picture(Figure):
+    """A figure that a notebook shows as it was drawn, with or without pyplot."""
 
-    Our style holds here alone: the caller's rcParams neither reach the plot nor change.
-    """
+    def _repr_png_(self) -> bytes:
+        with _style():
+            png = io.BytesIO()
+            self.savefig(png, format="png", facecolor="white")
+        return png.getvalue()
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """Let our style hold: the caller's rcParams neither reach a plot nor change."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
+        yield
+
+
+@contextmanager
+def _figure(
+    path: Path | str | None, size: tuple[float, float], title: str, subtitle: str, synthetic: bool
+) -> Iterator[tuple[SubFigure, SubFigure]]:
+    """Give a header and an empty body of ``size`` inches; at the end write them to ``path``."""
+    with _style():
         width, height = size
         rows = [0.32, 0.66, height] if synthetic else [0.66, height]
-        figure = Figure((width, sum(rows)), dpi=150, layout="constrained")
+        figure = Picture((width, sum(rows)), dpi=150, layout="constrained")
         engine: Any = figure.get_layout_engine()
         engine.set(w_pad=0.12, h_pad=0.08)
         parts: Any = figure.subfigures(len(rows), 1, height_ratios=rows)
@@ -88,9 +102,8 @@ def _figure(
         header.text(0.16 / width, 0.8, title, va="top", fontsize=13, fontweight="bold")
         header.text(0.16 / width, 0.36, subtitle, va="top", color=GREY)
         yield header, body
-        png = io.BytesIO()
-        figure.savefig(png, format="png", facecolor="white")
-        save(Path(path), png.getvalue())
+        if path is not None:
+            save(Path(path), figure._repr_png_())
 
 
 def _number(value: Any) -> float:
@@ -141,6 +154,12 @@ def _sentence(body: SubFigure, text: str) -> None:
 
 
 def curves(records: Records, path: Path | str, title: str, synthetic: bool = False) -> Path:
+    """Draw accuracy and loss over the epochs, see `curves_figure`, to a PNG file."""
+    save(Path(path), curves_figure(records, title, synthetic)._repr_png_())
+    return Path(path)
+
+
+def curves_figure(records: Records, title: str, synthetic: bool = False) -> Picture:
     """Draw accuracy and loss over the epochs, train against validation, and the test result.
 
     ``records``: the objects of ``metrics.jsonl``. The best validation epoch is that of the highest
@@ -156,7 +175,7 @@ def curves(records: Records, path: Path | str, title: str, synthetic: bool = Fal
         scores = {e: sign * v for e, v in panels.get(key, ({}, {}))[1].items() if v == v}
         best = max(scores, key=scores.__getitem__) if scores else best
     subtitle = f"{max(epochs)} epoch{'s' if max(epochs) > 1 else ''}" if epochs else ""
-    with _figure(path, (10, 3.7), title, subtitle, synthetic) as (header, body):
+    with _figure(None, (10, 3.7), title, subtitle, synthetic) as (header, body):
         if not panels:
             _sentence(body, "No epoch has been recorded.")
         handles = {}
@@ -184,7 +203,8 @@ def curves(records: Records, path: Path | str, title: str, synthetic: bool = Fal
         if handles:  # in the header, where a legend hides no data
             lines, place = list(handles.values()), {"loc": "upper right", "borderaxespad": 0.9}
             header.legend(handles=lines, ncols=len(lines), **place)
-    return Path(path)
+        picture: Any = header.figure
+    return picture
 
 
 def compare(runs: Mapping[str, Records], path: Path | str, title: str, synthetic=False) -> Path:

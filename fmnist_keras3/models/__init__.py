@@ -6,6 +6,7 @@ logits, and one line in `MODELS`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -114,21 +115,38 @@ class Dropouts:
         return Dropout(self.rate, seed=seed, name=f"dropout{self.made}")(x)
 
 
-def macs(model: keras.Model) -> int | None:
+def macs(layer: keras.layers.Layer) -> int:
     """Count one image's multiply-accumulates in convolutions and dense layers, forward.
 
-    None for a subclassed model, whose layers' output shapes are not known.
+    ``layer`` is a model, or a layer with those inside it. Other layers, and those whose output has
+    no known shape, count nothing.
     """
-    import keras
-    import numpy as np
+    return sum(_own_macs(inner) for inner in layer._flatten_layers())
 
-    total = 0
-    for layer in model._flatten_layers():
-        kernel = getattr(layer, "kernel", None)
-        if kernel is not None and not hasattr(layer, "output"):
-            return None
-        if isinstance(layer, keras.layers.Dense) and kernel is not None:
-            total += int(np.prod(kernel.shape)) * int(np.prod(layer.output.shape[1:-1]))
-        elif isinstance(layer, keras.layers.Conv2D) and kernel is not None:
-            total += int(np.prod(kernel.shape)) * int(np.prod(layer.output.shape[1:3]))
-    return total
+
+def _own_macs(layer: keras.layers.Layer) -> int:
+    import keras
+
+    kinds = ("Dense", "Conv1D", "Conv2D", "Conv3D", "DepthwiseConv1D", "DepthwiseConv2D")
+    kernel, shape = getattr(layer, "kernel", None), output_shape(layer)
+    known = isinstance(layer, tuple(getattr(keras.layers, kind) for kind in kinds))
+    if not known or kernel is None or shape is None:
+        return 0
+    channels_first = getattr(layer, "data_format", None) == "channels_first"
+    positions = shape[2:] if channels_first else shape[1:-1]
+    return 0 if None in positions else math.prod((*kernel.shape, *positions))
+
+
+def output_shape(layer: keras.layers.Layer) -> tuple[Any, ...] | None:
+    """Return the shape of a layer's output, the batch first, or None where it is not known.
+
+    A layer of a subclassed model has no symbolic output; Keras notes what it was built for.
+    """
+    try:
+        if layer._inbound_nodes:
+            return tuple(layer.output.shape)
+        if layer._build_shapes_dict:
+            return tuple(layer.compute_output_shape(**layer._build_shapes_dict))
+    except Exception:  # several outputs, or a layer of a stranger's that does not tell
+        return None
+    return None

@@ -4,7 +4,8 @@
 their order, paths, shapes, dtypes and sha256, the position, the seed and the callbacks' state, with
 a checksum of its own. ``last.json`` and ``best.json`` point to a checkpoint and are replaced after
 it is complete. A second checkpoint of the same step is ``step-00000469-1``: what is good is never
-touched before the next one is.
+touched before the next one is. Between step and number there may be a label of a `ModelCheckpoint`:
+``step-00000469-epoch=02-val_loss=0.32-1``.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ FORMAT = 2
 STATE, MANIFEST = "state.safetensors", "manifest.json"
 State = list[tuple[str, np.ndarray]]
 T = TypeVar("T")
-_NAME = re.compile(r"step-(\d{8,})(?:-(\d+))?")
+LABEL = 150  # characters of a label, at most: names of files have 255, and half a name beside it
+_LABEL = re.compile(rf"[\w.,=+@%-]{{1,{LABEL}}}", re.ASCII)
+_NAME = re.compile(rf"step-(\d{{8,}})(?:-{_LABEL.pattern}?)??(?:-(\d+))?", re.ASCII)
 _HEADER = 10_000  # bytes that a safetensors header may take for each array, at most
 
 
@@ -57,13 +60,14 @@ def check_finite(state: State, step: int) -> None:
             raise Diverged(f"{name} is not finite after step {step}.", step)
 
 
-def new_path(folder: Path, step: int) -> Path:
-    """Return a path for a checkpoint of ``step`` that is not there yet."""
-    path, n = folder / f"step-{step:08d}", 0
-    while path.exists():
-        n += 1
-        path = folder / f"step-{step:08d}-{n}"
-    return path
+def new_path(folder: Path, step: int, label: str = "") -> Path:
+    """Return a path for a checkpoint of ``step`` that is not there yet; see `is_label`.
+
+    Its number is above those of the same step, whatever their labels: the newest is the last.
+    """
+    name = f"step-{step:08d}" + f"-{label}" * bool(label)
+    numbers = [number for at, number in map(_order, saved(folder)) if at == step]
+    return folder / (f"{name}-{max(numbers) + 1}" if numbers else name)
 
 
 def save(path: Path, state: State, manifest: dict[str, Any]) -> None:
@@ -109,6 +113,11 @@ def pointed(folder: Path, name: str) -> Path | None:
         return None
     # A pointer is a file that anyone may have written; it cannot lead out of the folder.
     return folder / str(target) if _NAME.fullmatch(str(target)) else None
+
+
+def is_label(label: str) -> bool:
+    """Tell whether a checkpoint's name can hold ``label``, on every file system and in a shell."""
+    return _LABEL.fullmatch(label) is not None
 
 
 def is_name(name: str) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 from fmnist_keras3 import runtime
 from fmnist_keras3.errors import UserError
 from fmnist_keras3.files import remove_temporary, whole, write, write_json
+from fmnist_keras3.history import History
 from fmnist_keras3.training import checkpoint
 from fmnist_keras3.training.lock import locked
 from fmnist_keras3.training.loggers.jsonl import parsed
@@ -164,6 +165,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         return parsed(path.read_bytes())
     except OSError:
         return []
+
+
+def read_history(path: Path, summary: dict[str, Any]) -> History:
+    """Return the history of the run directory ``path``, with the content of its summary.json."""
+    dataset = summary.get("dataset")
+    synthetic = isinstance(dataset, dict) and dataset.get("name") == "synthetic"
+    return History(read_metrics(path / METRICS), path.resolve().name, synthetic)
 
 
 def find_run(path: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from fmnist_keras3.engines import make_engine
 from fmnist_keras3.engines.base import Engine
 from fmnist_keras3.errors import Diverged, UserError, told
 from fmnist_keras3.files import write_json
+from fmnist_keras3.history import History, shown, summary_html
 from fmnist_keras3.models import macs
 from fmnist_keras3.training import checkpoint, resume, rundir, signals
 from fmnist_keras3.training.arguments import (
@@ -36,13 +38,15 @@ from fmnist_keras3.training.callbacks import (
     Callback,
     GradientNorm,
     ModelCheckpoint,
-    Progress,
+    ModelSummary,
+    RichProgressBar,
     Summary,
     Timer,
     Trace,
     WeightAveraging,
 )
 from fmnist_keras3.training.callbacks.keras_callback import KerasCallback
+from fmnist_keras3.training.callbacks.model_summary import on_screen
 from fmnist_keras3.training.checkpoint import Checkpoint
 from fmnist_keras3.training.fit import Fit, named
 from fmnist_keras3.training.loggers import LOGGERS, JSONLLogger, check_logger
@@ -65,28 +69,29 @@ class FitResult:
     """What `Trainer.fit` returns.
 
     ``status``: "completed", "stopped" (by a callback) or "interrupted" (by a signal, named in
-    ``reason``). ``history``: the records of metrics.jsonl. ``best_checkpoint``: None without
-    validation. ``summary``: the content of summary.json. ``profile``: see `Profiler.results`, None
-    without ``profiler="simple"``.
+    ``reason``). ``history``: the records of metrics.jsonl, see `History`. ``best_checkpoint``: None
+    without validation. ``summary``: the content of summary.json. ``profile``: see
+    `Profiler.results`, None without ``profiler="simple"``.
     """
 
     status: str
     reason: str | None
     run_dir: Path | None
-    history: list[dict[str, Any]]
+    history: History
     last_checkpoint: Path | None
     best_checkpoint: Path | None
     summary: dict[str, Any]
     profile: list[dict[str, Any]] | None = None
 
     def __repr__(self) -> str:
-        values = {
-            k: f"{self.summary[k]:.4f}"
-            for k in ("validation_loss", "validation_accuracy")
-            if self.summary.get(k) is not None
-        }
-        shown = ", ".join(f"{k}={v}" for k, v in values.items())
-        return f"FitResult({self.status}, epochs={self.summary.get('epochs')}, {shown})"
+        keys = ("epochs", "steps", "validation_loss", "validation_accuracy", "best_epoch")
+        values = [f"{k}={shown(v)}" for k in keys if (v := self.summary.get(k)) is not None]
+        reason = f" ({self.reason})" * bool(self.reason)
+        where = [] if self.run_dir is None else [f"run_dir={str(self.run_dir)!r}"]
+        return f"FitResult({', '.join([self.status + reason, *values, *where])})"
+
+    def _repr_html_(self) -> str:
+        return summary_html(self.summary, self.run_dir)
 
 
 class Trainer:
@@ -105,8 +110,9 @@ class Trainer:
     or fractions (0.1).
     ``overfit_batches`` trains and validates on the same few batches. ``fast_dev_run`` takes one
     batch, or so many, of everything and leaves no files. ``num_sanity_val_steps`` batches are
-    validated before the first epoch (-1: all). ``val_check_interval`` (steps, or a fraction of an epoch) adds
-    validations within an epoch, ``check_val_every_n_epoch`` leaves out those of the others.
+    validated before the first epoch (-1: all). ``val_check_interval`` (steps, or a fraction of an
+    epoch) adds validations within an epoch, ``check_val_every_n_epoch`` leaves out those of the
+    others.
     ``enable_checkpointing`` False writes none, so nothing can be resumed.
     ``barebones`` trains without checkpoints, records, bar and files, to measure what they cost.
     ``pipeline`` is "auto", "resident" or
@@ -116,7 +122,9 @@ class Trainer:
     name or list of names beside the metrics.jsonl that is always written.
     ``profiler`` is "simple" (seconds and share of each part, in ``FitResult.profile`` and
     profile.json) or "trace" (the backend's own profiler over one chunk, into ``profile/``).
-    ``run_dir`` is a new folder (default: one below ``default_root_dir``).
+    ``enable_progress_bar`` prints each epoch, with a bar on a terminal and in a notebook; there
+    ``enable_model_summary`` prints the layers first. ``run_dir`` is a new folder (default: one
+    below ``default_root_dir``).
     Raises UserError for values outside their range.
 
     Example: ``Trainer(max_epochs=5).fit(build_model("lenet"), FashionMNIST(batch_size=128))``
@@ -154,16 +162,19 @@ class Trainer:
         profiler: str | None = None,
         log_every_n_steps: int = 50,
         enable_progress_bar: bool = True,
+        enable_model_summary: bool = True,
         run_dir: str | Path | None = None,
         default_root_dir: str | Path = "runs",
     ) -> None:
-        check({name: value for name, value in locals().items() if name != "self"})
+        self._given = {name: value for name, value in locals().items() if name != "self"}
+        check(self._given)
         if fast_dev_run:
             max_epochs, min_epochs, max_steps = 1, 0, int(fast_dev_run)
             limit_train_batches = limit_val_batches = limit_test_batches = int(fast_dev_run)
             num_sanity_val_steps = 0
         if barebones:
-            num_sanity_val_steps, log_every_n_steps, enable_progress_bar = 0, 0, False
+            num_sanity_val_steps, log_every_n_steps = 0, 0
+            enable_progress_bar = enable_model_summary = False
         self.fast_dev_run, self.barebones = fast_dev_run, barebones
         self.enable_checkpointing = enable_checkpointing
         self.max_epochs, self.min_epochs, self.max_steps = max_epochs, min_epochs, max_steps
@@ -192,10 +203,18 @@ class Trainer:
         self.profiler = profiler
         self.log_every_n_steps = log_every_n_steps
         self.enable_progress_bar = enable_progress_bar
+        self.enable_model_summary = enable_model_summary
         self.run_dir, self.default_root_dir = run_dir, Path(default_root_dir)
         self._engine: Engine | None = None
         self._last_run: str | Path | None = run_dir
         self._made_with: dict[str, Any] = {}  # the engine's options
+
+    def __repr__(self) -> str:
+        defaults = inspect.signature(Trainer).parameters
+        given = {k: v for k, v in self._given.items() if v != defaults[k].default}
+        if callbacks := given.pop("callbacks", None):
+            given["callbacks"] = [type(callback).__name__ for callback in callbacks]
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in given.items())})"
 
     def fit(
         self,
@@ -281,9 +300,9 @@ class Trainer:
             status,
             reason,
             fit.run.path,
-            rundir.read_metrics(fit.run.path / rundir.METRICS),
-            saver.last,
-            saver.best_path,
+            rundir.read_history(fit.run.path, fit.run.summary),
+            saver.last_model_path,
+            saver.best_model_path,
             dict(fit.run.summary),
             profile,
         )
@@ -494,8 +513,11 @@ class Trainer:
             callbacks.append(ModelCheckpoint())
         # The checkpoint comes last: it must hold what the other callbacks made of the epoch.
         callbacks.sort(key=lambda c: isinstance(c, ModelCheckpoint))
-        if self.enable_progress_bar and not any(isinstance(c, Progress) for c in callbacks):
-            callbacks.insert(0, Progress())
+        if self.enable_progress_bar and not any(isinstance(c, RichProgressBar) for c in callbacks):
+            callbacks.insert(0, RichProgressBar())
+        summarized = any(isinstance(c, ModelSummary) for c in callbacks)
+        if self.enable_model_summary and not summarized and on_screen():
+            callbacks.insert(0, ModelSummary())
         validation = self._validation(data)
         return Fit(
             model=model,

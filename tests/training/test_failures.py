@@ -24,12 +24,12 @@ from fmnist_keras3 import (
 from fmnist_keras3.data.plan import epoch_plan
 from fmnist_keras3.errors import Interrupted
 from fmnist_keras3.training import checkpoint, resume
-from fmnist_keras3.training.callbacks import Progress, Summary, Trace
+from fmnist_keras3.training.callbacks import RichProgressBar, Summary, Trace
 from fmnist_keras3.training.pace import CHUNK_SECONDS, Pace
 from fmnist_keras3.training.writer import Writer
 
 HOOKS = [name for name in vars(Callback) if name.startswith(("on_", "setup", "state", "load"))]
-CALLBACKS = [Callback, EarlyStopping, ModelCheckpoint, Progress, Summary, Trace]
+CALLBACKS = [Callback, EarlyStopping, ModelCheckpoint, RichProgressBar, Summary, Trace]
 
 
 def summary(run):
@@ -163,18 +163,18 @@ def last_step(run):
 
 def test_a_first_metric_that_is_nan_neither_stops_nor_is_the_best(tmp_path):
     class Nan(Callback):
-        def on_train_epoch_end(self, fit):
-            if fit.position.epoch == 1:
+        def on_validation_end(self, fit):
+            if fit.position.epoch == 0:
                 fit.logs["val_loss"] = fit.logs["val_accuracy"] = float("nan")
 
     run = tmp_path / "run"
     made = trainer(run)
-    made.callbacks.insert(0, Nan())
+    made.callbacks = [Nan(), EarlyStopping(check_finite=False), ModelCheckpoint()]
     result = made.fit(everything_model(), data())
     assert result.status == "completed"
     assert result.summary["best_epoch"] > 1
     strict(run / "summary.json")
-    assert last(run).manifest["callbacks"]["EarlyStopping"]["best"] is not None
+    assert last(run).manifest["callbacks"]["EarlyStopping"]["best_score"] is not None
     assert_sound(run)
 
 

@@ -8,23 +8,31 @@ from fmnist_keras3.training.callbacks.averaging import (
     WeightAveraging,
 )
 from fmnist_keras3.training.callbacks.base import Callback
+from fmnist_keras3.training.callbacks.device_stats_monitor import DeviceStatsMonitor
 from fmnist_keras3.training.callbacks.early_stopping import EarlyStopping
 from fmnist_keras3.training.callbacks.gradient_norm import GradientNorm
+from fmnist_keras3.training.callbacks.learning_rate_monitor import LearningRateMonitor
 from fmnist_keras3.training.callbacks.model_checkpoint import ModelCheckpoint
-from fmnist_keras3.training.callbacks.progress import Progress
+from fmnist_keras3.training.callbacks.model_summary import ModelSummary
+from fmnist_keras3.training.callbacks.progress import RichProgressBar
 from fmnist_keras3.training.callbacks.summary import Summary
+from fmnist_keras3.training.callbacks.throughput_monitor import ThroughputMonitor
 from fmnist_keras3.training.callbacks.timer import Timer
 from fmnist_keras3.training.callbacks.trace import Trace
 
 __all__ = [
     "Callback",
+    "DeviceStatsMonitor",
     "EMAWeightAveraging",
     "EarlyStopping",
     "GradientNorm",
+    "LearningRateMonitor",
     "ModelCheckpoint",
-    "Progress",
+    "ModelSummary",
+    "RichProgressBar",
     "StochasticWeightAveraging",
     "Summary",
+    "ThroughputMonitor",
     "Timer",
     "Trace",
     "WeightAveraging",

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import math
+import string
 import time
 from datetime import timedelta
 from pathlib import Path
 
-from fmnist_keras3.errors import Diverged, UserError
+from fmnist_keras3.errors import Diverged, UserError, nearest
 from fmnist_keras3.training import checkpoint
 from fmnist_keras3.training.callbacks.base import Callback
-from fmnist_keras3.training.callbacks.early_stopping import default_mode
+from fmnist_keras3.training.callbacks.early_stopping import check_mode, default_mode
 from fmnist_keras3.training.writer import Writer
+
+_EXAMPLE = 'Type filename="{epoch:02d}-{val_loss:.2f}".'
 
 
 class ModelCheckpoint(Callback):
@@ -21,9 +24,20 @@ class ModelCheckpoint(Callback):
     Besides: every ``every_n_train_steps`` steps, and ``train_time_interval`` (seconds, or a
     timedelta) after the last one, and at SIGUSR1. Keeps the last one, the one before it (should the
     disk damage the last), and the ``save_top_k`` best by ``monitor`` (default: val_accuracy, else
-    val_loss; without validation there is no best). ``best_epoch`` is 1-based. The state is copied
-    at once and written in the background; what goes wrong there is raised at the next boundary.
-    Raises UserError for values outside their range.
+    val_loss; without validation there is no best). The state is copied at once and written in the
+    background; what goes wrong there is raised at the next boundary.
+
+    ``filename`` labels the folders: "{epoch:02d}-{val_loss:.2f}" makes
+    ``step-00000469-epoch=02-val_loss=0.32``, and without ``auto_insert_metric_name``
+    ``step-00000469-02-0.32``. It may name epoch (from 1), step, lr and what the model and its
+    validation measure; a value that is not known at that moment is ``nan``. ``verbose`` prints
+    each new best.
+
+    ``best_model_path``, ``best_model_score`` and ``best_epoch`` (from 1) are None before there is a
+    best, ``last_model_path`` before the first checkpoint. Raises UserError for values outside their
+    range, and for a filename that cannot be made.
+
+    Example: ``ModelCheckpoint("val_loss", save_top_k=3, filename="{epoch}-{val_loss:.3f}")``
     """
 
     section = "checkpoint"
@@ -36,6 +50,10 @@ class ModelCheckpoint(Callback):
         every_n_train_steps: int | None = None,
         every_n_epochs: int = 1,
         train_time_interval: float | timedelta | None = None,
+        *,
+        filename: str | None = None,
+        auto_insert_metric_name: bool = True,
+        verbose: bool = False,
     ) -> None:
         if isinstance(train_time_interval, timedelta):
             train_time_interval = train_time_interval.total_seconds()
@@ -47,14 +65,19 @@ class ModelCheckpoint(Callback):
         ):
             if value is not None and not value >= least:
                 raise UserError(f"{name} is {value}; it must be at least {least}.")
-        self.monitor, self.mode, self.save_top_k = monitor, mode, save_top_k
+        self.monitor, self.mode, self.save_top_k = monitor, check_mode(mode), save_top_k
         self.every_n_train_steps, self.every_n_epochs = every_n_train_steps, every_n_epochs
         self.train_time_interval = train_time_interval
+        self.filename, self.auto_insert_metric_name = filename, auto_insert_metric_name
+        self.verbose = verbose
+        self._check_filename()
         self.setup()
 
     def setup(self, fit=None):
+        if fit is not None and self.filename:
+            self._check_names(fit)
         self.best: list[list] = []  # [value, checkpoint's name, epoch], best first
-        self.last: Path | None = None
+        self.last_model_path: Path | None = None
         self._before: str | None = None  # the name of the last but one
         self._saved: tuple[int, int, int] | None = None  # the position that `last` holds
         self._saved_at = time.monotonic()
@@ -65,14 +88,19 @@ class ModelCheckpoint(Callback):
         return self.best[0][2] if self.best else None
 
     @property
-    def best_path(self) -> Path | None:
-        return self.last.parent / self.best[0][1] if self.best and self.last else None
+    def best_model_score(self) -> float | None:
+        return self.best[0][0] if self.best else None
+
+    @property
+    def best_model_path(self) -> Path | None:
+        last = self.last_model_path
+        return last.parent / self.best[0][1] if self.best and last else None
 
     def on_fit_start(self, fit):
         self._saved_at = time.monotonic()
         if self.best:  # a process that was killed may have left another one there, or none
             fit.run.update(best_epoch=self.best_epoch)
-        if fit.on_nonfinite == "rollback" and self.last is None:
+        if fit.on_nonfinite == "rollback" and self.last_model_path is None:
             self.save(fit)  # something to go back to
 
     def on_chunk_end(self, fit):
@@ -102,7 +130,8 @@ class ModelCheckpoint(Callback):
         if not (math.isfinite(value) and self.save_top_k):
             self.save(fit)
             return
-        name = checkpoint.new_path(fit.run.checkpoints, fit.position.step).name
+        self._writer.wait()  # one in flight may be of this step, and takes its name
+        name = self._new_path(fit).name
         sign = -1 if (self.mode or default_mode(monitor or "")) == "max" else 1
         ranked = sorted([*self.best, [value, name, epoch]], key=lambda entry: sign * entry[0])
         self.best = ranked[: self.save_top_k]
@@ -111,6 +140,8 @@ class ModelCheckpoint(Callback):
         self.save(fit, better if best else None)
         if best:
             fit.run.update(best_epoch=epoch)
+        if best and self.verbose:
+            print(f"epoch {epoch}: {monitor} {value:.4f} is the best so far, kept as {name}")
 
     def on_fit_end(self, fit):
         if self._saved != fit.position.place:
@@ -123,7 +154,7 @@ class ModelCheckpoint(Callback):
             return
         with contextlib.suppress(UserError):
             self._writer.wait()
-        if self.last is not None and not self.last.exists():
+        if self.last_model_path is not None and not self.last_model_path.exists():
             self._saved = None  # it was not written; perhaps now it can be
         sound = fit.sound and fit.position.step > 0 and not isinstance(exception, Diverged)
         if sound and self._saved != fit.position.place:
@@ -142,10 +173,11 @@ class ModelCheckpoint(Callback):
         folder, step = fit.run.checkpoints, fit.position.step
         state = fit.engine.export_state()
         checkpoint.check_finite(state, step)
-        path = checkpoint.new_path(folder, step)
-        if self.last is not None:
-            self._before = self.last.name
-        self.last, self._saved, self._saved_at = path, fit.position.place, time.monotonic()
+        path = self._new_path(fit)
+        if self.last_model_path is not None:
+            self._before = self.last_model_path.name
+        self.last_model_path, self._saved_at = path, time.monotonic()
+        self._saved = fit.position.place
         fit.signals.checkpoint_asked = False
         keep = {path.name, self._before or "", *(name for _, name, _ in self.best)}
         writer, manifest = self._writer, fit.manifest()
@@ -164,9 +196,60 @@ class ModelCheckpoint(Callback):
         writer.submit(write)
         return path
 
+    def _new_path(self, fit) -> Path:
+        position = fit.position
+        # Between epochs `position.epoch` counts the one that has just ended.
+        epoch = position.epoch + (position.step_in_epoch > 0)
+        label = self._label({**fit.logs, "epoch": epoch, "step": position.step})
+        return checkpoint.new_path(fit.run.checkpoints, position.step, label[: checkpoint.LABEL])
+
+    def _label(self, values: dict[str, float]) -> str:
+        """Return the filename with ``values`` in it, "" without one."""
+        made = ""
+        for text, name, form, _ in string.Formatter().parse(self.filename or ""):
+            made += text
+            if name is not None:
+                made += f"{name}=" * self.auto_insert_metric_name
+                value = values.get(name, math.nan)
+                # Not a number has no whole numbers' formats.
+                made += format(value, form or "") if value == value else "nan"
+        return made
+
+    def _names(self) -> list[str]:
+        found = string.Formatter().parse(self.filename or "")
+        return [name for _, name, _, _ in found if name is not None]
+
+    def _check_filename(self) -> None:
+        """Raise UserError unless the filename can be made, and make the name of a folder."""
+        try:
+            wholes = dict.fromkeys(("epoch", "step"), 1)
+            made = self._label({**dict.fromkeys(self._names(), 0.5), **wholes})
+        except ValueError as error:
+            raise UserError(
+                f"filename is {self.filename!r}, which is no template: {error}. {_EXAMPLE}"
+            ) from None
+        if made and not checkpoint.is_label(made):
+            raise UserError(
+                f"filename is {self.filename!r}, which makes {made!r}; it may hold letters, "
+                f"digits and . , = + @ % _ - and have {checkpoint.LABEL} characters. {_EXAMPLE}"
+            )
+
+    def _check_names(self, fit) -> None:
+        """Raise UserError for a name in the filename that nothing will ever have."""
+        measured = ["loss", *fit.engine.metric_results()]
+        known = ["epoch", "step", *measured, "penalty", "lr"]
+        if fit.validation_feed is not None:
+            known += [f"val_{name}" for name in measured]
+        for name in self._names():
+            if name not in known:
+                raise UserError(
+                    f"filename is {self.filename!r}, but nothing named {name!r} is logged."
+                    f"{nearest(name, known)} There is: {', '.join(known)}."
+                )
+
     def restored(self, path: Path, place: tuple[int, int, int]) -> None:
         """Count ``path``, from which the training goes on, as the last checkpoint."""
-        self.last, self._saved, self._before = path, place, None
+        self.last_model_path, self._saved, self._before = path, place, None
 
     def wait(self) -> None:
         """Wait for the checkpoint in flight; raises what its writing raised."""

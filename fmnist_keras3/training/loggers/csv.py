@@ -21,13 +21,8 @@ class CSVLogger:
 
     def log(self, record: dict[str, Any]) -> None:
         """Merge a "train" or "validation" record into its epoch's row."""
-        if record["event"] not in ("train", "validation"):
-            return
-        prefix = "val_" if record["event"] == "validation" else ""
-        row = self._rows.setdefault(record["epoch"], {"epoch": record["epoch"]})
-        values = {k: v for k, v in record.items() if k not in ("event", "epoch", "step")}
-        row.update({"step": record["step"], **{prefix + k: v for k, v in values.items()}})
-        self._write()
+        if merge(self._rows, record):
+            self._write()
 
     def replay(self, records: list[dict[str, Any]]) -> None:
         """Begin anew with the records of a run that goes on."""
@@ -36,9 +31,24 @@ class CSVLogger:
             self.log(record)
 
     def _write(self) -> None:
-        columns = list(dict.fromkeys(key for row in self._rows.values() for key in row))
-        columns.sort(key=lambda column: column.startswith("val_"))
         with whole(self.path) as beside, open(beside, "w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
+            writer = csv.DictWriter(file, columns(self._rows))
             writer.writeheader()
             writer.writerows(self._rows.values())
+
+
+def merge(rows: dict[int, dict[str, Any]], record: dict[str, Any]) -> bool:
+    """Add a "train" or "validation" record to its epoch's row; False for one of another kind."""
+    if record["event"] not in ("train", "validation"):
+        return False
+    prefix = "val_" if record["event"] == "validation" else ""
+    row = rows.setdefault(record["epoch"], {"epoch": record["epoch"]})
+    values = {k: v for k, v in record.items() if k not in ("event", "epoch", "step")}
+    row.update({"step": record["step"], **{prefix + k: v for k, v in values.items()}})
+    return True
+
+
+def columns(rows: dict[int, dict[str, Any]]) -> list[str]:
+    """Return the columns of all rows, those of the validation last."""
+    found = dict.fromkeys(key for row in rows.values() for key in row)
+    return sorted(found, key=lambda column: column.startswith("val_"))
