@@ -61,25 +61,28 @@ def train_options(parser: Parser) -> None:
 
 
 def run_train(options: argparse.Namespace) -> int:
-    given = vars(options)
-    chosen: dict[str, Any] = {}
-    if "config" in given:
-        chosen |= settings.read_yaml(given["config"])
-    typed = {k: settings.convert(k, v) for k, v in given.items() if k in settings.FIELDS}
+    file, typed = _read(options)
     from fmnist_keras3.commands import train
 
     if typed.get("resume") not in (None, "auto"):
-        return train.resume(chosen | typed)  # under which lie the run's settings
-    chosen |= settings.read_environment() | typed
+        return train.resume(settings.layered(file, typed))  # under which lie the run's settings
+    chosen = settings.layered(file, settings.read_environment(), typed)
     if chosen.get("resume"):
         return train.resume(chosen)
     resolved = settings.TrainConfig(**chosen)
-    if "print_config" in given:
+    if "print_config" in options:
         import yaml
 
         print(yaml.safe_dump(resolved.to_dict(), sort_keys=False), end="")
         return 0
     return train.start(resolved)
+
+
+def _read(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings in the file of ``--config``, and those that were typed."""
+    given = vars(options)
+    file = settings.read_yaml(given["config"]) if "config" in given else {}
+    return file, {k: settings.convert(k, v) for k, v in given.items() if k in settings.FIELDS}
 
 
 def data_options(parser: Parser) -> None:
@@ -138,6 +141,12 @@ def run_models(options: argparse.Namespace) -> int:
     return models.show()
 
 
+def run_recipes(options: argparse.Namespace) -> int:
+    from fmnist_keras3.commands import recipes
+
+    return recipes.show()
+
+
 def run_doctor(options: argparse.Namespace) -> int:
     from fmnist_keras3.commands import doctor
 
@@ -154,6 +163,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None], Callable[[Any], int]]] 
     "report": ("rebuild a run's HTML report, or compare runs", report_options, run_report),
     "data": ("fetch, verify and describe the data", preview_options, run_data),
     "models": ("the models, their parameters and MACs", no_options, run_models),
+    "recipes": ("settings under a name, and their measured accuracy", no_options, run_recipes),
     "doctor": ("versions, backends, devices, and a short test of each", no_options, run_doctor),
 }
 

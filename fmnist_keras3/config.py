@@ -27,6 +27,9 @@ def _setting(default: Any, help: str, **checks: Any) -> Any:
 class TrainConfig:
     """All settings of a training; raises UserError for a value outside its range."""
 
+    recipe: str | None = _setting(
+        None, "settings under a name, below all that you give; see `fmnist recipes`"
+    )
     model: str = _setting("baseline", "what to train; see `fmnist models`", fixed=True)
     dropout: float | None = _setting(
         None,
@@ -152,9 +155,12 @@ class TrainConfig:
             raise UserError("early_stopping watches the validation loss, but validation is 0.")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what config.yaml holds: all settings but where this one run lies."""
+        """Return what config.yaml holds: all settings but where this one run lies.
+
+        Without the recipe, whose settings are among them: it may be another one some day.
+        """
         values = dataclasses.asdict(self)
-        del values["run_dir"], values["resume"]
+        del values["recipe"], values["run_dir"], values["resume"]
         if self.data_dir is not None:
             values["data_dir"] = str(Path(self.data_dir).resolve())
         return values
@@ -245,12 +251,27 @@ def read_environment() -> dict[str, Any]:
     return chosen
 
 
+def layered(*layers: dict[str, Any]) -> dict[str, Any]:
+    """Return settings of which later layers rule, over those of the recipe that they name."""
+    given = {name: value for layer in layers for name, value in layer.items()}
+    if given.get("recipe") is None:
+        return given
+    from fmnist_keras3.recipes import read
+
+    return read(given["recipe"])[1] | given
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Return the settings in a YAML file, in their types.
 
     Raises UserError for a file that is missing, no YAML or no mapping, and for unknown keys, with
     the nearest known one.
     """
+    return typed(mapping(path), path)
+
+
+def mapping(path: str | Path) -> dict[str, Any]:
+    """Return what a YAML file maps; raises UserError for one that is missing, broken or no map."""
     import yaml
 
     try:
@@ -269,6 +290,14 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise UserError(f"{path} holds a {type(values).__name__}; write one `key: value` a line.")
+    return values
+
+
+def typed(values: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """Return the settings ``values``, of the file ``path``, in their types.
+
+    Raises UserError for unknown keys, with the nearest known one.
+    """
     for key in values:
         if key not in FIELDS:
             raise UserError(

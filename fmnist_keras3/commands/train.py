@@ -60,15 +60,10 @@ def _stored_config(run: Path, which: str) -> dict[str, Any]:
     return {k: convert(k, v) for k, v in config.items() if k in FIELDS}
 
 
-def _train(config: TrainConfig, ckpt_path: str | Path | None) -> int:
-    from rich.console import Console
-
-    console = Console()
+def build(config: TrainConfig, console: Any) -> tuple[Any, Any, Any]:
+    """Return the data, the model and the Trainer of ``config``, and announce the data."""
     backend = runtime.prepare()
     runtime.import_keras_alone()
-    if ckpt_path is None and config.run_dir is not None and not config.fast_dev_run:
-        rundir.check_new(Path(config.run_dir))
-
     from fmnist_keras3.data.datamodule import FashionMNIST
 
     data = FashionMNIST(
@@ -124,7 +119,18 @@ def _train(config: TrainConfig, ckpt_path: str | Path | None) -> int:
         log_every_n_steps=config.log_every_n_steps,
         run_dir=path,
     )
-    where = f"run directory [bold]{path}[/]"
+    return data, model, trainer
+
+
+def _train(config: TrainConfig, ckpt_path: str | Path | None) -> int:
+    from rich.console import Console
+
+    console = Console()
+    backend = runtime.prepare()
+    if ckpt_path is None and config.run_dir is not None and not config.fast_dev_run:
+        rundir.check_new(Path(config.run_dir))
+    data, model, trainer = build(config, console)
+    where = f"run directory [bold]{trainer.run_dir}[/]"
     if config.fast_dev_run:
         where = f"a trial of {config.fast_dev_run} batches, which leaves no files"
     console.print(
@@ -183,7 +189,20 @@ def _callbacks(config: TrainConfig) -> list[Any]:
     ]
     if config.early_stopping is not None:
         callbacks.append(EarlyStopping(patience=config.early_stopping))
+    if config.recipe is not None:
+        callbacks.append(_recorded(config.recipe))
     return callbacks
+
+
+def _recorded(recipe: str) -> Any:
+    """Return a callback that writes the recipe's name into the run's summary."""
+    from fmnist_keras3.training.callbacks import Callback
+
+    class Recipe(Callback):
+        def on_fit_start(self, fit):
+            fit.run.update(recipe=recipe)
+
+    return Recipe()
 
 
 def finish(console: Any, trainer: Any, model: Any, data: Any, result: Any) -> None:
@@ -269,7 +288,11 @@ def _announce_synthetic(console: Any, data: Any) -> None:
 
 
 def _resume_command(backend: str, run: Path) -> str:
+    return command_line(backend, "train", "--resume", "last", "--run_dir", str(run))
+
+
+def command_line(backend: str, *words: str) -> str:
+    """Return the `fmnist` command of ``words`` as it is to be typed here, for ``backend``."""
     folder = os.environ.get("FMNIST_DATA_DIR")
     where = f"FMNIST_DATA_DIR={shlex.quote(folder)} " if folder else ""
-    command = f"fmnist train --resume last --run_dir {shlex.quote(str(run))}"
-    return f"{where}KERAS_BACKEND={backend} {command}"
+    return f"{where}KERAS_BACKEND={backend} fmnist {shlex.join(words)}"

@@ -253,7 +253,7 @@ def test_a_fast_dev_run_leaves_nothing(folder, inside, capsys):
 
 
 def test_every_default_passes_its_own_checks():
-    assert TrainConfig().to_dict().keys() == FIELDS.keys() - {"run_dir", "resume"}
+    assert TrainConfig().to_dict().keys() == FIELDS.keys() - {"recipe", "run_dir", "resume"}
     with pytest.raises(UserError, match="keep_top is -1"):
         TrainConfig(keep_top=-1)
 

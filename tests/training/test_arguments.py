@@ -412,6 +412,6 @@ def test_the_table_of_arguments_is_that_of_the_code():
     options = {word.removeprefix("--") for row in table() for word in row[1]}
     # What the command line has besides says what to train on what, and how the optimizer is made.
     rest = {"model", "dropout", "l2", "data", "data_dir", "validation", "augment", "batch_size"}
-    rest |= {"optimizer", "lr", "weight_decay"}
+    rest |= {"optimizer", "lr", "weight_decay", "recipe"}
     assert options | rest == set(FIELDS)
     assert not options & rest
