@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fmnist_keras3.seeding import seed_everything
     from fmnist_keras3.training.callbacks import Callback, EarlyStopping, ModelCheckpoint, Timer
     from fmnist_keras3.training.trainer import FitResult, Trainer
+    from fmnist_keras3.tuning import Tuner
 
 _HOME = {
     "ArrayData": "data.datamodule",
@@ -35,6 +36,7 @@ _HOME = {
     "Timer": "training.callbacks",
     "FitResult": "training.trainer",
     "Trainer": "training.trainer",
+    "Tuner": "tuning",
 }
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "Run",
     "Timer",
     "Trainer",
+    "Tuner",
     "UserError",
     "build_model",
     "load_model",
@@ -63,7 +66,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from fmnist_keras3 import runtime
 
-    if name in ("Trainer", "FitResult", "load_model", "load_run"):
+    if name in ("Trainer", "FitResult", "Tuner", "load_model", "load_run"):
         runtime.prepare()  # these import Keras, which must find its flags
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
 

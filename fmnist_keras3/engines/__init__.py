@@ -15,8 +15,16 @@ ENGINES = {"jax": "jax:JaxEngine", "tensorflow": "tensorflow:TensorFlowEngine"}
 
 def make_engine(model: keras.Model, **options: Any) -> Engine:
     """Return the engine of Keras' backend for a compiled and built ``model``."""
+    return _engine_class()(model, **options)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether ``error`` says that the device's or the host's memory is too small."""
+    return isinstance(error, MemoryError) or _engine_class().out_of_memory(error)
+
+
+def _engine_class() -> type[Engine]:
     import keras
 
     module, name = ENGINES[keras.backend.backend()].split(":")
-    engine = getattr(import_module(f"fmnist_keras3.engines.{module}"), name)
-    return engine(model, **options)
+    return getattr(import_module(f"fmnist_keras3.engines.{module}"), name)

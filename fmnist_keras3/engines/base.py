@@ -169,6 +169,11 @@ class Engine(ABC):
     def read_model(self) -> None:
         """Take the state from the Keras model and its optimizer, the reverse of `sync_model`."""
 
+    @staticmethod
+    @abstractmethod
+    def out_of_memory(error: BaseException) -> bool:
+        """Tell whether ``error`` is the backend's, for a device whose memory is too small."""
+
     @abstractmethod
     def peak_memory_mb(self) -> float | None:
         """Return the device's peak memory in MB, or None where the host's memory is its."""

@@ -146,6 +146,10 @@ class JaxEngine(Engine):
             for variable, value in zip(group, values, strict=True):
                 variable.assign(jnp.array(value))
 
+    @staticmethod
+    def out_of_memory(error):
+        return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
     def peak_memory_mb(self):
         stats = jax.devices()[0].memory_stats() or {}
         peak = stats.get("peak_bytes_in_use")

@@ -124,6 +124,10 @@ class TensorFlowEngine(Engine):
     def read_model(self):
         pass
 
+    @staticmethod
+    def out_of_memory(error):
+        return isinstance(error, tf.errors.ResourceExhaustedError)
+
     def peak_memory_mb(self):
         if self.platform == "cpu":
             return None
