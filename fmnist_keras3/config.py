@@ -70,6 +70,12 @@ class TrainConfig:
     precision: str = _setting(
         "32", "of the arithmetic; weights are float32", choices=("32", "bf16-mixed", "16-mixed")
     )
+    deterministic: str | None = _setting(
+        None,
+        "programs that give the same bits each time, on a GPU too; warn: or say if there are none",
+        choices=("true", "warn"),
+        flag="true",
+    )
     epochs: int = _setting(25, "epochs to train", least=1)
     min_epochs: int = _setting(0, "epochs before which nothing stops early", least=0)
     max_steps: int | None = _setting(None, "steps after which to end, if that is earlier", least=1)
@@ -213,8 +219,8 @@ def convert(name: str, value: Any) -> Any:
         if optional:
             return None
         raise UserError(f"{name} has no value. Give {_article(kind)}, or leave the line out.")
-    if value is True and "flag" in FIELDS[name].metadata:
-        return FIELDS[name].metadata["flag"]
+    if isinstance(value, bool) and "flag" in FIELDS[name].metadata:
+        return FIELDS[name].metadata["flag"] if value else FIELDS[name].default
     if isinstance(value, (bool, list, dict)):
         raise UserError(f"{name} is {value!r}; it must be {_article(kind)}.")
     try:

@@ -111,6 +111,7 @@ def build(config: TrainConfig, console: Any) -> tuple[Any, Any, Any]:
         val_check_interval=config.val_every,
         check_val_every_n_epoch=config.check_val_every_n_epoch,
         pipeline=config.pipeline,
+        deterministic={"true": True}.get(config.deterministic or "", config.deterministic),
         on_nonfinite=config.on_nonfinite,
         seed=config.seed,
         callbacks=_callbacks(config),

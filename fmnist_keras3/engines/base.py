@@ -65,11 +65,13 @@ class Engine(ABC):
 
     ``label_smoothing`` (0 <= rate < 1) applies to training only; reported losses are without it.
     ``labels [1, ...]`` is an example of what the model is trained on, by which Keras chooses its
-    metrics; without it, the name of the loss tells.
+    metrics; without it, the name of the loss tells. ``deterministic`` asks for programs that give
+    the same bits each time, see `determinism`.
     """
 
     device: str  # what the programs run on, as a person would name it
     platform: str  # "cpu" or "gpu"
+    determinism_by: str  # what makes programs for a GPU deterministic
 
     def __init__(
         self,
@@ -78,11 +80,13 @@ class Engine(ABC):
         chunk_steps: int = 128,
         label_smoothing: float = 0.0,
         labels: np.ndarray | None = None,
+        deterministic: bool | str | None = None,
     ):
         _check_trainable(model, label_smoothing)
         self.model = model
         self.chunk_steps = chunk_steps
         self._labels = labels
+        self.deterministic = deterministic
         self.label_smoothing = label_smoothing
         self.optimizer = model.optimizer
         self.optimizer.build(model.trainable_variables)
@@ -168,6 +172,16 @@ class Engine(ABC):
     @abstractmethod
     def read_model(self) -> None:
         """Take the state from the Keras model and its optimizer, the reverse of `sync_model`."""
+
+    def determinism(self) -> tuple[bool, str]:
+        """Tell whether equal runs give equal bits on this device with these versions, and why."""
+        if self.platform == "cpu":
+            return True, "XLA's programs for CPUs always are"
+        if self.platform != "gpu":
+            return False, f"nothing is known of the platform {self.platform!r}"
+        if self.deterministic:
+            return True, self.determinism_by
+        return False, "not asked for: programs for GPUs may add in any order"
 
     @staticmethod
     @abstractmethod

@@ -21,6 +21,8 @@ from fmnist_keras3.engines.base import (
 class JaxEngine(Engine):
     """Trains with `jax.jit` and a device loop; the state is four lists of arrays, donated."""
 
+    determinism_by = "each program is compiled with xla_gpu_deterministic_ops"
+
     def __init__(self, model: keras.Model, **options: Any) -> None:
         super().__init__(model, **options)
         device = jax.devices()[0]
@@ -35,12 +37,14 @@ class JaxEngine(Engine):
         lr = self.optimizer.learning_rate
         self._lr = next((i for i, v in enumerate(self.optimizer.variables) if v is lr), None)
         # Donation lets XLA update the state in place; the arrays passed in are gone afterwards.
-        self._train = jax.jit(self._train_chunk, donate_argnums=0)
-        self._infer = jax.jit(self._infer_chunk, donate_argnums=1)
+        self._train = self.jit(self._train_chunk, donate_argnums=0)
+        self._infer = self.jit(self._infer_chunk, donate_argnums=1)
         self.read_model()
 
-    def jit(self, function):
-        return jax.jit(function)
+    def jit(self, function, **options):
+        # A program's own option works at any time; XLA_FLAGS only before the backend starts.
+        flags = {"xla_gpu_deterministic_ops": True} if self.deterministic else None
+        return jax.jit(function, compiler_options=flags, **options)
 
     def trace(self, folder):
         return jax.profiler.trace(str(folder), create_perfetto_trace=True)

@@ -25,8 +25,12 @@ from fmnist_keras3.engines.base import (
 class TensorFlowEngine(Engine):
     """Trains with one XLA-compiled `tf.function`; the Keras variables hold the state."""
 
+    determinism_by = "tf.config.experimental.enable_op_determinism, for the whole process"
+
     def __init__(self, model: keras.Model, **options: Any) -> None:
         super().__init__(model, **options)
+        if self.deterministic:  # there is no switch for one program, nor one that turns it off
+            tf.config.experimental.enable_op_determinism()
         gpus = tf.config.list_physical_devices("GPU")
         self.platform = "gpu" if gpus else "cpu"
         self.device = "CPU"

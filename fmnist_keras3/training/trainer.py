@@ -104,7 +104,10 @@ class Trainer:
     validations within an epoch, ``check_val_every_n_epoch`` leaves out those of the others.
     ``barebones`` trains without checkpoints, records, bar and files, to measure what they cost.
     ``pipeline`` is "auto", "resident" or
-    "stream". ``on_nonfinite`` says what follows a loss or weight that is not finite: "stop" raises
+    "stream". ``deterministic`` asks for programs that give the same bits in every equal run, on a
+    GPU too, and refuses (or with "warn" warns) where there are none; with TensorFlow it holds for
+    the whole process.
+    ``on_nonfinite`` says what follows a loss or weight that is not finite: "stop" raises
     Diverged; "rollback" goes back to the last good checkpoint and leaves the failed step out, and
     if that does not help, halves the learning rate, too (see `resume.Rollback`). ``logger`` is a
     name or list of names beside the metrics.jsonl that is always written.
@@ -140,6 +143,7 @@ class Trainer:
         check_val_every_n_epoch: int = 1,
         barebones: bool = False,
         pipeline: str = "auto",
+        deterministic: bool | str | None = None,
         on_nonfinite: str = "stop",
         seed: int = 0,
         callbacks: list[Callback | keras.callbacks.Callback] | None = None,
@@ -171,6 +175,7 @@ class Trainer:
         self.schedule, self.warmup, self.label_smoothing = schedule, warmup, label_smoothing
         self.limit_train_batches, self.limit_val_batches = limit_train_batches, limit_val_batches
         self.pipeline, self.on_nonfinite, self.seed = pipeline, on_nonfinite, seed
+        self.deterministic = deterministic
         self.callbacks = [
             KerasCallback(c) if isinstance(c, keras.callbacks.Callback) else c
             for c in callbacks or []
@@ -375,7 +380,12 @@ class Trainer:
         if self._engine is None or self._engine.model is not model:
             self._prepare(model)
             labels = None if data is None else data.train.y[:1]
-            self._engine = make_engine(model, label_smoothing=self.label_smoothing, labels=labels)
+            self._engine = make_engine(
+                model,
+                label_smoothing=self.label_smoothing,
+                labels=labels,
+                deterministic=self.deterministic,
+            )
         engine = self._engine
         if self.precision not in (None, "32") and engine.platform == "cpu":
             warnings.warn(
@@ -479,9 +489,12 @@ class Trainer:
 
     def _describe(self, fit: Fit) -> dict[str, Any]:
         data = fit.data.describe()
+        promised, why = fit.engine.determinism()
         return {
             "backend": keras.backend.backend(),
             "device": fit.engine.device,
+            "deterministic": promised,
+            "deterministic_because": why,
             "precision": self.precision or fit.model.dtype_policy.name,
             "pipeline": next(n for n, f in PIPELINES.items() if isinstance(fit.feed, f)),
             "dataset": data,
