@@ -304,6 +304,11 @@ def typed(values: dict[str, Any], path: str | Path) -> dict[str, Any]:
 
     Raises UserError for unknown keys, with the nearest known one.
     """
+    if "trainer" in values:
+        raise UserError(
+            f"{path} is of a Trainer in Python, whose model and data are in your program. Run that "
+            "again (Trainer(...).fit); the file holds the arguments it had."
+        )
     for key in values:
         if key not in FIELDS:
             raise UserError(

@@ -57,6 +57,11 @@ def _stored_config(run: Path, which: str) -> dict[str, Any]:
     config = manifest.get("config")
     if not isinstance(config, dict):
         raise UserError(f"{run} cannot be resumed: its checkpoints hold no settings.")
+    if "trainer" in config:
+        raise UserError(
+            f"{run} was started from Python, whose model and data are in your program. To go on: "
+            f"Trainer(run_dir={str(run)!r}, ...).fit(model, data, ckpt_path='last')"
+        )
     return {k: convert(k, v) for k, v in config.items() if k in FIELDS}
 
 

@@ -42,6 +42,7 @@ from fmnist_keras3.training.callbacks import (
 from fmnist_keras3.training.callbacks.keras_callback import KerasCallback
 from fmnist_keras3.training.checkpoint import Checkpoint
 from fmnist_keras3.training.fit import Fit, named
+from fmnist_keras3.training.hparams import check_hparams, describe
 from fmnist_keras3.training.loggers import LOGGERS, JSONLLogger, check_logger
 from fmnist_keras3.training.loop import evaluate, train
 from fmnist_keras3.training.prepare import set_accumulation, set_clipping, set_precision
@@ -195,6 +196,7 @@ class Trainer:
         *,
         ckpt_path: str | Path | None = None,
         config: dict[str, Any] | None = None,
+        hparams: dict[str, Any] | None = None,
     ) -> FitResult:
         """Train ``model`` on ``data`` and leave a run directory.
 
@@ -202,14 +204,17 @@ class Trainer:
         training goes on from its step, in its run directory, to the same bits as if it had never
         stopped; "auto" is "last", or the beginning where no checkpoint was written yet. Optimizer,
         epochs and logging may change on the way; model, data, batch size and seed may not.
-        ``config`` is what config.yaml holds (default: the Trainer's arguments). The model
-        holds the trained weights afterwards. Raises UserError for input that cannot be used and
+        ``config`` is what config.yaml and the checkpoints hold (default: model, optimizer, data
+        and all arguments), and ``hparams`` plain values of your own beside it. The model holds the
+        trained weights afterwards. Raises UserError for input that cannot be used and
         Diverged when the loss or a weight is not finite.
         """
         data = as_datamodule(data)
         if self.overfit_batches:
             data = overfitted(data, self.overfit_batches)
+        own = {} if hparams is None else {"hparams": check_hparams(hparams)}
         engine = self._engine_for(model, data)
+        config = {**(describe(self, model, data) if config is None else config), **own}
         if self.fast_dev_run or self.barebones:
             with tempfile.TemporaryDirectory() as folder:
                 result = self._fit(model, data, engine, Path(folder) / "run", None, config)
@@ -222,7 +227,6 @@ class Trainer:
         which = None
         if ckpt_path is not None:
             path, which = rundir.locate(ckpt_path, self.run_dir)
-        config = self._config(model, data) if config is None else config
         resumed = which is not None or (ckpt_path == "auto" and rundir.has_run(path))
         with rundir.RunDirectory(path, config, resumed=resumed) as run:
             found = None if which is None else resume.find(path, which, engine)
@@ -430,13 +434,6 @@ class Trainer:
         synthetic = data.describe()["name"] == "synthetic"
         backend = keras.backend.backend()
         return rundir.new_run_path(self.default_root_dir, model.name, backend, synthetic)
-
-    def _config(self, model, data) -> dict[str, Any]:
-        names = ("max_epochs", "min_epochs", "max_steps", "max_time", "schedule", "warmup")
-        names += ("label_smoothing", "accumulate_grad_batches", "gradient_clip_val", "precision")
-        names += ("limit_train_batches", "limit_val_batches", "val_check_interval", "pipeline")
-        config = {"model": model.name, "seed": self.seed, "batch_size": data.batch_size}
-        return config | {name: getattr(self, name) for name in names}
 
     def _make_fit(self, model, data, engine, run) -> Fit:
         steps = batches(self.limit_train_batches, -(-len(data.train) // data.batch_size))
