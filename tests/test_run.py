@@ -2,6 +2,7 @@
 
 import inspect
 import shutil
+import signal
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -11,7 +12,15 @@ import numpy as np
 import pytest
 import yaml
 
-from fmnist_keras3 import EarlyStopping, FashionMNIST, ModelCheckpoint, Trainer, UserError, load_run
+from fmnist_keras3 import (
+    Callback,
+    EarlyStopping,
+    FashionMNIST,
+    ModelCheckpoint,
+    Trainer,
+    UserError,
+    load_run,
+)
 from fmnist_keras3.cli import main
 from fmnist_keras3.training import checkpoint
 from fmnist_keras3.training.hparams import PLACES
@@ -28,8 +37,16 @@ def python_run(tmp_path_factory):
     path = tmp_path_factory.mktemp("python") / "run"
     keep = ModelCheckpoint(save_top_k=9, train_time_interval=timedelta(minutes=9))
     made = trainer(path, keep, keras.callbacks.EarlyStopping("val_loss", patience=99))
+    made.callbacks.insert(0, Odd(signal.SIGTERM, np.float32(0.5), path, object()))
     made.fit(everything_model(), data(), hparams=HPARAMS)
     return path
+
+
+class Odd(Callback):
+    """Has arguments that YAML knows nothing of."""
+
+    def __init__(self, number, rate, where, thing):
+        self.number, self.rate, self.where, self.thing = number, rate, where, thing
 
 
 @pytest.fixture
@@ -49,6 +66,8 @@ def test_a_run_of_python_keeps_all_that_decides_it(python_run):
     for described in config["trainer"]["callbacks"]:
         by_class[described["class"]].append(described)
     assert {c["patience"] for c in by_class["EarlyStopping"]} == {99, 100}  # Keras' and ours
+    odd = {"number": 15, "rate": 0.5, "where": str(python_run), "thing": "object"}
+    assert by_class["Odd"] == [{"class": "Odd", **odd}]
     (keep,) = by_class["ModelCheckpoint"]
     assert (keep["save_top_k"], keep["train_time_interval"]) == (9, 540)
     optimizer = config["optimizer"]

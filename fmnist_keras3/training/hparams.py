@@ -81,9 +81,12 @@ def _name(thing: Any) -> str:
 def _plain(value: Any) -> Any:
     """Return ``value`` as YAML and JSON hold it; what they cannot, by the name of its class."""
     if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if value is None or isinstance(value, (bool, int, str)):
+        return float(value) if math.isfinite(value) else str(value)
+    if value is None or isinstance(value, bool):
         return value
+    for kind in (int, str):  # YAML refuses what is derived from them, such as an enum's members
+        if isinstance(value, kind):
+            return kind(value)
     if isinstance(value, np.generic):
         return _plain(value.item())
     if isinstance(value, Path):
