@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         WeightAveraging,
     )
     from fmnist_keras3.training.trainer import FitResult, Trainer
+    from fmnist_keras3.tuning import Tuner
 
 _HOME = {
     "ArrayData": "data.datamodule",
@@ -60,6 +61,7 @@ _HOME = {
     "WeightAveraging": "training.callbacks",
     "FitResult": "training.trainer",
     "Trainer": "training.trainer",
+    "Tuner": "tuning",
 }
 
 __all__ = [
@@ -83,6 +85,7 @@ __all__ = [
     "ThroughputMonitor",
     "Timer",
     "Trainer",
+    "Tuner",
     "UserError",
     "WeightAveraging",
     "build_model",
@@ -98,7 +101,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from fmnist_keras3 import runtime
 
-    if name in ("Trainer", "FitResult", "load_model", "load_run"):
+    if name in ("Trainer", "FitResult", "Tuner", "load_model", "load_run"):
         runtime.prepare()  # these import Keras, which must find its flags
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
 

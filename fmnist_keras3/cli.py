@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from fmnist_keras3 import config as settings
@@ -49,8 +50,12 @@ def add_option(parser: argparse.ArgumentParser, name: str, **options: Any) -> No
 
 
 def train_options(parser: Parser) -> None:
-    add_option(parser, "config", metavar="FILE", help="YAML file with any of these settings")
     add_option(parser, "print_config", action="store_true", help="print the settings and end")
+    setting_options(parser)
+
+
+def setting_options(parser: Parser) -> None:
+    add_option(parser, "config", metavar="FILE", help="YAML file with any of these settings")
     for name, field in settings.FIELDS.items():
         default = "" if field.default is None else f" [{field.default}]"
         text = field.metadata["help"].replace("%", "%%")
@@ -61,25 +66,55 @@ def train_options(parser: Parser) -> None:
 
 
 def run_train(options: argparse.Namespace) -> int:
-    given = vars(options)
-    chosen: dict[str, Any] = {}
-    if "config" in given:
-        chosen |= settings.read_yaml(given["config"])
-    typed = {k: settings.convert(k, v) for k, v in given.items() if k in settings.FIELDS}
+    file, typed = _read(options)
     from fmnist_keras3.commands import train
 
     if typed.get("resume") not in (None, "auto"):
-        return train.resume(chosen | typed)  # under which lie the run's settings
-    chosen |= settings.read_environment() | typed
+        return train.resume(settings.layered(file, typed))  # under which lie the run's settings
+    chosen = settings.layered(file, settings.read_environment(), typed)
     if chosen.get("resume"):
         return train.resume(chosen)
     resolved = settings.TrainConfig(**chosen)
-    if "print_config" in given:
+    if "print_config" in options:
         import yaml
 
         print(yaml.safe_dump(resolved.to_dict(), sort_keys=False), end="")
         return 0
     return train.start(resolved)
+
+
+def _read(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings in the file of ``--config``, and those that were typed."""
+    given = vars(options)
+    file = settings.read_yaml(given["config"]) if "config" in given else {}
+    return file, {k: settings.convert(k, v) for k, v in given.items() if k in settings.FIELDS}
+
+
+FINDS = ("lr", "batch_size")
+
+
+def find_options(parser: Parser) -> None:
+    parser.add_argument("what", metavar="lr|batch_size", help="what to look for")
+    add_option(parser, "output", metavar="PNG", help="where the plot goes, of lr [lr_find.png]")
+    setting_options(parser)
+
+
+def run_find(options: argparse.Namespace) -> int:
+    what = options.what.replace("-", "_")
+    if what not in FINDS:
+        guess = nearest(what, FINDS)
+        raise UserError(f"{what!r} cannot be looked for.{guess} Type fmnist find lr or batch_size")
+    file, typed = _read(options)
+    chosen = settings.layered(file, settings.read_environment(), typed)
+    if chosen.get("resume"):
+        raise UserError("find looks before a training begins. Leave --resume out.")
+    words = ["--config", options.config] if "config" in options else []
+    for name in typed:
+        words += [f"--{name}", str(getattr(options, name))] if name != what else []
+    from fmnist_keras3.commands import find
+
+    output = Path(vars(options).get("output", "lr_find.png"))
+    return find.find(what, settings.TrainConfig(**chosen), words, output)
 
 
 def data_options(parser: Parser) -> None:
@@ -138,6 +173,12 @@ def run_models(options: argparse.Namespace) -> int:
     return models.show()
 
 
+def run_recipes(options: argparse.Namespace) -> int:
+    from fmnist_keras3.commands import recipes
+
+    return recipes.show()
+
+
 def run_doctor(options: argparse.Namespace) -> int:
     from fmnist_keras3.commands import doctor
 
@@ -150,10 +191,12 @@ def no_options(parser: Parser) -> None:
 
 COMMANDS: dict[str, tuple[str, Callable[[Parser], None], Callable[[Any], int]]] = {
     "train": ("train a model; writes a run directory", train_options, run_train),
+    "find": ("a learning rate or batch size for a training", find_options, run_find),
     "evaluate": ("metrics of a run or model on a split", evaluate_options, run_evaluate),
     "report": ("rebuild a run's HTML report, or compare runs", report_options, run_report),
     "data": ("fetch, verify and describe the data", preview_options, run_data),
     "models": ("the models, their parameters and MACs", no_options, run_models),
+    "recipes": ("settings under a name, and their measured accuracy", no_options, run_recipes),
     "doctor": ("versions, backends, devices, and a short test of each", no_options, run_doctor),
 }
 

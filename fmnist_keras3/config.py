@@ -27,6 +27,9 @@ def _setting(default: Any, help: str, **checks: Any) -> Any:
 class TrainConfig:
     """All settings of a training; raises UserError for a value outside its range."""
 
+    recipe: str | None = _setting(
+        None, "settings under a name, below all that you give; see `fmnist recipes`"
+    )
     model: str = _setting("baseline", "what to train; see `fmnist models`", fixed=True)
     dropout: float | None = _setting(
         None,
@@ -81,6 +84,12 @@ class TrainConfig:
     )
     precision: str = _setting(
         "32", "of the arithmetic; weights are float32", choices=("32", "bf16-mixed", "16-mixed")
+    )
+    deterministic: str | None = _setting(
+        None,
+        "programs that give the same bits each time, on a GPU too; warn: or say if there are none",
+        choices=("true", "warn"),
+        flag="true",
     )
     epochs: int = _setting(25, "epochs to train", least=1)
     min_epochs: int = _setting(0, "epochs before which nothing stops early", least=0)
@@ -174,9 +183,12 @@ class TrainConfig:
             raise UserError("early_stopping watches the validation loss, but validation is 0.")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what config.yaml holds: all settings but where this one run lies."""
+        """Return what config.yaml holds: all settings but where this one run lies.
+
+        Without the recipe, whose settings are among them: it may be another one some day.
+        """
         values = dataclasses.asdict(self)
-        del values["run_dir"], values["resume"]
+        del values["recipe"], values["run_dir"], values["resume"]
         if self.data_dir is not None:
             values["data_dir"] = str(Path(self.data_dir).resolve())
         return values
@@ -229,8 +241,8 @@ def convert(name: str, value: Any) -> Any:
         if optional:
             return None
         raise UserError(f"{name} has no value. Give {_article(kind)}, or leave the line out.")
-    if value is True and "flag" in FIELDS[name].metadata:
-        return FIELDS[name].metadata["flag"]
+    if isinstance(value, bool) and "flag" in FIELDS[name].metadata:
+        return FIELDS[name].metadata["flag"] if value else FIELDS[name].default
     if isinstance(value, (bool, list, dict)):
         raise UserError(f"{name} is {value!r}; it must be {_article(kind)}.")
     try:
@@ -267,12 +279,27 @@ def read_environment() -> dict[str, Any]:
     return chosen
 
 
+def layered(*layers: dict[str, Any]) -> dict[str, Any]:
+    """Return settings of which later layers rule, over those of the recipe that they name."""
+    given = {name: value for layer in layers for name, value in layer.items()}
+    if given.get("recipe") is None:
+        return given
+    from fmnist_keras3.recipes import read
+
+    return read(given["recipe"])[1] | given
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Return the settings in a YAML file, in their types.
 
     Raises UserError for a file that is missing, no YAML or no mapping, and for unknown keys, with
     the nearest known one.
     """
+    return typed(mapping(path), path)
+
+
+def mapping(path: str | Path) -> dict[str, Any]:
+    """Return what a YAML file maps; raises UserError for one that is missing, broken or no map."""
     import yaml
 
     try:
@@ -291,6 +318,19 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise UserError(f"{path} holds a {type(values).__name__}; write one `key: value` a line.")
+    return values
+
+
+def typed(values: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """Return the settings ``values``, of the file ``path``, in their types.
+
+    Raises UserError for unknown keys, with the nearest known one.
+    """
+    if "trainer" in values:
+        raise UserError(
+            f"{path} is of a Trainer in Python, whose model and data are in your program. Run that "
+            "again (Trainer(...).fit); the file holds the arguments it had."
+        )
     for key in values:
         if key not in FIELDS:
             raise UserError(

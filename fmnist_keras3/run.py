@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmnist_keras3 import archive, runtime
-from fmnist_keras3.errors import UserError
+from fmnist_keras3.errors import UserError, nearest
 from fmnist_keras3.history import History, shown, summary_html
+from fmnist_keras3.training import checkpoint as checkpoints
 from fmnist_keras3.training import rundir
 
 if TYPE_CHECKING:
@@ -18,17 +20,52 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory: ``path``, ``config`` (dict), ``summary`` (dict), ``history`` (`History`)."""
+    """A run directory: ``path``, ``config`` (dict), ``summary`` (dict), ``history`` (`History`).
+
+    ``checkpoint``: whose weights `model` has; None for those of the training's end.
+    """
 
     path: Path
     config: dict[str, Any]
     summary: dict[str, Any]
     history: History
+    checkpoint: Path | None = None
 
     @cached_property
     def model(self) -> keras.Model:
-        """The final model, compiled, on the backend of this process."""
-        return load_model(self.path / rundir.MODEL)
+        """The model, compiled, on the backend of this process; with its optimizer's state.
+
+        Raises UserError where the checkpoint is damaged, or there is no model to load it into.
+        """
+        if self.checkpoint is None:
+            return load_model(self.path / rundir.MODEL)
+        if (self.path / rundir.MODEL).is_file():
+            model = load_model(self.path / rundir.MODEL)
+        else:
+            model = self._built()
+        _restore(model, self.checkpoint)
+        return model
+
+    def _built(self) -> keras.Model:
+        """Build the model of a training by `fmnist train` that has not ended."""
+        if "trainer" in self.config or "model" not in self.config:
+            raise UserError(
+                f"{self.path} has no {rundir.MODEL} yet, and its model is in your program. Build "
+                f"it there, and type Trainer(run_dir={str(self.path)!r}, ...).fit(model, data, "
+                "ckpt_path='last')"
+            )
+        from fmnist_keras3.config import TrainConfig
+        from fmnist_keras3.models import build_model
+        from fmnist_keras3.training.optimizers import make_optimizer
+
+        runtime.prepare()
+        config = TrainConfig(**self.config)
+        optimizer = make_optimizer(
+            config.optimizer, config.lr, weight_decay=config.weight_decay, clip=config.clip
+        )
+        names = ("dropout", "l2", "seed")
+        options = {name: getattr(config, name) for name in names}
+        return build_model(config.model, optimizer=optimizer, **options)
 
     def __repr__(self) -> str:
         keys = ("status", "model", "backend", "epochs", "test_accuracy")
@@ -39,10 +76,13 @@ class Run:
         return summary_html(self.summary, self.path)
 
 
-def load_run(path: str | Path) -> Run:
+def load_run(path: str | Path, checkpoint: str | None = None) -> Run:
     """Read a run directory; raises UserError where ``path`` is none.
 
-    Example: ``load_run("runs/20261122-231500-baseline-jax").model.predict(images)``
+    ``checkpoint`` gives the model the weights of the "best", the "last", or one by its folder's
+    name ("step-00000469"), also of a run that has not ended. Raises UserError where there is none.
+
+    Example: ``load_run("runs/20261122-231500-baseline-jax", "best").model.predict(images)``
     """
     import yaml
 
@@ -52,7 +92,46 @@ def load_run(path: str | Path) -> Run:
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{folder / rundir.CONFIG} cannot be read: {error}") from error
     summary = rundir.read_json(folder / rundir.SUMMARY) or {}
-    return Run(folder, config, summary, rundir.read_history(folder, summary))
+    found = None if checkpoint is None else _checkpoint(folder / rundir.CHECKPOINTS, checkpoint)
+    return Run(folder, config, summary, rundir.read_history(folder, summary), found)
+
+
+def _checkpoint(folder: Path, which: str) -> Path:
+    """Return the checkpoint's folder; warns where another one than ``which`` has to do."""
+    if which in ("last", "best"):
+
+        def read(path: Path) -> Path:
+            checkpoints.read_manifest(path)
+            return path
+
+        found, problems = checkpoints.find(folder, which, read)
+        if problems:
+            warnings.warn(f"{' '.join(problems)} Read instead: {found.name}.", stacklevel=3)
+        return found
+    if not checkpoints.is_name(which) or not (folder / which).is_dir():
+        names = [path.name for path in checkpoints.saved(folder)]
+        raise UserError(
+            f"There is no checkpoint {which!r} in {folder}.{nearest(which, names)} "
+            f"Checkpoints: best, last{''.join(f', {name}' for name in names)}."
+        )
+    return folder / which
+
+
+def _restore(model: keras.Model, path: Path) -> None:
+    """Give ``model`` the weights of a checkpoint, and its optimizer the state.
+
+    By their order: Keras may give the layers of a loaded model other paths. Raises UserError for
+    another model's.
+    """
+    model.optimizer.build(model.trainable_variables)
+    variables = model.trainable_variables + model.non_trainable_variables
+    variables += model.optimizer.variables
+    kept = ("model/", "optimizer/")
+    state = [(n, a) for n, a in checkpoints.load(path).state if n.startswith(kept)]
+    if [array.shape for _, array in state] != [tuple(v.shape) for v in variables]:
+        raise UserError(f"{path} is not of the model of its run: the arrays have other shapes.")
+    for (_, array), variable in zip(state, variables, strict=True):
+        variable.assign(array.astype(variable.dtype))
 
 
 def load_model(path: str | Path) -> keras.Model:

@@ -20,6 +20,7 @@ def evaluate(target: str, split: str, data: str | None, data_dir: str | None, ba
     from fmnist_keras3.run import load_model, load_run
 
     config = load_run(path).config if path.is_dir() else {}
+    config |= config.get("data_module", {})  # of a run that was started from Python
     from fmnist_keras3.data.datamodule import FashionMNIST
 
     module = FashionMNIST(

@@ -57,18 +57,18 @@ def _stored_config(run: Path, which: str) -> dict[str, Any]:
     config = manifest.get("config")
     if not isinstance(config, dict):
         raise UserError(f"{run} cannot be resumed: its checkpoints hold no settings.")
+    if "trainer" in config:
+        raise UserError(
+            f"{run} was started from Python, whose model and data are in your program. To go on: "
+            f"Trainer(run_dir={str(run)!r}, ...).fit(model, data, ckpt_path='last')"
+        )
     return {k: convert(k, v) for k, v in config.items() if k in FIELDS}
 
 
-def _train(config: TrainConfig, ckpt_path: str | Path | None) -> int:
-    from rich.console import Console
-
-    console = Console()
+def build(config: TrainConfig, console: Any) -> tuple[Any, Any, Any]:
+    """Return the data, the model and the Trainer of ``config``, and announce the data."""
     backend = runtime.prepare()
     runtime.import_keras_alone()
-    if ckpt_path is None and config.run_dir is not None and not config.fast_dev_run:
-        rundir.check_new(Path(config.run_dir))
-
     from fmnist_keras3.data.datamodule import FashionMNIST
 
     data = FashionMNIST(
@@ -116,6 +116,7 @@ def _train(config: TrainConfig, ckpt_path: str | Path | None) -> int:
         val_check_interval=config.val_every,
         check_val_every_n_epoch=config.check_val_every_n_epoch,
         pipeline=config.pipeline,
+        deterministic={"true": True}.get(config.deterministic or "", config.deterministic),
         on_nonfinite=config.on_nonfinite,
         seed=config.seed,
         callbacks=_callbacks(config),
@@ -124,7 +125,18 @@ def _train(config: TrainConfig, ckpt_path: str | Path | None) -> int:
         log_every_n_steps=config.log_every_n_steps,
         run_dir=path,
     )
-    where = f"run directory [bold]{path}[/]"
+    return data, model, trainer
+
+
+def _train(config: TrainConfig, ckpt_path: str | Path | None) -> int:
+    from rich.console import Console
+
+    console = Console()
+    backend = runtime.prepare()
+    if ckpt_path is None and config.run_dir is not None and not config.fast_dev_run:
+        rundir.check_new(Path(config.run_dir))
+    data, model, trainer = build(config, console)
+    where = f"run directory [bold]{trainer.run_dir}[/]"
     if config.fast_dev_run:
         where = f"a trial of {config.fast_dev_run} batches, which leaves no files"
     console.print(
@@ -192,7 +204,20 @@ def _callbacks(config: TrainConfig) -> list[Any]:
         callbacks.append(EMAWeightAveraging(config.ema))
     if config.swa is not None:
         callbacks.append(StochasticWeightAveraging(config.swa_lr, config.swa))
+    if config.recipe is not None:
+        callbacks.append(_recorded(config.recipe))
     return callbacks
+
+
+def _recorded(recipe: str) -> Any:
+    """Return a callback that writes the recipe's name into the run's summary."""
+    from fmnist_keras3.training.callbacks import Callback
+
+    class Recipe(Callback):
+        def on_fit_start(self, fit):
+            fit.run.update(recipe=recipe)
+
+    return Recipe()
 
 
 def finish(console: Any, trainer: Any, model: Any, data: Any, result: Any) -> None:
@@ -278,7 +303,11 @@ def _announce_synthetic(console: Any, data: Any) -> None:
 
 
 def _resume_command(backend: str, run: Path) -> str:
+    return command_line(backend, "train", "--resume", "last", "--run_dir", str(run))
+
+
+def command_line(backend: str, *words: str) -> str:
+    """Return the `fmnist` command of ``words`` as it is to be typed here, for ``backend``."""
     folder = os.environ.get("FMNIST_DATA_DIR")
     where = f"FMNIST_DATA_DIR={shlex.quote(folder)} " if folder else ""
-    command = f"fmnist train --resume last --run_dir {shlex.quote(str(run))}"
-    return f"{where}KERAS_BACKEND={backend} {command}"
+    return f"{where}KERAS_BACKEND={backend} fmnist {shlex.join(words)}"

@@ -85,10 +85,12 @@ class Engine(ABC):
     that is not built yet, and by its labels Keras chooses the metrics; without it, there are none
     but those that the name of the loss tells. ``averaging`` keeps averages of the weights beside
     them, ``gradient_norms`` has the norms reported.
+    ``deterministic`` asks for programs that give the same bits each time, see `determinism`.
     """
 
     device: str  # what the programs run on, as a person would name it
     platform: str  # "cpu" or "gpu"
+    determinism_by: str  # what makes programs for a GPU deterministic
 
     def __init__(
         self,
@@ -99,12 +101,14 @@ class Engine(ABC):
         example: Split | None = None,
         averaging: bool = False,
         gradient_norms: bool = False,
+        deterministic: bool | str | None = None,
     ):
         _check_trainable(model, label_smoothing)
         if not model.built:
             _build(model, example)
         self.model = model
         self.chunk_steps = chunk_steps
+        self.deterministic = deterministic
         self.label_smoothing = label_smoothing
         self._norms_asked = gradient_norms
         self.optimizer = model.optimizer
@@ -157,7 +161,8 @@ class Engine(ABC):
     def train(self, chunk: Chunk, lr: np.ndarray, average: np.ndarray | None = None) -> StepLogs:
         """Take ``chunk.count`` steps with learning rates ``lr [K]``; waits for the device.
 
-        With averages, the share ``average [K]`` of the new weights in them, float32 in 0..1.
+        ``average [K]``, float32 in 0..1, is the share of the new weights in their averages; without
+        it these stay.
         """
 
     def infer(self, chunks: Iterable[Chunk]) -> tuple[dict[str, float], Any]:
@@ -239,6 +244,21 @@ class Engine(ABC):
     @abstractmethod
     def read_model(self) -> None:
         """Take the state from the Keras model and its optimizer, the reverse of `sync_model`."""
+
+    def determinism(self) -> tuple[bool, str]:
+        """Tell whether equal runs give equal bits on this device with these versions, and why."""
+        if self.platform == "cpu":
+            return True, "XLA's programs for CPUs always are"
+        if self.platform != "gpu":
+            return False, f"nothing is known of the platform {self.platform!r}"
+        if self.deterministic:
+            return True, self.determinism_by
+        return False, "not asked for: programs for GPUs may add in any order"
+
+    @staticmethod
+    @abstractmethod
+    def out_of_memory(error: BaseException) -> bool:
+        """Tell whether ``error`` is the backend's, for a device whose memory is too small."""
 
     @abstractmethod
     def peak_memory_mb(self) -> float | None:

@@ -23,6 +23,8 @@ from fmnist_keras3.tree import mapped
 class JaxEngine(Engine):
     """Trains with `jax.jit` and a device loop; the state is five lists of arrays, donated."""
 
+    determinism_by = "each program is compiled with xla_gpu_deterministic_ops"
+
     def __init__(self, model: keras.Model, **options: Any) -> None:
         super().__init__(model, **options)
         device = jax.devices()[0]
@@ -38,12 +40,14 @@ class JaxEngine(Engine):
         lr = self.optimizer.learning_rate
         self._lr = next((i for i, v in enumerate(self.optimizer.variables) if v is lr), None)
         # Donation lets XLA update the state in place; the arrays passed in are gone afterwards.
-        self._train = jax.jit(self._train_chunk, donate_argnums=0)
-        self._infer = jax.jit(self._infer_chunk, donate_argnums=1)
+        self._train = self.jit(self._train_chunk, donate_argnums=0)
+        self._infer = self.jit(self._infer_chunk, donate_argnums=1)
         self.read_model()
 
-    def jit(self, function):
-        return jax.jit(function)
+    def jit(self, function, **options):
+        # A program's own option works at any time; XLA_FLAGS only before the backend starts.
+        flags = {"xla_gpu_deterministic_ops": True} if self.deterministic else None
+        return jax.jit(function, compiler_options=flags, **options)
 
     def trace(self, folder):
         return jax.profiler.trace(str(folder), create_perfetto_trace=True)
@@ -86,7 +90,8 @@ class JaxEngine(Engine):
             optimizer = [*optimizer[: self._lr], lr, *optimizer[self._lr + 1 :]]
         trainable, optimizer = self.optimizer.stateless_apply(optimizer, gradients, trainable)
         values = [loss, penalty, *self.gradient_norms(gradients, scale)]
-        averages = [averaged(a, w, average) for a, w in zip(averages, trainable, strict=False)]
+        if average is not None:
+            averages = [averaged(a, w, average) for a, w in zip(averages, trainable, strict=True)]
         return (trainable, other, optimizer, metrics, averages), values
 
     def _begin_inference(self):
@@ -154,6 +159,10 @@ class JaxEngine(Engine):
         for group, values in zip(self._groups, self._state, strict=True):
             for variable, value in zip(group, values, strict=True):
                 variable.assign(jnp.array(value))
+
+    @staticmethod
+    def out_of_memory(error):
+        return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
 
     def peak_memory_mb(self):
         stats = jax.devices()[0].memory_stats() or {}

@@ -28,8 +28,12 @@ from fmnist_keras3.tree import mapped
 class TensorFlowEngine(Engine):
     """Trains with one XLA-compiled `tf.function`; the Keras variables hold the state."""
 
+    determinism_by = "tf.config.experimental.enable_op_determinism, for the whole process"
+
     def __init__(self, model: keras.Model, **options: Any) -> None:
         super().__init__(model, **options)
+        if self.deterministic:  # there is no switch for one program, nor one that turns it off
+            tf.config.experimental.enable_op_determinism()
         gpus = tf.config.list_physical_devices("GPU")
         self.platform = "gpu" if gpus else "cpu"
         self.device = "CPU"
@@ -76,8 +80,9 @@ class TensorFlowEngine(Engine):
         weights = self.model.trainable_weights
         gradients = tape.gradient(objective, [w.value for w in weights])
         self.optimizer.apply(gradients, weights)
-        for of, mean in zip(weights, self.averages.weights if self.averages else (), strict=False):
-            mean.assign(averaged(mean.value, of.value, average))
+        if average is not None and self.averages is not None:
+            for of, mean in zip(weights, self.averages.weights, strict=True):
+                mean.assign(averaged(mean.value, of.value, average))
         return [loss, penalty, *self.gradient_norms(gradients, scale)]
 
     def _begin_inference(self):
@@ -120,6 +125,10 @@ class TensorFlowEngine(Engine):
 
     def read_model(self):
         pass
+
+    @staticmethod
+    def out_of_memory(error):
+        return isinstance(error, tf.errors.ResourceExhaustedError)
 
     def peak_memory_mb(self):
         if self.platform == "cpu":

@@ -389,3 +389,50 @@ def calibration(
         for axis in (top.yaxis, bottom.yaxis, bottom.xaxis):
             axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     return Path(path)
+
+
+def learning_rates(
+    results: Mapping[str, Sequence[float]],
+    marked: int | None,
+    path: Path | str | None,
+    title: str,
+    subtitle: str,
+    logarithmic: bool,
+    synthetic: bool = False,
+) -> Path | Figure:
+    """Draw the loss of a search over its learning rates, and the step ``marked``, if any.
+
+    ``results``: lists "lr", "loss" (averaged) and "batch_loss". Returns ``path``, or the figure
+    where that is None.
+    """
+    with _figure(path, (7.5, 4), title, subtitle, synthetic) as (header, body):
+        if not results["lr"]:
+            _sentence(body, "No step had a finite loss.")
+        else:
+            axes = body.add_subplot()
+            rates, averages = results["lr"], results["loss"]
+            style: dict[str, Any] = {"color": GREY, "markersize": 3, "alpha": 0.45}
+            dots = axes.plot(rates, results["batch_loss"], "o", label="of a batch", **style)[0]
+            line = axes.plot(rates, averages, color=BLUE, label="averaged")[0]
+            if logarithmic:
+                axes.set_xscale("log")
+                axes.minorticks_off()
+                axes.xaxis.set_major_formatter(lambda rate, _: f"{rate:g}")
+            axes.set_xlabel("learning rate")
+            axes.set_ylabel("loss")
+            # A divergence would press the part that matters flat.
+            low = min(*results["batch_loss"], *averages)
+            height = max(averages[0] - low, 0.1 * abs(averages[0]), 1e-6)
+            axes.set_ylim(low - 0.1 * height, low + 1.5 * height)
+            if marked is not None:
+                rate, loss = rates[marked], averages[marked]
+                axes.axvline(rate, color=ORANGE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+                axes.plot(rate, loss, "o", color=ORANGE, markersize=8, markeredgecolor="white")
+                axes.annotate(
+                    f"suggestion {rate:.2g}", (rate, 1), (0, 4), ha="center", color=ORANGE,
+                    xycoords=axes.get_xaxis_transform(), textcoords="offset points",
+                )  # fmt: skip
+            place = {"loc": "upper right", "borderaxespad": 0.9}
+            header.legend(handles=[line, dots], ncols=2, **place)
+        figure: Any = body.figure
+    return figure if path is None else Path(path)

@@ -44,6 +44,7 @@ _AMOUNTS = {  # and how many batches at least
 _CHOICES = {
     "gradient_clip_algorithm": ("norm", "value"),
     "pipeline": ("auto", "resident", "stream"),
+    "deterministic": (None, True, False, "warn"),
     "on_nonfinite": ("stop", "rollback"),
     "profiler": (None, "simple", "trace"),
 }

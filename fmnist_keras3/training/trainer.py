@@ -49,6 +49,7 @@ from fmnist_keras3.training.callbacks.keras_callback import KerasCallback
 from fmnist_keras3.training.callbacks.model_summary import on_screen
 from fmnist_keras3.training.checkpoint import Checkpoint
 from fmnist_keras3.training.fit import Fit, named
+from fmnist_keras3.training.hparams import check_hparams, describe
 from fmnist_keras3.training.loggers import LOGGERS, JSONLLogger, check_logger
 from fmnist_keras3.training.loop import evaluate, train
 from fmnist_keras3.training.prepare import set_accumulation, set_clipping, set_precision
@@ -116,7 +117,10 @@ class Trainer:
     ``enable_checkpointing`` False writes none, so nothing can be resumed.
     ``barebones`` trains without checkpoints, records, bar and files, to measure what they cost.
     ``pipeline`` is "auto", "resident" or
-    "stream". ``on_nonfinite`` says what follows a loss or weight that is not finite: "stop" raises
+    "stream". ``deterministic`` asks for programs that give the same bits in every equal run, on a
+    GPU too, and refuses (or with "warn" warns) where there are none; with TensorFlow it holds for
+    the whole process.
+    ``on_nonfinite`` says what follows a loss or weight that is not finite: "stop" raises
     Diverged; "rollback" goes back to the last good checkpoint and leaves the failed step out, and
     if that does not help, halves the learning rate, too (see `resume.Rollback`). ``logger`` is a
     name or list of names beside the metrics.jsonl that is always written.
@@ -155,6 +159,7 @@ class Trainer:
         barebones: bool = False,
         enable_checkpointing: bool = True,
         pipeline: str = "auto",
+        deterministic: bool | str | None = None,
         on_nonfinite: str = "stop",
         seed: int = 0,
         callbacks: list[Callback | keras.callbacks.Callback] | None = None,
@@ -190,6 +195,7 @@ class Trainer:
         self.schedule, self.warmup, self.label_smoothing = schedule, warmup, label_smoothing
         self.limit_train_batches, self.limit_val_batches = limit_train_batches, limit_val_batches
         self.pipeline, self.on_nonfinite, self.seed = pipeline, on_nonfinite, seed
+        self.deterministic = deterministic
         self.callbacks = [
             KerasCallback(c) if isinstance(c, keras.callbacks.Callback) else c
             for c in callbacks or []
@@ -224,6 +230,7 @@ class Trainer:
         validation_data: tuple[Any, ...] | Any = None,
         ckpt_path: str | Path | None = None,
         config: dict[str, Any] | None = None,
+        hparams: dict[str, Any] | None = None,
     ) -> FitResult:
         """Train ``model`` on ``data`` and leave a run directory.
 
@@ -234,14 +241,17 @@ class Trainer:
         training goes on from its step, in its run directory, to the same bits as if it had never
         stopped; "auto" is "last", or the beginning where no checkpoint was written yet. Optimizer,
         epochs and logging may change on the way; model, data, batch size and seed may not.
-        ``config`` is what config.yaml holds (default: the Trainer's arguments). The model
-        holds the trained weights afterwards. Raises UserError for input that cannot be used and
+        ``config`` is what config.yaml and the checkpoints hold (default: model, optimizer, data
+        and all arguments), and ``hparams`` plain values of your own beside it. The model holds the
+        trained weights afterwards. Raises UserError for input that cannot be used and
         Diverged when the loss or a weight is not finite.
         """
         data = as_datamodule(data, validation_data)
         if self.overfit_batches:
             data = overfitted(data, self.overfit_batches)
         engine = self._engine_for(model, data.train, data.batch_size)
+        own = {} if hparams is None else {"hparams": check_hparams(hparams)}
+        config = {**(describe(self, model, data) if config is None else config), **own}
         if self.fast_dev_run or self.barebones:
             with tempfile.TemporaryDirectory() as folder:
                 result = self._fit(model, data, engine, Path(folder) / "run", None, config)
@@ -254,7 +264,6 @@ class Trainer:
         which = None
         if ckpt_path is not None:
             path, which = rundir.locate(ckpt_path, self.run_dir)
-        config = self._config(model, data) if config is None else config
         resumed = which is not None or (ckpt_path == "auto" and rundir.has_run(path))
         self._last_run = path
         with rundir.RunDirectory(path, config, resumed=resumed) as run:
@@ -427,6 +436,7 @@ class Trainer:
         """
         options = {
             "label_smoothing": self.label_smoothing,
+            "deterministic": self.deterministic,
             "averaging": self._first(WeightAveraging) is not None,
             "gradient_norms": self._first(GradientNorm) is not None,
         }
@@ -481,13 +491,6 @@ class Trainer:
         synthetic = data.describe()["name"] == "synthetic"
         backend = keras.backend.backend()
         return rundir.new_run_path(self.default_root_dir, model.name, backend, synthetic)
-
-    def _config(self, model, data) -> dict[str, Any]:
-        names = ("max_epochs", "min_epochs", "max_steps", "max_time", "schedule", "warmup")
-        names += ("label_smoothing", "accumulate_grad_batches", "gradient_clip_val", "precision")
-        names += ("limit_train_batches", "limit_val_batches", "val_check_interval", "pipeline")
-        config = {"model": model.name, "seed": self.seed, "batch_size": data.batch_size}
-        return config | {name: getattr(self, name) for name in names}
 
     def _make_fit(self, model, data, engine, run) -> Fit:
         steps = batches(self.limit_train_batches, -(-len(data.train) // data.batch_size))
@@ -544,9 +547,12 @@ class Trainer:
 
     def _describe(self, fit: Fit) -> dict[str, Any]:
         data = fit.data.describe()
+        promised, why = fit.engine.determinism()
         return {
             "backend": keras.backend.backend(),
             "device": fit.engine.device,
+            "deterministic": promised,
+            "deterministic_because": why,
             "precision": self.precision or fit.model.dtype_policy.name,
             "pipeline": next(n for n, f in PIPELINES.items() if isinstance(fit.feed, f)),
             "dataset": data,

@@ -91,6 +91,10 @@ def refused(capsys, *words):
         (["train", "--config", "/no/such.yaml"], ["/no/such.yaml"]),
         (["train", "--resume", "last"], ["no run in runs"]),
         (["train", "--resume", "/no/such/run"], ["/no/such/run"]),
+        (["find"], ["lr|batch_size"]),
+        (["find", "lrr"], ["'lrr'", "'lr'", "fmnist find lr or batch_size"]),
+        (["find", "lr", "--resume", "last"], ["--resume"]),
+        (["find", "lr", "--print_config"], ["--print_config"]),
         (["evaluate"], ["RUN_OR_MODEL"]),
         (["evaluate", "/no/such/run"], ["/no/such/run"]),
         (["evaluate", ".", "--split", "tset"], ["'tset'", "test or validation"]),
@@ -179,7 +183,7 @@ def test_a_backend_that_cannot_train_is_named(inside, name):
 def test_help_and_checks_import_nothing_heavy():
     code = (
         "import sys\nfrom fmnist_keras3.cli import main\n"
-        "for words in (['--help'], ['train', '--help'], ['models', '--help']):\n"
+        "for words in (['--help'], ['train', '--help'], ['find', '--help'], ['recipes', '-h']):\n"
         "    try: main(words)\n"
         "    except SystemExit as end: assert end.code == 0\n"
         f"print('HEAVY', sorted(set(sys.modules) & {HEAVY!r}))"
@@ -253,7 +257,7 @@ def test_a_fast_dev_run_leaves_nothing(folder, inside, capsys):
 
 
 def test_every_default_passes_its_own_checks():
-    assert TrainConfig().to_dict().keys() == FIELDS.keys() - {"run_dir", "resume"}
+    assert TrainConfig().to_dict().keys() == FIELDS.keys() - {"recipe", "run_dir", "resume"}
     with pytest.raises(UserError, match="keep_top is -1"):
         TrainConfig(keep_top=-1)
 

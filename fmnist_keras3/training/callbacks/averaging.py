@@ -106,13 +106,17 @@ class EMAWeightAveraging(WeightAveraging):
             )
         if None not in (update_starting_at_step, update_starting_at_epoch):
             raise UserError("Give update_starting_at_step or update_starting_at_epoch, not both.")
-        self.decay, self.every, self.use_warmup = decay, update_every_n_steps, use_warmup
-        self.start_step, self.start_epoch = update_starting_at_step, update_starting_at_epoch
+        self.decay, self.use_warmup = decay, use_warmup
+        self.update_every_n_steps = update_every_n_steps
+        self.update_starting_at_step = update_starting_at_step
+        self.update_starting_at_epoch = update_starting_at_epoch
 
     def _updates(self, fit: Fit, done: np.ndarray) -> np.ndarray:
         """Return how many updates there are within the first ``done`` steps."""
-        every = self.every * (fit.engine.optimizer.gradient_accumulation_steps or 1)
-        start = self.start_step or (self.start_epoch or 0) * fit.steps_in_epoch
+        every = self.update_every_n_steps * (fit.engine.optimizer.gradient_accumulation_steps or 1)
+        start = self.update_starting_at_step or 0
+        if self.update_starting_at_epoch is not None:
+            start = self.update_starting_at_epoch * fit.steps_in_epoch
         before = (max(start, 1) - 1) // every
         return np.maximum(0, done // every - before)
 

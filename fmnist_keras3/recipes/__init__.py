@@ -1,0 +1,37 @@
+"""Recipes: settings under a name, and what they were measured to give; one YAML file each.
+
+A recipe's ``header`` tells about it: what it is for, the command, hardware and time, the accuracy
+with its deviation over n seeds, and the files in which these figures are stored.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fmnist_keras3.config import mapping, typed
+from fmnist_keras3.errors import UserError, nearest
+
+FOLDER = Path(__file__).parent
+
+
+def names() -> list[str]:
+    """Return the names of all recipes."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def read(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the header and the settings of a recipe.
+
+    Raises UserError for an unknown name, with the nearest one.
+
+    Example: ``header, settings = read("baseline")``
+    """
+    if name not in names():
+        raise UserError(
+            f"There is no recipe {name!r}.{nearest(name, names())} "
+            f"Recipes: {', '.join(names())} (see `fmnist recipes`)."
+        )
+    path = FOLDER / f"{name}.yaml"
+    values = mapping(path)
+    return values.pop("header"), typed(values, path)

@@ -1,0 +1,133 @@
+"""Recipes: settings below the user's own, and headers whose figures are those of stored runs."""
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fmnist_keras3 import UserError, load_run, recipes
+from fmnist_keras3.cli import main
+from fmnist_keras3.config import TrainConfig
+from fmnist_keras3.models import MODELS
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def inside(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FMNIST_DATA_DIR", raising=False)
+    return tmp_path
+
+
+def shown(capsys, *words):
+    """Return the settings that `fmnist train` would take."""
+    capsys.readouterr()
+    assert main(["train", "--print_config", *words]) == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def stored(name):
+    """Return the stored runs of a recipe: their configurations and summaries."""
+    folders = sorted((ROOT / recipes.read(name)[0]["results"]).glob("*/summary.json"))
+    assert folders
+    configs = [yaml.safe_load((f.parent / "config.yaml").read_text()) for f in folders]
+    return configs, [json.loads(f.read_text()) for f in folders]
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_the_header_is_what_was_measured(name):
+    header, _ = recipes.read(name)
+    _, summaries = stored(name)
+    assert {s["backend"] for s in summaries} == set(header["backends"])
+    for backend in header["backends"]:
+        accuracies = [s["test_accuracy"] for s in summaries if s["backend"] == backend]
+        assert header["test_accuracy"] == {
+            "mean": round(statistics.mean(accuracies), 4),
+            "std": round(statistics.stdev(accuracies), 4),
+            "n": len(accuracies),
+        }
+    assert header["seconds"] == round(statistics.median(s["total_seconds"] for s in summaries))
+    for summary in summaries:
+        hardware = summary["hardware"]
+        assert header["hardware"].startswith(f"{hardware['processor']}, {hardware['cores']} cores")
+        assert summary["dataset"]["name"] == "fashion_mnist"
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_the_settings_are_those_of_the_stored_runs(name):
+    _, settings = recipes.read(name)
+    resolved = TrainConfig(**settings).to_dict()
+    entry = MODELS[resolved["model"]]
+    for config, summary in zip(*stored(name), strict=True):
+        own = {"dropout": entry.dropout, "l2": entry.l2}  # where the run left it to the model
+        expected = config | {k: v for k, v in own.items() if config[k] is None}
+        expected["seed"] = resolved["seed"]
+        assert {k: resolved[k] for k in expected} == expected
+        assert summary["batch_size"] == settings["batch_size"]
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_recipe_decides_no_seed_and_no_place(name):
+    _, settings = recipes.read(name)
+    assert not settings.keys() & {"recipe", "seed", "data_dir", "run_dir", "resume"}
+
+
+def test_a_recipe_lies_below_all_that_is_given(capsys, inside, monkeypatch):
+    _, recipe = recipes.read("baseline")
+    assert shown(capsys, "--recipe", "baseline")["dropout"] == recipe["dropout"]
+    (inside / "c.yaml").write_text("dropout: 0.3\nlr: 0.3\nepochs: 3\n")
+    monkeypatch.setenv("FMNIST_LR", "0.4")
+    monkeypatch.setenv("FMNIST_EPOCHS", "4")
+    found = shown(capsys, "--recipe", "baseline", "--config", "c.yaml", "--epochs", "5")
+    assert (found["dropout"], found["lr"], found["epochs"]) == (0.3, 0.4, 5)
+    assert found["l2"] == recipe["l2"]
+
+
+def test_the_recipe_itself_is_a_setting(capsys, inside, monkeypatch, tmp_path):
+    monkeypatch.setattr(recipes, "FOLDER", tmp_path)
+    for name, lr in (("one", 1), ("two", 2), ("three", 3)):
+        (tmp_path / f"{name}.yaml").write_text(f"header: {{}}\nlr: {lr}\n")
+    (inside / "c.yaml").write_text("recipe: one\n")
+    assert shown(capsys, "--config", "c.yaml")["lr"] == 1
+    monkeypatch.setenv("FMNIST_RECIPE", "two")
+    assert shown(capsys, "--config", "c.yaml")["lr"] == 2
+    assert shown(capsys, "--config", "c.yaml", "--recipe", "three")["lr"] == 3
+    assert shown(capsys, "--config", "c.yaml", "--recipe", "none")["lr"] == TrainConfig().lr
+
+
+def test_an_unknown_recipe_is_named_with_the_nearest(capsys, inside):
+    assert main(["train", "--recipe", "baselin"]) == 2
+    message = capsys.readouterr().err
+    assert "'baselin'. Did you mean 'baseline'?" in message
+    assert "fmnist recipes" in message
+    with pytest.raises(UserError, match=r"no recipe '\.\./baseline'"):
+        recipes.read("../baseline")
+
+
+def test_a_run_repeats_though_its_recipe_has_changed(capsys, inside, monkeypatch, tmp_path):
+    monkeypatch.setattr(recipes, "FOLDER", tmp_path)
+    small = "header: {}\nmodel: lenet\nepochs: 1\nlimit_train_batches: 1\nlimit_val_batches: 1\n"
+    (tmp_path / "small.yaml").write_text(small + "lr: 0.004\n")
+    words = ["train", "--recipe", "small", "--data", "synthetic"]
+    assert main([*words, "--run_dir", "first"]) == 0
+    run = load_run(inside / "first")
+    assert run.summary["recipe"] == "small"
+    assert run.config["lr"] == 0.004
+    assert "recipe" not in run.config
+    (tmp_path / "small.yaml").write_text(small + "lr: 0.5\nseed: 3\n")
+    assert shown(capsys, "--config", "first/config.yaml") == run.config
+    (tmp_path / "small.yaml").unlink()
+    assert shown(capsys, "--config", "first/config.yaml") == run.config
+
+
+def test_recipes_lists_what_was_measured(capsys):
+    assert main(["recipes"]) == 0
+    text = capsys.readouterr().out
+    for name in recipes.names():
+        header, _ = recipes.read(name)
+        assert name in text
+        assert f"{100 * header['test_accuracy']['mean']:.2f} %" in text
+        assert header["command"] in text
