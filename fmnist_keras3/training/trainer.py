@@ -434,13 +434,7 @@ class Trainer:
 
         Its chunks are cut for batches of ``split``.
         """
-        options = {
-            "label_smoothing": self.label_smoothing,
-            "deterministic": self.deterministic,
-            "averaging": self._first(WeightAveraging) is not None,
-            "gradient_norms": self._first(GradientNorm) is not None,
-        }
-        engine = self._engine
+        engine, options = self._engine, self._engine_options()
         learns = engine is not None and not engine.metrics.known and split.y is not None
         if engine is None or engine.model is not model or options != self._made_with or learns:
             self._prepare(model)
@@ -457,6 +451,14 @@ class Trainer:
         most = min(CHUNK_STEPS.get(engine.platform, steps), CHUNK_BYTES // batch_bytes, steps)
         engine.chunk_steps = max(1, most)
         return engine
+
+    def _engine_options(self) -> dict[str, Any]:
+        return {
+            "label_smoothing": self.label_smoothing,
+            "deterministic": self.deterministic,
+            "averaging": self._first(WeightAveraging) is not None,
+            "gradient_norms": self._first(GradientNorm) is not None,
+        }
 
     def _first(self, kind: type[T]) -> T | None:
         return next((c for c in self.callbacks if isinstance(c, kind)), None)

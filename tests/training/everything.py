@@ -20,7 +20,7 @@ def everything_model():
     """One model in its initial state; its engine compiles once for all tests of this file."""
     if not shared:
         model = built_model()
-        options = {"averaging": False, "gradient_norms": False, "label_smoothing": 0.1}
+        options = Trainer(label_smoothing=0.1)._engine_options()
         engine = make_engine(model, example=Split(*(a[:1] for a in arrays())), **options)
         shared.update(model=model, engine=engine, state=engine.export_state(), options=options)
     shared["engine"].import_state(shared["state"])

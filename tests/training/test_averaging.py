@@ -9,6 +9,7 @@ from fmnist_keras3 import (
     Callback,
     EMAWeightAveraging,
     StochasticWeightAveraging,
+    Trainer,
     UserError,
     load_model,
 )
@@ -156,7 +157,7 @@ def test_averaging_changes_no_weight_that_is_trained(tmp_path):
 @pytest.fixture(scope="module")
 def averaging_engine():
     """One engine for all, the state it begins with, and its options."""
-    options = {"label_smoothing": 0.1, "averaging": True, "gradient_norms": False}
+    options = Trainer(label_smoothing=0.1, callbacks=[EMAWeightAveraging()])._engine_options()
     example = Split(*(part[:1] for part in arrays()))
     engine = make_engine(plain_model(), example=example, **options)
     return engine, engine.export_state(), options

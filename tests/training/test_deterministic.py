@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from everything import data, everything_model, shared, trainer
+from everything import arrays, data, everything_model, shared, trainer
 
 from fmnist_keras3 import Trainer, UserError, engines
 from fmnist_keras3.cli import main
+from fmnist_keras3.data.dataset import Split
 
 ROOT = Path(__file__).parents[2]
 TRAIN = """
@@ -84,7 +85,7 @@ def on(monkeypatch, backend):
 
 def promised(deterministic):
     made = Trainer(deterministic=deterministic)
-    return made._engine_for(everything_model(), None).determinism()
+    return made._engine_for(everything_model(), Split(*arrays()), 32).determinism()
 
 
 def test_a_cpu_always_is():
