@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from fmnist_keras3.run import Run, load_model, load_run
     from fmnist_keras3.seeding import seed_everything
     from fmnist_keras3.training.callbacks import Callback, EarlyStopping, ModelCheckpoint, Timer
+    from fmnist_keras3.training.loggers import (
+        CSVLogger,
+        Logger,
+        MLFlowLogger,
+        TensorBoardLogger,
+        TrackioLogger,
+        WandbLogger,
+    )
     from fmnist_keras3.training.trainer import FitResult, Trainer
 
 _HOME = {
@@ -33,23 +41,35 @@ _HOME = {
     "EarlyStopping": "training.callbacks",
     "ModelCheckpoint": "training.callbacks",
     "Timer": "training.callbacks",
+    "CSVLogger": "training.loggers",
+    "Logger": "training.loggers",
+    "MLFlowLogger": "training.loggers",
+    "TensorBoardLogger": "training.loggers",
+    "TrackioLogger": "training.loggers",
+    "WandbLogger": "training.loggers",
     "FitResult": "training.trainer",
     "Trainer": "training.trainer",
 }
 
 __all__ = [
     "ArrayData",
+    "CSVLogger",
     "Callback",
     "DataModule",
     "Diverged",
     "EarlyStopping",
     "FashionMNIST",
     "FitResult",
+    "Logger",
+    "MLFlowLogger",
     "ModelCheckpoint",
     "Run",
+    "TensorBoardLogger",
     "Timer",
+    "TrackioLogger",
     "Trainer",
     "UserError",
+    "WandbLogger",
     "build_model",
     "load_model",
     "load_run",
