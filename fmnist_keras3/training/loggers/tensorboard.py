@@ -57,12 +57,10 @@ class TensorBoardLogger(Logger):
 
     def log(self, record: dict[str, Any]) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 
-        summary = Summary()
-        for name, value in scalars(record).items():
-            summary.MergeFrom(scalar_pb(name, value))
-        self._write(step=record["step"], summary=summary)
+        # As simple values: of tensors, TensorBoard drops none behind a restart.
+        values = [Summary.Value(tag=k, simple_value=v) for k, v in scalars(record).items()]
+        self._write(step=record["step"], summary=Summary(value=values))
 
     def finalize(self, status: str) -> None:
         self._writer.close()
