@@ -382,6 +382,13 @@ def test_a_service_that_joins_later_gets_what_was_before(tmp_path, services):
     assert sorted(only(services["mlflow"]).points) == points(result.history)
 
 
+def test_tensorboard_that_joins_later_gets_what_was_before(tmp_path):
+    pytest.importorskip("tensorboard")
+    fit(tmp_path / "run", None, At(8, terminate))
+    result = resumed(tmp_path / "run", "tensorboard")
+    assert accumulated(tmp_path / "run/tensorboard")[0] == as_float32(points(result.history))
+
+
 def test_a_resume_without_a_checkpoint_goes_on_in_the_same_place(tmp_path, services):
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path / "run", "wandb", At(1, kill))

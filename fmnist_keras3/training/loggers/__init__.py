@@ -45,15 +45,16 @@ def make_loggers(chosen: bool | str | Logger | Sequence[str | Logger] | None) ->
     `Logger`, or a list of names and Loggers. Raises UserError for anything else, for a package that
     is not installed, and for two of a kind, which would share their files.
     """
+    several: Sequence[Any]
     if chosen is None or chosen is False:
-        chosen = []
+        several = []
     elif chosen is True:
-        chosen = ["csv"]
+        several = ["csv"]
     elif isinstance(chosen, str):
-        chosen = [name.strip() for name in chosen.split(",")]
-    elif not isinstance(chosen, (list, tuple)):
-        chosen = [chosen]
-    loggers = [_made(one) for one in chosen]
+        several = [name.strip() for name in chosen.split(",")]
+    else:
+        several = chosen if isinstance(chosen, (list, tuple)) else [chosen]
+    loggers = [_made(one) for one in several]
     for kind, count in Counter(map(type, loggers)).items():
         if count > 1 and kind in LOGGERS.values():
             raise UserError(f"logger has {count} of {kind.__name__}; give one of a kind.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,7 @@ class MLFlowLogger(Logger):
         self.tracking_uri, self.run_id = tracking_uri, run_id
 
     def begin(self, run_dir: Path) -> None:
-        import mlflow
-
+        mlflow = import_module("mlflow")
         self._entities = mlflow.entities
         self._client = mlflow.MlflowClient(tracking_uri=self.tracking_uri)
         self._ledger = Ledger(run_dir / "mlflow.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,13 @@ class TrackioLogger(Logger):
         self.name, self.project, self.kwargs = name, project, kwargs
 
     def begin(self, run_dir: Path) -> None:
-        import trackio
-
         self._ledger = Ledger(run_dir / "trackio.json")
         options = {
             "project": self.project,
             "name": self._ledger.id or self.name or run_dir.name,
             "resume": "never" if self._ledger.id is None else "allow",
         }
-        self.experiment = trackio.init(**options | self.kwargs)
+        self.experiment = import_module("trackio").init(**options | self.kwargs)
         self._ledger.open(self.experiment.name)
 
     def log_hyperparams(self, params: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,6 @@ class WandbLogger(Logger):
         self.id, self.project, self.kwargs = id, project, kwargs
 
     def begin(self, run_dir: Path) -> None:
-        import wandb
-
         self._ledger = Ledger(run_dir / "wandb.json")
         if self.save_dir is not None:
             Path(self.save_dir).mkdir(parents=True, exist_ok=True)
@@ -47,7 +46,7 @@ class WandbLogger(Logger):
             "resume": "allow",
             "mode": "offline" if self.offline else None,
         }
-        self.experiment = wandb.init(**options | self.kwargs)
+        self.experiment = import_module("wandb").init(**options | self.kwargs)
         self._ledger.open(self.experiment.id)
         self.experiment.define_metric("trainer/global_step")
         self.experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
