@@ -20,6 +20,7 @@ from fmnist_keras3 import (
     Diverged,
     Logger,
     MLFlowLogger,
+    ModelCheckpoint,
     TensorBoardLogger,
     TrackioLogger,
     Trainer,
@@ -374,6 +375,23 @@ def test_services_get_each_point_once_over_a_resume(tmp_path, services, stop):
     with open(run / "metrics.csv") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["epoch"]) for row in rows] == list(range(1, EPOCHS + 1))
+
+
+def test_a_rollback_repeats_no_point(tmp_path, services):
+    def poison():
+        if not spoilt:
+            spoilt.append(True)
+            engine = at.fit.engine
+            state = engine.export_state()
+            engine.import_state([(n, a * np.nan if "hidden" in n else a) for n, a in state])
+
+    spoilt, at = [], At(9, poison)
+    spy, saver = Spy(), ModelCheckpoint(every_n_train_steps=7)
+    options = {"on_nonfinite": "rollback", "logger": [spy, "mlflow"]}
+    result = trainer(tmp_path / "run", at, saver, **options).fit(everything_model(), data())
+    assert [len(records) for records in spy.of("replay")] == [0, 9]  # 7 steps and an epoch's two
+    assert len(spy.of("log")) == len(result.history) + 2  # steps 8 and 9 were taken twice
+    assert timeless(sorted(only(services["mlflow"]).points)) == timeless(points(result.history))
 
 
 def test_a_service_that_joins_later_gets_what_was_before(tmp_path, services):
