@@ -133,7 +133,9 @@ class TrainConfig:
     )
     check_val_every_n_epoch: int = _setting(1, "validate at the end of each n-th epoch", least=1)
     log_every_n_steps: int = _setting(50, "steps between step records; 0 for none", least=0)
-    logger: str | None = _setting(None, "a logger beside metrics.jsonl: csv", choices=("csv",))
+    logger: str | None = _setting(
+        None, "beside metrics.jsonl, one or a list of csv, tensorboard, mlflow, wandb, trackio"
+    )
     profile: str | None = _setting(
         None,
         "simple: the share of each part; trace: the backend's profiler over one chunk",
@@ -150,6 +152,7 @@ class TrainConfig:
         from fmnist_keras3.data.augment import parse_augment
         from fmnist_keras3.models import check_model
         from fmnist_keras3.training.arguments import check_amount, seconds
+        from fmnist_keras3.training.loggers import make_loggers
         from fmnist_keras3.training.optimizers import check_optimizer
         from fmnist_keras3.training.schedules import RISING, make_schedule
 
@@ -157,6 +160,7 @@ class TrainConfig:
         check_optimizer(self.optimizer)
         make_schedule(self.schedule, self.lr, 1)
         parse_augment(self.augment)
+        make_loggers(self.logger)
         for name, fewest in (
             ("limit_train_batches", 1),
             ("limit_val_batches", 0),

@@ -144,11 +144,19 @@ def _train(config: TrainConfig, ckpt_path: str | Path | None) -> int:
         highlight=False,
         soft_wrap=True,
     )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), trainer.loggers.held():  # the test's record is to come
         warnings.showwarning = lambda message, *_: console.print(
             f"[bold yellow]Warning:[/] {message}", soft_wrap=True, highlight=False
         )
         result = trainer.fit(model, data, ckpt_path=ckpt_path, config=config.to_dict())
+        return _conclude(console, config, trainer, model, data, result)
+
+
+def _conclude(
+    console: Any, config: TrainConfig, trainer: Any, model: Any, data: Any, result: Any
+) -> int:
+    """Say how the training ended, and evaluate what is complete; returns the exit code."""
+    backend = runtime.choose_backend()
     if result.run_dir is None:
         trainer.test(model, data)
         console.print("Training, validation and test work. Nothing was kept.")
@@ -236,6 +244,7 @@ def finish(console: Any, trainer: Any, model: Any, data: Any, result: Any) -> No
         write_json(run / "evaluation.json", evaluation.to_dict())
         record = {"event": "test", "epoch": summary["epochs"], "step": summary["steps"], **logs}
         JSONLLogger(run).log(record)
+        trainer.loggers.log(record)
         summary |= {"test_loss": logs["loss"], "test_accuracy": logs.get("accuracy")}
         summary["total_seconds"] = round(runtime.process_seconds(), 2)
         write_json(run / rundir.SUMMARY, summary)

@@ -14,6 +14,7 @@ from fmnist_keras3.data.datamodule import DataModule
 from fmnist_keras3.data.feeds import Feed
 from fmnist_keras3.data.plan import EpochPlan, epoch_plan
 from fmnist_keras3.engines.base import Engine, StepLogs
+from fmnist_keras3.training.loggers import JSONLLogger, Loggers
 from fmnist_keras3.training.profiler import Profiler
 from fmnist_keras3.training.rundir import RunDirectory
 from fmnist_keras3.training.schedules import Schedule
@@ -78,7 +79,8 @@ class Fit:
     validation_feed: Feed | None
     run: RunDirectory
     callbacks: list[Any]
-    loggers: list[Any]  # the first is the JSONLLogger, whose place checkpoints keep
+    jsonl: JSONLLogger  # whose place checkpoints keep
+    loggers: Loggers  # besides
     signals: StopSignals
     averaging: WeightAveraging | None
     seed: int
@@ -160,8 +162,8 @@ class Fit:
         record = {"event": event, "epoch": epoch, "step": step, **values}
         self.records[event] = record
         with self.profiler.section("logging"):
-            for logger in self.loggers:
-                logger.log(record)
+            self.jsonl.log(record)
+            self.loggers.log(record)
 
     def manifest(self) -> dict[str, Any]:
         """Return what a checkpoint keeps beside the arrays, as JSON values, copied.
@@ -177,7 +179,7 @@ class Fit:
             "position": asdict(self.position),
             "logs": {k: v if math.isfinite(v) else None for k, v in self.logs.items()},
             "callbacks": {k: state for k, c in named(self.callbacks) if (state := c.state_dict())},
-            "metrics": self.loggers[0].state_dict(),
+            "metrics": self.jsonl.state_dict(),
             "config": self.run.config,
             "versions": self.run.summary.get("versions"),
         }

@@ -26,7 +26,8 @@ PLACES = ("run_dir", "default_root_dir")  # of this one run
 def describe(trainer: Trainer, model: keras.Model, data: DataModule) -> dict[str, Any]:
     """Return model, optimizer, loss, data and all arguments of the Trainer and its callbacks."""
     names = [n for n in inspect.signature(type(trainer)).parameters if n not in PLACES]
-    values = {n: getattr(trainer, "loggers" if n == "logger" else n) for n in names}
+    values = {n: getattr(trainer, n) for n in names if n != "logger"}
+    values["logger"] = trainer.loggers.names
     values["callbacks"] = [_described(callback) for callback in trainer.callbacks]
     loss = model.loss
     where = getattr(data, "data_dir", None)

@@ -70,15 +70,13 @@ def restore(fit: Fit, found: Checkpoint) -> None:
         for name, callback in named(fit.callbacks):
             if state := manifest["callbacks"].get(name):
                 callback.load_state_dict(state)
-        jsonl, *others = fit.loggers
-        kept = jsonl.rewind(manifest["metrics"], fit.position.step)
+        kept = fit.jsonl.rewind(manifest["metrics"], fit.position.step)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{found.path}: {checkpoint.MANIFEST} was not written by this version ({error!r})."
         ) from error
     fit.notify("on_load_checkpoint", manifest)
-    for logger in others:
-        logger.replay(kept)
+    fit.loggers.replay(kept)
     saver(fit).restored(found.path, fit.position.place)
 
 

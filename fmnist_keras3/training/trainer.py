@@ -50,7 +50,7 @@ from fmnist_keras3.training.callbacks.model_summary import on_screen
 from fmnist_keras3.training.checkpoint import Checkpoint
 from fmnist_keras3.training.fit import Fit, named
 from fmnist_keras3.training.hparams import check_hparams, describe
-from fmnist_keras3.training.loggers import LOGGERS, JSONLLogger, check_logger
+from fmnist_keras3.training.loggers import JSONLLogger, Logger, Loggers, make_loggers
 from fmnist_keras3.training.loop import evaluate, train
 from fmnist_keras3.training.prepare import set_accumulation, set_clipping, set_precision
 from fmnist_keras3.training.schedules import make_schedule
@@ -122,8 +122,9 @@ class Trainer:
     the whole process.
     ``on_nonfinite`` says what follows a loss or weight that is not finite: "stop" raises
     Diverged; "rollback" goes back to the last good checkpoint and leaves the failed step out, and
-    if that does not help, halves the learning rate, too (see `resume.Rollback`). ``logger`` is a
-    name or list of names beside the metrics.jsonl that is always written.
+    if that does not help, halves the learning rate, too (see `resume.Rollback`). ``logger`` is
+    what takes the records besides metrics.jsonl: True (csv), a name ("csv", "tensorboard",
+    "mlflow", "wandb", "trackio"), a `Logger`, or a list of them; one that fails is left out.
     ``profiler`` is "simple" (seconds and share of each part, in ``FitResult.profile`` and
     profile.json) or "trace" (the backend's own profiler over one chunk, into ``profile/``).
     ``enable_progress_bar`` prints each epoch, with a bar on a terminal and in a notebook; there
@@ -163,7 +164,7 @@ class Trainer:
         on_nonfinite: str = "stop",
         seed: int = 0,
         callbacks: list[Callback | keras.callbacks.Callback] | None = None,
-        logger: str | list[str] | None = None,
+        logger: bool | str | Logger | list[str | Logger] | None = None,
         profiler: str | None = None,
         log_every_n_steps: int = 50,
         enable_progress_bar: bool = True,
@@ -204,8 +205,8 @@ class Trainer:
             raise UserError("There are two callbacks that average the weights. Give one.")
         if not enable_checkpointing and self._first(ModelCheckpoint) is not None:
             raise UserError("enable_checkpointing is False, but there is a ModelCheckpoint.")
-        names = [logger] if isinstance(logger, str) else logger or []
-        self.loggers = [check_logger(name) for name in names]
+        made = make_loggers(logger)
+        self.loggers = Loggers([] if fast_dev_run else made)
         self.profiler = profiler
         self.log_every_n_steps = log_every_n_steps
         self.enable_progress_bar = enable_progress_bar
@@ -280,9 +281,11 @@ class Trainer:
         try:
             now = {**rundir.environment(), **self._describe(fit)}
             fit.run.update(**now, status="running", reason=None)
+            fit.loggers.begin(fit.run.path, _hyperparameters(fit))
             peak = fit.engine.learning_rate()  # a checkpoint brings that of its step
             if found is None:
-                fit.loggers[0].begin()
+                fit.jsonl.begin()
+                fit.loggers.replay([])
             else:
                 resume.restore(fit, found)
                 checkpoint.point(fit.run.checkpoints, "last", found.path.name)
@@ -299,6 +302,7 @@ class Trainer:
             raise
         finally:
             fit.feed.close()
+        fit.loggers.finalize(status)
         if fit.signals.received == signals.CHECKPOINT:
             signals.requeue()
         profile = fit.profiler.results() if self.profiler == "simple" else None
@@ -365,6 +369,7 @@ class Trainer:
             for name, callback in named(fit.callbacks)
         }
         tells["summary.json"] = partial(fit.run.update, status=status, reason=reason)
+        tells["loggers"] = partial(fit.loggers.finalize, status)
         for name, tell in tells.items():
             try:
                 tell()
@@ -532,7 +537,8 @@ class Trainer:
             validation_feed=self._feed(validation, engine) if validation is not None else None,
             run=run,
             callbacks=callbacks,
-            loggers=[JSONLLogger(run.path), *(LOGGERS[name](run.path) for name in self.loggers)],
+            jsonl=JSONLLogger(run.path),
+            loggers=self.loggers,
             signals=StopSignals(),
             averaging=self._first(WeightAveraging),
             seed=self.seed,
@@ -582,6 +588,13 @@ def _examples(data: Any, name: str, limit: Amount | None) -> tuple[DataModule, S
             "(validation=0.1, test=(x, y)), or the arrays (x, y) themselves."
         )
     return module, limited(split, count, module.batch_size)
+
+
+def _hyperparameters(fit: Fit) -> dict[str, Any]:
+    """Return what loggers are told of a run: what it is of, and its settings."""
+    names = ("backend", "device", "model", "parameters")
+    known = {name: fit.run.summary[name] for name in names}
+    return known | {"dataset": fit.run.summary["dataset"]["name"]} | fit.run.config
 
 
 def _sanity_check(fit: Fit, steps: int) -> None:

@@ -7,25 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from fmnist_keras3.files import whole
+from fmnist_keras3.training.loggers.base import Logger
 
 
-class CSVLogger:
-    """Keeps a row an epoch, with the columns of train and validation side by side.
+class CSVLogger(Logger):
+    """Keeps a row an epoch in ``RUN/metrics.csv``: train and validation side by side.
 
-    The file is written anew at each record: the columns are not known before the last of them.
+    The file is written anew at each record: the columns are not known before the last of them. A
+    resumed run begins anew with the records it goes on from.
+
+    Example: ``Trainer(logger=CSVLogger())``
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "metrics.csv"
+    def begin(self, run_dir: Path) -> None:
+        self.path = run_dir / "metrics.csv"
         self._rows: dict[int, dict[str, Any]] = {}
 
     def log(self, record: dict[str, Any]) -> None:
-        """Merge a "train" or "validation" record into its epoch's row."""
         if merge(self._rows, record):
             self._write()
 
     def replay(self, records: list[dict[str, Any]]) -> None:
-        """Begin anew with the records of a run that goes on."""
         self._rows = {}
         for record in records:
             self.log(record)

@@ -1,0 +1,66 @@
+"""The base of all loggers."""
+
+from __future__ import annotations
+
+import importlib.util
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from fmnist_keras3.errors import UserError
+
+
+class Logger:
+    """Takes the records of a training elsewhere than to metrics.jsonl; override what you need.
+
+    A record is a dict with ``event`` ("train", "validation", "step", "test" and what callbacks
+    log), ``epoch`` (1-based), ``step`` (optimizer steps so far) and values, mostly numbers (see
+    `scalars`). `begin`, `log_hyperparams` and `replay` open a fit, `finalize` ends it, also after
+    an exception or a signal; then the logger can begin again. A logger that raises is left out of
+    the rest of the fit, with a warning, and the training goes on; only a UserError from `begin`
+    ends it.
+
+    Example: ``class Print(Logger): log = lambda self, record: print(record)``
+    """
+
+    def begin(self, run_dir: Path) -> None:
+        """Open what records are written to; forget what an earlier fit left in this object."""
+
+    def log_hyperparams(self, params: dict[str, Any]) -> None:
+        """Take the run's settings, and ``backend``, ``device``, ``model``, ``parameters``."""
+
+    def replay(self, records: list[dict[str, Any]]) -> None:
+        """Go back to where the log held ``records``: at each begin, and after a rollback.
+
+        There are none where a run is new. What was logged since is logged again, with the same
+        values after a resume; a point that is there already must not be there twice.
+        """
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Take one record."""
+
+    def finalize(self, status: str) -> None:
+        """Write what is left and close; ``status`` is that of summary.json."""
+
+
+def scalars(record: dict[str, Any]) -> dict[str, float]:
+    """Return the numbers of a record by the names that services show: "train/loss".
+
+    The epoch is one of them in "train" records.
+    """
+    left_out = {"event", "step"} if record["event"] == "train" else {"event", "step", "epoch"}
+    return {
+        f"{record['event']}/{key}": float(value)
+        for key, value in record.items()
+        if key not in left_out and isinstance(value, Real) and not isinstance(value, bool)
+    }
+
+
+def require(package: str) -> None:
+    """Raise UserError unless ``package``, which is also the name of our extra, is installed."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:  # a folder named wandb is no package
+        raise UserError(
+            f"The logger {package!r} needs the package {package}, which is not installed. "
+            f"Type: pip install 'fmnist-keras3[{package}]'"
+        )
