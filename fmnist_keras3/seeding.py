@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from fmnist_keras3.errors import UserError
+from fmnist_keras3.lightning import explained
 
 
+@explained
 def seed_everything(seed: int = 0) -> int:
     """Seed Python's, NumPy's and the backend's global generators, and Keras'; returns ``seed``.
 

@@ -24,6 +24,7 @@ from fmnist_keras3.data.plan import EpochPlan, epoch_plan
 from fmnist_keras3.engines import out_of_memory
 from fmnist_keras3.engines.base import Chunk, Engine
 from fmnist_keras3.errors import UserError, nearest
+from fmnist_keras3.lightning import explained
 from fmnist_keras3.training.arguments import batches
 from fmnist_keras3.training.pace import Pace
 
@@ -146,6 +147,7 @@ class Tuner:
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
 
+    @explained
     def lr_find(
         self,
         model: keras.Model,
@@ -212,6 +214,7 @@ class Tuner:
             engine.set_learning_rate(rate)
         return found
 
+    @explained
     def scale_batch_size(
         self,
         model: keras.Model,

@@ -110,7 +110,7 @@ def seconds(value: str | float | timedelta | dict[str, float]) -> float:
 
 def check_amount(name: str, value: Amount | None, least: int = 1) -> None:
     """Raise UserError unless ``value`` is a number of batches, a fraction in 0..1, or None."""
-    if value is None or (isinstance(value, int) and value >= least):
+    if value is None or value == least == 0 or (isinstance(value, int) and value >= least):
         return
     if isinstance(value, float) and 0 < value <= 1:
         return

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import tempfile
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -24,6 +25,7 @@ from fmnist_keras3.engines.base import Engine
 from fmnist_keras3.errors import Diverged, UserError, told
 from fmnist_keras3.files import write_json
 from fmnist_keras3.history import History, shown, summary_html
+from fmnist_keras3.lightning import explained
 from fmnist_keras3.models import macs
 from fmnist_keras3.training import checkpoint, resume, rundir, signals
 from fmnist_keras3.training.arguments import (
@@ -45,7 +47,7 @@ from fmnist_keras3.training.callbacks import (
     Trace,
     WeightAveraging,
 )
-from fmnist_keras3.training.callbacks.keras_callback import KerasCallback
+from fmnist_keras3.training.callbacks.keras_callback import as_callbacks
 from fmnist_keras3.training.callbacks.model_summary import on_screen
 from fmnist_keras3.training.checkpoint import Checkpoint
 from fmnist_keras3.training.fit import Fit, named
@@ -63,6 +65,7 @@ CHUNK_STEPS = {"cpu": 128}  # longest chunk; elsewhere a whole epoch may be one
 CHUNK_BYTES = 256 * 2**20
 PREDICT_BATCH = 128
 T = TypeVar("T")
+OneOrMore = T | Sequence[T]
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,7 @@ class Trainer:
     Example: ``Trainer(max_epochs=5).fit(build_model("lenet"), FashionMNIST(batch_size=128))``
     """
 
+    @explained
     def __init__(
         self,
         max_epochs: int = 10,
@@ -163,8 +167,8 @@ class Trainer:
         deterministic: bool | str | None = None,
         on_nonfinite: str = "stop",
         seed: int = 0,
-        callbacks: list[Callback | keras.callbacks.Callback] | None = None,
-        logger: bool | str | Logger | list[str | Logger] | None = None,
+        callbacks: OneOrMore[Callback | keras.callbacks.Callback] | None = None,
+        logger: bool | OneOrMore[str | Logger] | None = None,
         profiler: str | None = None,
         log_every_n_steps: int = 50,
         enable_progress_bar: bool = True,
@@ -172,6 +176,8 @@ class Trainer:
         run_dir: str | Path | None = None,
         default_root_dir: str | Path = "runs",
     ) -> None:
+        callbacks = as_callbacks(callbacks)
+        max_steps = None if max_steps == -1 else max_steps  # as Lightning has it
         self._given = {name: value for name, value in locals().items() if name != "self"}
         check(self._given)
         if fast_dev_run:
@@ -197,10 +203,7 @@ class Trainer:
         self.limit_train_batches, self.limit_val_batches = limit_train_batches, limit_val_batches
         self.pipeline, self.on_nonfinite, self.seed = pipeline, on_nonfinite, seed
         self.deterministic = deterministic
-        self.callbacks = [
-            KerasCallback(c) if isinstance(c, keras.callbacks.Callback) else c
-            for c in callbacks or []
-        ]
+        self.callbacks = callbacks
         if sum(isinstance(c, WeightAveraging) for c in self.callbacks) > 1:
             raise UserError("There are two callbacks that average the weights. Give one.")
         if not enable_checkpointing and self._first(ModelCheckpoint) is not None:
@@ -223,12 +226,13 @@ class Trainer:
             given["callbacks"] = [type(callback).__name__ for callback in callbacks]
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in given.items())})"
 
+    @explained
     def fit(
         self,
         model: keras.Model,
         data: DataModule | tuple[Any, ...] | Any,
-        *,
         validation_data: tuple[Any, ...] | Any = None,
+        *,
         ckpt_path: str | Path | None = None,
         config: dict[str, Any] | None = None,
         hparams: dict[str, Any] | None = None,
@@ -383,6 +387,7 @@ class Trainer:
                 f"{fit.run.path} (in Python: ckpt_path='last')."
             )
 
+    @explained
     def validate(
         self, model: keras.Model, data: Any, *, ckpt_path: str | Path | None = None
     ) -> dict[str, float]:
@@ -394,6 +399,7 @@ class Trainer:
         engine = self._engine_for(model, data.train, data.batch_size)
         return self._evaluate(engine, split, data.batch_size, ckpt_path)[0]
 
+    @explained
     def test(
         self, model: keras.Model, data: Any, *, ckpt_path: str | Path | None = None
     ) -> dict[str, float]:
@@ -408,6 +414,7 @@ class Trainer:
         engine = self._engine_for(model, data.train, data.batch_size)
         return self._evaluate(engine, split, data.batch_size, ckpt_path)
 
+    @explained
     def predict(
         self, model: keras.Model, images: Any, *, ckpt_path: str | Path | None = None
     ) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fmnist_keras3.errors import UserError
+from fmnist_keras3.lightning import explained
 from fmnist_keras3.training.callbacks.base import Callback
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class EMAWeightAveraging(WeightAveraging):
     Example: ``Trainer(callbacks=[EMAWeightAveraging(decay=0.999)])``
     """
 
+    @explained
     def __init__(
         self,
         decay: float = 0.999,
@@ -140,6 +142,7 @@ class StochasticWeightAveraging(WeightAveraging):
     Example: ``Trainer(callbacks=[StochasticWeightAveraging(swa_lrs=1e-3)])``
     """
 
+    @explained
     def __init__(
         self,
         swa_lrs: float | None = None,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fmnist_keras3.lightning import check_hooks
+
 if TYPE_CHECKING:
     from fmnist_keras3.training.fit import Fit
 
@@ -18,6 +20,10 @@ class Callback:
     """
 
     section = "callbacks"  # of the profile, under which the time of the hooks is counted
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        check_hooks(vars(cls))
 
     def setup(self, fit: Fit) -> None:
         """Before anything is restored: forget what an earlier fit left in this object."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 
-from fmnist_keras3.errors import UserError
+from fmnist_keras3.errors import UserError, nearest
 from fmnist_keras3.training.callbacks.base import Callback
 
 
@@ -163,6 +163,6 @@ def monitored(logs: dict[str, float], name: str) -> float:
 def missing(logs: dict[str, float], name: str) -> str:
     """Say that ``name`` is not among ``logs``, and what is."""
     return (
-        f"Nothing named {name!r} is logged, so it cannot be monitored. There is: "
-        f"{', '.join(sorted(logs))}. Without validation data there are no val_ values."
+        f"Nothing named {name!r} is logged, so it cannot be monitored.{nearest(name, logs)} "
+        f"There is: {', '.join(sorted(logs))}. Without validation data there are no val_ values."
     )

@@ -95,6 +95,19 @@ class KerasCallback(Callback):
             fit.stop(f"keras.callbacks.{type(self.callback).__name__} set stop_training")
 
 
+def as_callbacks(given: Any) -> list[Callback]:
+    """Return one callback or several, ours and Keras', as a list; UserError for what is none."""
+    several = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
+    made = [KerasCallback(c) if isinstance(c, keras.callbacks.Callback) else c for c in several]
+    for callback in made:
+        if not isinstance(callback, Callback):
+            raise UserError(
+                f"callbacks has {callback!r}, which is no fmnist_keras3.Callback and no "
+                "keras.callbacks.Callback. Type callbacks=[EarlyStopping()]"
+            )
+    return made
+
+
 _WITH_MEMORY = (keras.callbacks.EarlyStopping, keras.callbacks.ReduceLROnPlateau)
 
 

@@ -10,9 +10,10 @@ from datetime import timedelta
 from pathlib import Path
 
 from fmnist_keras3.errors import Diverged, UserError, nearest
+from fmnist_keras3.lightning import explained
 from fmnist_keras3.training import checkpoint
 from fmnist_keras3.training.callbacks.base import Callback
-from fmnist_keras3.training.callbacks.early_stopping import check_mode, default_mode
+from fmnist_keras3.training.callbacks.early_stopping import check_mode, default_mode, missing
 from fmnist_keras3.training.writer import Writer
 
 _EXAMPLE = 'Type filename="{epoch:02d}-{val_loss:.2f}".'
@@ -35,13 +36,14 @@ class ModelCheckpoint(Callback):
 
     ``best_model_path``, ``best_model_score`` and ``best_epoch`` (from 1) are None before there is a
     best, ``last_model_path`` before the first checkpoint. Raises UserError for values outside their
-    range, and for a filename that cannot be made.
+    range, for a filename that cannot be made, and for a ``monitor`` that nothing has logged.
 
     Example: ``ModelCheckpoint("val_loss", save_top_k=3, filename="{epoch}-{val_loss:.3f}")``
     """
 
     section = "checkpoint"
 
+    @explained
     def __init__(
         self,
         monitor: str | None = None,
@@ -126,6 +128,9 @@ class ModelCheckpoint(Callback):
         monitor = self.monitor or next(
             (key for key in ("val_accuracy", "val_loss") if key in fit.logs), None
         )
+        validated = fit.position.validated == fit.position.step
+        if monitor and monitor not in fit.logs and (validated or not monitor.startswith("val_")):
+            raise UserError(missing(fit.logs, monitor))
         value = fit.logs.get(monitor, math.nan) if monitor else math.nan
         if not (math.isfinite(value) and self.save_top_k):
             self.save(fit)

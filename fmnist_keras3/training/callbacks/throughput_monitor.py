@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from fmnist_keras3.errors import UserError
+from fmnist_keras3.lightning import explained
 from fmnist_keras3.models import macs
 from fmnist_keras3.training.callbacks.base import Callback
 
@@ -26,6 +27,7 @@ class ThroughputMonitor(Callback):
 
     section = "logging"
 
+    @explained
     def __init__(self, window_size: int = 100, available_flops: float | None = None) -> None:
         for name, value in (("window_size", window_size), ("available_flops", available_flops)):
             if value is not None and not value > 0:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from datetime import timedelta
 
+from fmnist_keras3.errors import UserError
+from fmnist_keras3.lightning import explained
 from fmnist_keras3.training.arguments import seconds
 from fmnist_keras3.training.callbacks.base import Callback
 
@@ -15,18 +17,28 @@ class Timer(Callback):
     ``duration`` is in seconds, "DD:HH:MM:SS", a timedelta or its arguments ({"hours": 1}); None
     only counts. Raises UserError for anything else.
 
-    Example: ``Timer("00:12:00:00")``
+    Example: ``Trainer(callbacks=[Timer("00:12:00:00")])``
     """
 
+    @explained
     def __init__(self, duration: str | float | timedelta | dict[str, float] | None = None) -> None:
         self.duration = None if duration is None else seconds(duration)
         self.setup()
 
     def setup(self, fit=None):
         self._before, self._started = 0.0, None
+        self._validation, self._validation_started = 0.0, 0.0
 
-    def time_elapsed(self) -> float:
-        """Return the seconds of training so far, over all resumed parts."""
+    def time_elapsed(self, stage: str = "train") -> float:
+        """Return the seconds of training so far, over all resumed parts.
+
+        With validation and checkpoints; ``stage`` "validate" is those of the validations alone.
+        Raises UserError for another stage.
+        """
+        if stage not in ("train", "validate"):
+            raise UserError(f"stage is {stage!r}; it must be 'train' or 'validate'.")
+        if stage == "validate":
+            return self._validation
         running = 0.0 if self._started is None else time.monotonic() - self._started
         return self._before + running
 
@@ -41,6 +53,12 @@ class Timer(Callback):
     def on_chunk_end(self, fit):
         self._stop_if_due(fit)
 
+    def on_validation_start(self, fit):
+        self._validation_started = time.monotonic()
+
+    def on_validation_end(self, fit):
+        self._validation += time.monotonic() - self._validation_started
+
     def _stop_if_due(self, fit) -> None:
         if self.duration is not None and self.time_elapsed() >= self.duration:
             fit.stop(f"max_time of {self.duration:g} s reached")
@@ -49,7 +67,7 @@ class Timer(Callback):
         self._before, self._started = self.time_elapsed(), None
 
     def state_dict(self):
-        return {"elapsed": self.time_elapsed()}
+        return {"elapsed": self.time_elapsed(), "validation": self._validation}
 
     def load_state_dict(self, state):
-        self._before = state["elapsed"]
+        self._before, self._validation = state["elapsed"], state["validation"]

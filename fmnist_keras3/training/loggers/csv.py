@@ -7,20 +7,30 @@ from pathlib import Path
 from typing import Any
 
 from fmnist_keras3.files import whole
+from fmnist_keras3.lightning import explained
 from fmnist_keras3.training.loggers.base import Logger
 
 
 class CSVLogger(Logger):
     """Keeps a row an epoch in ``RUN/metrics.csv``: train and validation side by side.
 
-    The file is written anew at each record: the columns are not known before the last of them. A
-    resumed run begins anew with the records it goes on from.
+    Or in ``save_dir/name/metrics.csv``; ``name`` is the run directory's unless given. The file is
+    written anew at each record: the columns are not known before the last of them. A resumed run
+    begins anew with the records it goes on from.
 
-    Example: ``Trainer(logger=CSVLogger())``
+    Example: ``Trainer(logger=CSVLogger("logs", name="garments"))``
     """
 
+    @explained
+    def __init__(self, save_dir: str | Path | None = None, name: str | None = None) -> None:
+        self.save_dir, self.name = save_dir, name
+
     def begin(self, run_dir: Path) -> None:
-        self.path = run_dir / "metrics.csv"
+        folder = run_dir
+        if self.save_dir is not None:
+            folder = Path(self.save_dir) / (self.name or run_dir.name)
+            folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "metrics.csv"
         self._rows: dict[int, dict[str, Any]] = {}
 
     def log(self, record: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from fmnist_keras3.lightning import explained
 from fmnist_keras3.training.loggers.base import Logger, require, scalars
 
 
@@ -20,6 +21,7 @@ class TensorBoardLogger(Logger):
     Example: ``Trainer(logger=TensorBoardLogger(save_dir="tb"))``
     """
 
+    @explained
     def __init__(self, save_dir: str | Path | None = None, name: str | None = None) -> None:
         require("tensorboard")
         self.save_dir, self.name = save_dir, name

@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from fmnist_keras3.lightning import explained
 from fmnist_keras3.training.loggers.base import Logger, require
 from fmnist_keras3.training.loggers.ledger import Ledger
 
@@ -21,6 +22,7 @@ class WandbLogger(Logger):
     Example: ``Trainer(logger=WandbLogger(project="garments", offline=True))``
     """
 
+    @explained
     def __init__(
         self,
         name: str | None = None,

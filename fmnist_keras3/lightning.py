@@ -1,0 +1,127 @@
+"""What PyTorch Lightning's users may type that is not here, and what to type instead."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from fmnist_keras3.errors import UserError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_ONE = "a training runs in one process on one device"
+_SECOND = "data comes second, a DataModule or arrays: trainer.fit(model, data)"
+_PARTS = dict.fromkeys(("datamodule", "dataloaders", "train_dataloaders"), _SECOND)
+
+# By function or class, and then by argument.
+ARGUMENTS = {
+    "Trainer": {
+        "accelerator": "a GPU is used if there is one. For the CPU set JAX_PLATFORMS=cpu (with "
+        "TensorFlow CUDA_VISIBLE_DEVICES=-1) before Python starts",
+        "devices": f"{_ONE}. Choose it by CUDA_VISIBLE_DEVICES=1 before Python starts",
+        "strategy": _ONE,
+        "num_nodes": _ONE,
+        "use_distributed_sampler": _ONE,
+        "sync_batchnorm": _ONE,
+        "benchmark": "the backend looks for its fastest kernels by itself; deterministic=True asks "
+        "for those that repeat to the bit",
+        "inference_mode": "validate, test and predict compute no gradients",
+        "detect_anomaly": "every loss and weight is looked at; on_nonfinite='stop' or 'rollback' "
+        "says what follows one that is not finite",
+        "plugins": "give callbacks=[...] or logger=[...], which you can write yourself",
+        "reload_dataloaders_every_n_epochs": "data is read once; the DataModule's augment draws "
+        "anew in each epoch",
+        "model_registry": "the model is model.keras of the run directory, see load_run",
+        "min_steps": "give min_epochs",
+        "limit_predict_batches": "give fewer images: trainer.predict(model, images[:100])",
+        "enable_autolog_hparams": "settings go to config.yaml and the loggers; give your own by "
+        "fit(..., hparams={...})",
+    },
+    "Trainer.fit": {
+        **_PARTS,
+        "val_dataloaders": "give validation_data=(x_val, y_val)",
+        "weights_only": "a checkpoint holds nothing but arrays and JSON",
+    },
+    "Trainer.validate": {**_PARTS, "verbose": "print what it returns"},
+    "Trainer.test": {**_PARTS, "verbose": "print what it returns"},
+    "Trainer.predict": {
+        **dict.fromkeys(_PARTS, "images come second: trainer.predict(model, images)"),
+        "return_predictions": "it returns them",
+    },
+    "Tuner.lr_find": _PARTS,
+    "Tuner.scale_batch_size": {
+        **_PARTS,
+        "batch_arg_name": "make the data anew: FashionMNIST(batch_size=found.suggestion())",
+    },
+    "ModelCheckpoint": {
+        "dirpath": "checkpoints lie in the run directory, Trainer(run_dir=...)",
+        "save_last": "the last checkpoint is always kept: fit(..., ckpt_path='last')",
+        "save_weights_only": "a checkpoint is there to go on from; for weights alone take "
+        "model.keras of the run directory, or model.save_weights",
+        "save_on_train_epoch_end": "a checkpoint comes after the epoch's validation",
+        "save_on_exception": "an exception leaves a checkpoint anyway",
+        "enable_version_counter": "each name has its step, and none is used twice",
+    },
+    "EMAWeightAveraging": {
+        "device": "averages lie beside the weights",
+        "use_buffers": "BatchNormalization's statistics are taken anew for the average",
+    },
+    "StochasticWeightAveraging": {
+        "device": "averages lie beside the weights",
+        "avg_fn": "it is the mean; write shares() of a WeightAveraging for another one",
+    },
+    "ThroughputMonitor": {"batch_size_fn": "it knows the sizes of the batches. Leave it out"},
+    "Timer": {"interval": "it stops between two chunks of steps, which take about a second"},
+    "CSVLogger": {"version": "give another name"},
+    "TensorBoardLogger": {"version": "give another name"},
+    "WandbLogger": {"log_model": "models stay in the run directory, see result.best_checkpoint"},
+    "seed_everything": {"workers": "no worker draws numbers. Leave it out"},
+}
+
+_STEPS = "on_chunk_end, after some steps that run as one program (every_n_train_steps: how many)"
+_ALONE = "none: trainer.test and trainer.predict call no callbacks, and return what they find"
+
+# By the beginning of the method's name.
+HOOKS = {
+    "on_train_start": "on_fit_start",
+    "on_train_end": "on_fit_end",
+    "on_train_batch": _STEPS,
+    "on_before": _STEPS,
+    "on_after_backward": _STEPS,
+    "on_validation_epoch_start": "on_validation_start",
+    "on_validation_epoch_end": "on_validation_end",
+    "on_validation_batch": "on_validation_end",
+    "on_sanity_check": "on_fit_start, which comes after the sanity check",
+    "on_test": _ALONE,
+    "on_predict": _ALONE,
+    "teardown": "on_fit_end, and on_exception",
+}
+
+
+def explained(function: F) -> F:
+    """Let ``function`` raise a UserError that tells what to type instead of `ARGUMENTS`.
+
+    They are not among its parameters, so that signatures and type checkers do not know them.
+    """
+    name = function.__qualname__.removesuffix(".__init__")
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        for argument in kwargs:
+            if how := ARGUMENTS[name].get(argument):
+                raise UserError(f"{name} has no {argument} here: {how}.")
+        return function(*args, **kwargs)
+
+    return cast(F, call)
+
+
+def check_hooks(methods: dict[str, Any]) -> None:
+    """Raise UserError for a callback's method that has a hook's name in Lightning, and none here.
+
+    It would never be called.
+    """
+    for name in methods:
+        for beginning, ours in HOOKS.items():
+            if name.startswith(beginning):
+                raise UserError(f"Callbacks have no {name} here. The hook is {ours}.")
