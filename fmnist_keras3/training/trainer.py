@@ -289,6 +289,7 @@ class Trainer:
             else:
                 resume.restore(fit, found)
                 checkpoint.point(fit.run.checkpoints, "last", found.path.name)
+            fit.iterations_before = fit.engine.iterations() - fit.position.step
             self._train(fit, peak)
             fit.run.write_model(fit.model)
             status, reason = "completed", fit.stop_reason
