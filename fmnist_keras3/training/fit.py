@@ -93,7 +93,10 @@ class Fit:
     schedule: Schedule | None = None  # None: the optimizer's own learning rate
     iterations_before: int = 0  # of the optimizer, more than steps: those of earlier fits
     log_every_n_steps: int = 50
+    num_sanity_val_steps: int = 0
     on_nonfinite: str = "stop"
+    precision: str = "32"  # as it is reported
+    profiles: bool = False  # the profiler's results are wanted
     single_steps_until: int = 0  # chunks of one step up to this step, to find one exactly
     position: Position = field(default_factory=Position)
     profiler: Profiler = field(default_factory=Profiler)
