@@ -39,7 +39,8 @@ if TYPE_CHECKING:
         TrackioLogger,
         WandbLogger,
     )
-    from fmnist_keras3.training.trainer import FitResult, Trainer
+    from fmnist_keras3.training.result import FitResult
+    from fmnist_keras3.training.trainer import Trainer
     from fmnist_keras3.tuning import Tuner
 
 _HOME = {
@@ -73,7 +74,7 @@ _HOME = {
     "TensorBoardLogger": "training.loggers",
     "TrackioLogger": "training.loggers",
     "WandbLogger": "training.loggers",
-    "FitResult": "training.trainer",
+    "FitResult": "training.result",
     "Trainer": "training.trainer",
     "Tuner": "tuning",
 }

@@ -13,6 +13,7 @@ from fmnist_keras3 import runtime
 from fmnist_keras3.config import FIELDS, TrainConfig, checkpoint_interval, convert
 from fmnist_keras3.errors import UserError, exit_code
 from fmnist_keras3.files import storing, write_json
+from fmnist_keras3.run import load_model
 from fmnist_keras3.training import checkpoint, profiler, rundir
 from fmnist_keras3.training.lock import locked
 
@@ -234,25 +235,33 @@ def finish(console: Any, trainer: Any, model: Any, data: Any, result: Any) -> No
 
     from fmnist_keras3.evaluation import report
     from fmnist_keras3.evaluation.metrics import evaluate_logits, per_class_table
+    from fmnist_keras3.training.callbacks.averaging import RAW_MODEL
     from fmnist_keras3.training.loggers import JSONLLogger
 
     run = result.run_dir
     summary = dict(result.summary)
     if data.test is not None:
         logs, logits = trainer.test_outputs(model, data)
-        evaluation = evaluate_logits(data.test.y, logits, data.source.class_names)
+        tested = data.test.take(slice(len(logits)))  # limit_test_batches may leave some out
+        evaluation = evaluate_logits(tested.y, logits, data.source.class_names)
         write_json(run / "evaluation.json", evaluation.to_dict())
+        raw = run / RAW_MODEL
+        if raw.exists():
+            found = _test_raw(trainer, model, data, raw)
+            logs |= {f"raw_{name}": value for name, value in found.items()}
         record = {"event": "test", "epoch": summary["epochs"], "step": summary["steps"], **logs}
         JSONLLogger(run).log(record)
         trainer.loggers.log(record)
-        summary |= {"test_loss": logs["loss"], "test_accuracy": logs.get("accuracy")}
+        names = ("loss", "accuracy", "raw_loss", "raw_accuracy")
+        summary |= {f"test_{name}": logs[name] for name in names if name in logs}
         summary["total_seconds"] = round(runtime.process_seconds(), 2)
         write_json(run / rundir.SUMMARY, summary)
-        draw(run, data, evaluation)
+        draw(run, tested, evaluation)
         console.print(per_class_table(evaluation))
     report.build([run])
     table = Table(show_header=False, box=None)
-    for key in ("test_accuracy", "test_loss", "validation_accuracy", "validation_loss"):
+    kinds = ("test", "test_raw", "validation", "validation_averaged")
+    for key in (f"{kind}_{name}" for kind in kinds for name in ("accuracy", "loss")):
         if summary.get(key) is not None:
             table.add_row(key.replace("_", " "), f"[bold]{summary[key]:.4f}[/]")
     if summary.get("images_per_second"):
@@ -262,12 +271,21 @@ def finish(console: Any, trainer: Any, model: Any, data: Any, result: Any) -> No
     console.print(table)
 
 
-def draw(run: Path, data: Any, evaluation: Any) -> None:
-    """Write the four plots of a run."""
+def _test_raw(trainer: Any, model: Any, data: Any, path: Path) -> dict[str, float]:
+    """Return loss and metrics of the weights that were trained; the model holds their average."""
+    average = model.get_weights()
+    model.set_weights(load_model(path).get_weights())
+    values = trainer.test(model, data)
+    model.set_weights(average)
+    return values
+
+
+def draw(run: Path, tested: Any, evaluation: Any) -> None:
+    """Write the four plots of a run, ``tested`` being the `Split` of the evaluation."""
     from fmnist_keras3.evaluation import plots
 
-    synthetic = data.source.name == "synthetic"
     summary = json.loads((run / rundir.SUMMARY).read_text())
+    synthetic = summary["dataset"]["name"] == "synthetic"
     title = f"{summary['model']} on {summary['backend']}, seed {summary['seed']}"
     folder = run / rundir.PLOTS
     with storing(folder):
@@ -276,7 +294,7 @@ def draw(run: Path, data: Any, evaluation: Any) -> None:
     plots.curves(records, folder / "curves.png", title, synthetic)
     plots.confusion_matrix(evaluation, folder / "confusion_matrix.png", title, synthetic)
     plots.mistakes(
-        data.test.x, data.test.y, evaluation, folder / "mistakes.png", title, synthetic=synthetic
+        tested.x, tested.y, evaluation, folder / "mistakes.png", title, synthetic=synthetic
     )
     plots.calibration(evaluation, folder / "calibration.png", title, synthetic)
 

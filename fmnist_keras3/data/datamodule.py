@@ -214,11 +214,12 @@ def _from_dataset(dataset: Any) -> tuple[tuple[Any, ...], int | None]:
 
 
 def _split_of(x: Any, y: Any, sample_weight: Any = None) -> Split:
-    weight = mapped(lambda a: _array(a).astype(np.float32), sample_weight)
-    return Split(mapped(_array, x), mapped(_labels, y), weight)
+    weight = mapped(lambda a: as_array(a).astype(np.float32), sample_weight)
+    return Split(mapped(as_array, x), mapped(_labels, y), weight)
 
 
-def _array(values: Any) -> np.ndarray:
+def as_array(values: Any) -> np.ndarray:
+    """Return ``values`` as an array; raises UserError for what is a single thing."""
     array = np.asarray(values)
     if array.ndim == 0:
         raise UserError(
@@ -229,7 +230,7 @@ def _array(values: Any) -> np.ndarray:
 
 
 def _labels(y: Any) -> np.ndarray:
-    y = _array(y)
+    y = as_array(y)
     return y.astype(np.int32) if y.dtype.kind in "iu" else y
 
 

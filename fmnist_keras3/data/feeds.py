@@ -31,6 +31,8 @@ GROUP_STEPS = 16
 class Feed(ABC):
     """Gives chunks of a split in the order of a plan."""
 
+    name: str  # of the pipeline
+
     def __init__(
         self,
         split: Split,
@@ -112,6 +114,8 @@ def _augment(augment: dict[str, Augmentation], x: Any, draws: dict[str, Any]) ->
 class ResidentFeed(Feed):
     """Keeps the whole split on the device, which gets only indices and draws (or is the host)."""
 
+    name = "resident"
+
     def __init__(self, split: Split, engine: Engine, augment=()) -> None:
         super().__init__(split, engine, augment)
         if engine.platform != "cpu":
@@ -146,6 +150,8 @@ def _gather(arrays: Any, indices: Any) -> Any:
 
 class StreamFeed(Feed):
     """Gathers on the host with tf.data, prefetching while the device computes."""
+
+    name = "stream"
 
     def __init__(self, split: Split, engine: Engine, augment=()) -> None:
         super().__init__(split, engine, augment)

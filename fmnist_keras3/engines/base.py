@@ -280,6 +280,17 @@ class Engine(ABC):
         """Return the optimizer's learning rate as it stands in the Keras model."""
         return float(to_numpy(self.optimizer.learning_rate))
 
+    def iterations(self) -> int:
+        """Return how many batches the optimizer has seen, as it stands in the Keras model."""
+        return int(to_numpy(getattr(self.optimizer, "inner_optimizer", self.optimizer)._iterations))
+
+    def scheduled_rates(self, iterations: np.ndarray) -> np.ndarray:
+        """Return what the optimizer's own schedule gives for ``iterations [K]``, float32."""
+        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        schedule = partial(ops.vectorized_map, optimizer._learning_rate)
+        program = self.program("learning rates", schedule)
+        return to_numpy(program(iterations.astype(np.int32))).astype(np.float32)
+
     def set_learning_rate(self, rate: float) -> None:
         """Set the optimizer's learning rate in the Keras model, unless it follows a schedule."""
         if self.sets_learning_rate:

@@ -162,12 +162,15 @@ def curves(records: Records, path: Path | str, title: str, synthetic: bool = Fal
 def curves_figure(records: Records, title: str, synthetic: bool = False) -> Picture:
     """Draw accuracy and loss over the epochs, train against validation, and the test result.
 
-    ``records``: the objects of ``metrics.jsonl``. The best validation epoch is that of the highest
-    accuracy, or of the lowest loss where no accuracy was recorded. A quantity without any finite
-    value gets no panel.
+    Where the weights were averaged there is a line for that, too. ``records``: the objects of
+    ``metrics.jsonl``. The best validation epoch is that of the highest accuracy, or of the lowest
+    loss where no accuracy was recorded. A quantity without any finite value gets no panel.
     """
-    events = ("train", "validation", "test")
-    panels = {key: [_series(records, event, key) for event in events] for key in KEYS}
+    events = {"train": "", "validation": "", "test": "", "averaged": "averaged_"}
+    panels = {
+        key: [_series(records, "validation" if p else e, p + key) for e, p in events.items()]
+        for key in KEYS
+    }
     panels = {key: points for key, points in panels.items() if any(points)}
     epochs = {epoch for points in panels.values() for epoch in {**points[0], **points[1]}}
     best = None
@@ -179,7 +182,7 @@ def curves_figure(records: Records, title: str, synthetic: bool = False) -> Pict
         if not panels:
             _sentence(body, "No epoch has been recorded.")
         handles = {}
-        for index, (key, (train, validation, test)) in enumerate(panels.items()):
+        for index, (key, (train, validation, test, averaged)) in enumerate(panels.items()):
             axes = body.add_subplot(1, len(panels), index + 1)
             show = _percent if key == "accuracy" else "{:.4f}".format
             _epoch_panel(axes, key, epochs or test)
@@ -187,6 +190,9 @@ def curves_figure(records: Records, title: str, synthetic: bool = False) -> Pict
                 handles["train"] = _line(axes, train, "train", color=ORANGE)
             if validation:
                 handles["validation"] = _line(axes, validation, "validation", color=BLUE)
+            if averaged:
+                name = "validation, averaged weights"
+                handles[name] = _line(axes, averaged, name, color=GREEN)
             if test:
                 end, value = max(epochs or test), [v for v in test.values() if v == v][-1]
                 style = {"markersize": 8, "color": BLACK, "markeredgecolor": "white", "zorder": 4}

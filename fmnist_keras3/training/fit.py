@@ -91,8 +91,12 @@ class Fit:
     check_val_every_n_epoch: int
     steps_in_epoch: int
     schedule: Schedule | None = None  # None: the optimizer's own learning rate
+    iterations_before: int = 0  # of the optimizer, more than steps: those of earlier fits
     log_every_n_steps: int = 50
+    num_sanity_val_steps: int = 0
     on_nonfinite: str = "stop"
+    precision: str = "32"  # as it is reported
+    profiles: bool = False  # the profiler's results are wanted
     single_steps_until: int = 0  # chunks of one step up to this step, to find one exactly
     position: Position = field(default_factory=Position)
     profiler: Profiler = field(default_factory=Profiler)
@@ -144,6 +148,8 @@ class Fit:
         """Return the learning rates of ``steps``, float32, by the schedule or the optimizer's."""
         if self.schedule is not None:
             return self.schedule(steps) * np.float32(self.position.lr_scale)
+        if not self.engine.sets_learning_rate:
+            return self.engine.scheduled_rates(steps + self.iterations_before)
         return np.full(len(steps), self.engine.learning_rate(), np.float32)
 
     def rates(self, first: int) -> tuple[np.ndarray, np.ndarray | None]:

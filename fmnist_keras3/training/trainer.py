@@ -7,27 +7,26 @@ import inspect
 import tempfile
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import keras
-import numpy as np
 
-from fmnist_keras3.data.datamodule import DataModule, as_datamodule, limited, overfitted
+from fmnist_keras3.data.datamodule import (
+    DataModule,
+    as_array,
+    as_datamodule,
+    limited,
+    overfitted,
+)
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.data.feeds import Feed, ResidentFeed, StreamFeed
-from fmnist_keras3.data.plan import evaluation_plan
 from fmnist_keras3.engines import make_engine
 from fmnist_keras3.engines.base import Engine
-from fmnist_keras3.errors import Diverged, UserError, told
-from fmnist_keras3.files import write_json
-from fmnist_keras3.history import History, shown, summary_html
+from fmnist_keras3.errors import UserError
 from fmnist_keras3.lightning import explained
-from fmnist_keras3.models import macs
-from fmnist_keras3.training import checkpoint, resume, rundir, signals
+from fmnist_keras3.training import checkpoint, resume, rundir
 from fmnist_keras3.training.arguments import (
     Amount,
     batches,
@@ -49,12 +48,13 @@ from fmnist_keras3.training.callbacks import (
 )
 from fmnist_keras3.training.callbacks.keras_callback import as_callbacks
 from fmnist_keras3.training.callbacks.model_summary import on_screen
-from fmnist_keras3.training.checkpoint import Checkpoint
-from fmnist_keras3.training.fit import Fit, named
+from fmnist_keras3.training.fit import Fit
+from fmnist_keras3.training.funnel import run_fit
 from fmnist_keras3.training.hparams import check_hparams, describe
 from fmnist_keras3.training.loggers import JSONLLogger, Logger, Loggers, make_loggers
-from fmnist_keras3.training.loop import evaluate, train
+from fmnist_keras3.training.loop import evaluate
 from fmnist_keras3.training.prepare import set_accumulation, set_clipping, set_precision
+from fmnist_keras3.training.result import FitResult
 from fmnist_keras3.training.schedules import make_schedule
 from fmnist_keras3.training.signals import StopSignals
 from fmnist_keras3.tree import mapped
@@ -66,36 +66,6 @@ CHUNK_BYTES = 256 * 2**20
 PREDICT_BATCH = 128
 T = TypeVar("T")
 OneOrMore = T | Sequence[T]
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """What `Trainer.fit` returns.
-
-    ``status``: "completed", "stopped" (by a callback) or "interrupted" (by a signal, named in
-    ``reason``). ``history``: the records of metrics.jsonl, see `History`. ``best_checkpoint``: None
-    without validation. ``summary``: the content of summary.json. ``profile``: see
-    `Profiler.results`, None without ``profiler="simple"``.
-    """
-
-    status: str
-    reason: str | None
-    run_dir: Path | None
-    history: History
-    last_checkpoint: Path | None
-    best_checkpoint: Path | None
-    summary: dict[str, Any]
-    profile: list[dict[str, Any]] | None = None
-
-    def __repr__(self) -> str:
-        keys = ("epochs", "steps", "validation_loss", "validation_accuracy", "best_epoch")
-        values = [f"{k}={shown(v)}" for k in keys if (v := self.summary.get(k)) is not None]
-        reason = f" ({self.reason})" * bool(self.reason)
-        where = [] if self.run_dir is None else [f"run_dir={str(self.run_dir)!r}"]
-        return f"FitResult({', '.join([self.status + reason, *values, *where])})"
-
-    def _repr_html_(self) -> str:
-        return summary_html(self.summary, self.run_dir)
 
 
 class Trainer:
@@ -270,7 +240,8 @@ class Trainer:
         if ckpt_path is not None:
             path, which = rundir.locate(ckpt_path, self.run_dir)
         resumed = which is not None or (ckpt_path == "auto" and rundir.has_run(path))
-        self._last_run = path
+        if not (self.fast_dev_run or self.barebones):
+            self._last_run = path
         with rundir.RunDirectory(path, config, resumed=resumed) as run:
             found = None if which is None else resume.find(path, which, engine)
             fit = self._make_fit(model, data, engine, run)
@@ -278,114 +249,7 @@ class Trainer:
             if found is not None:
                 resume.check_data(fit, found)
             run.begin()
-            return self._run(fit, found)
-
-    def _run(self, fit: Fit, found: Checkpoint | None) -> FitResult:
-        """Go through a fit inside the one funnel for signals and exceptions."""
-        try:
-            now = {**rundir.environment(), **self._describe(fit)}
-            fit.run.update(**now, status="running", reason=None)
-            fit.loggers.begin(fit.run.path, _hyperparameters(fit))
-            peak = fit.engine.learning_rate()  # a checkpoint brings that of its step
-            if found is None:
-                fit.jsonl.begin()
-                fit.loggers.replay([])
-            else:
-                resume.restore(fit, found)
-                checkpoint.point(fit.run.checkpoints, "last", found.path.name)
-            self._train(fit, peak)
-            fit.run.write_model(fit.model)
-            status, reason = "completed", fit.stop_reason
-            if fit.signals.received:  # perhaps after the last step, when the loop sees no more
-                status, reason = "interrupted", fit.signals.received
-            elif reason and fit.position.step != fit.max_steps:
-                status = "stopped"
-            fit.run.update(status=status, reason=reason)
-        except BaseException as exception:
-            self._fail(fit, exception)
-            raise
-        finally:
-            fit.feed.close()
-        fit.loggers.finalize(status)
-        if fit.signals.received == signals.CHECKPOINT:
-            signals.requeue()
-        profile = fit.profiler.results() if self.profiler == "simple" else None
-        if profile is not None:
-            write_json(fit.run.path / "profile.json", profile)
-        saver = resume.saver(fit)
-        return FitResult(
-            status,
-            reason,
-            fit.run.path,
-            rundir.read_history(fit.run.path, fit.run.summary),
-            saver.last_model_path,
-            saver.best_model_path,
-            dict(fit.run.summary),
-            profile,
-        )
-
-    def _train(self, fit: Fit, peak: float) -> None:
-        """Compile, run the loop, and bring the Keras model up to date.
-
-        With a schedule its learning rate is ``peak`` in the end: the next fit begins there, too.
-        """
-        if fit.position.epoch >= fit.max_epochs:
-            warnings.warn(
-                f"Nothing is left to train: the run has its {fit.position.epoch} epochs. To go on, "
-                f"give more (now {fit.max_epochs}).",
-                stacklevel=4,
-            )
-        else:
-            fit.run.update(compile_seconds=round(_compile(fit), 3))
-            if fit.validation_feed is not None and fit.position.step == 0:
-                _sanity_check(fit, self.num_sanity_val_steps)
-        roll_back = resume.Rollback(fit)
-        with fit.signals:
-            fit.notify("on_fit_start")
-            while True:
-                try:
-                    train(fit)
-                    break
-                except Diverged as failure:
-                    if self.on_nonfinite == "stop":
-                        raise
-                    roll_back(failure)
-            fit.notify("on_fit_end")
-        fit.engine.sync_model()
-        if fit.schedule is not None:
-            fit.engine.set_learning_rate(peak)
-        if fit.averaging is not None and not fit.signals.received:
-            fit.averaging.finish(fit)
-
-    def _fail(self, fit: Fit, exception: BaseException) -> None:
-        """Tell everybody of an exception, save what can be saved; raises nothing."""
-        status = "failed"
-        if isinstance(exception, Diverged):
-            status = "diverged"
-            exception.add_note(
-                "A smaller learning rate, clipped gradients or on_nonfinite 'rollback' may help."
-            )
-        elif isinstance(exception, KeyboardInterrupt):
-            status = "interrupted"
-        reason = f"{type(exception).__name__}: {exception}"
-        tells = {
-            f"{name}.on_exception": partial(callback.on_exception, fit, exception)
-            for name, callback in named(fit.callbacks)
-        }
-        tells["summary.json"] = partial(fit.run.update, status=status, reason=reason)
-        tells["loggers"] = partial(fit.loggers.finalize, status)
-        for name, tell in tells.items():
-            try:
-                tell()
-            except Exception as another:  # must not hide the first
-                if str(another) not in told(exception):
-                    exception.add_note(f"{name} failed, too: {another}")
-        good = checkpoint.pointed(fit.run.checkpoints, "last")
-        if good is not None and good.is_dir():
-            exception.add_note(
-                f"The last good checkpoint is {good}. To go on from it: --resume last --run_dir "
-                f"{fit.run.path} (in Python: ckpt_path='last')."
-            )
+            return run_fit(fit, found)
 
     @explained
     def validate(
@@ -423,7 +287,9 @@ class Trainer:
         Or for what else the model takes; several inputs or outputs come in its own structure.
         ``ckpt_path`` as for `validate`.
         """
-        examples = Split(mapped(np.asarray, images), None)
+        if isinstance(images, DataModule):
+            raise UserError("Give images to predict: trainer.predict(model, data.setup().test.x)")
+        examples = Split(mapped(as_array, images), None)
         check_inputs(model, examples)
         size = min(PREDICT_BATCH, len(examples))
         return self._evaluate(self._engine_for(model, examples, size), examples, size, ckpt_path)[1]
@@ -455,7 +321,7 @@ class Trainer:
         if self.precision not in (None, "32") and engine.platform == "cpu":
             warnings.warn(
                 f"On a CPU the precision {self.precision} is slower than 32.",
-                stacklevel=3,
+                stacklevel=4,
             )
         engine.read_model()
         batch_bytes = batch_size * split.nbytes // len(split)
@@ -557,27 +423,11 @@ class Trainer:
             steps_in_epoch=steps,
             schedule=schedule,
             log_every_n_steps=self.log_every_n_steps,
+            num_sanity_val_steps=self.num_sanity_val_steps,
             on_nonfinite=self.on_nonfinite,
+            precision=self.precision or model.dtype_policy.name,
+            profiles=self.profiler == "simple",
         )
-
-    def _describe(self, fit: Fit) -> dict[str, Any]:
-        data = fit.data.describe()
-        promised, why = fit.engine.determinism()
-        return {
-            "backend": keras.backend.backend(),
-            "device": fit.engine.device,
-            "deterministic": promised,
-            "deterministic_because": why,
-            "precision": self.precision or fit.model.dtype_policy.name,
-            "pipeline": next(n for n, f in PIPELINES.items() if isinstance(fit.feed, f)),
-            "dataset": data,
-            "model": fit.model.name,
-            "parameters": fit.model.count_params(),
-            "macs": macs(fit.model),
-            "seed": self.seed,
-            "batch_size": fit.data.batch_size,
-            "augment": [name for name, _ in fit.data.augment],
-        }
 
 
 def _examples(data: Any, name: str, limit: Amount | None) -> tuple[DataModule, Split]:
@@ -595,35 +445,3 @@ def _examples(data: Any, name: str, limit: Amount | None) -> tuple[DataModule, S
             "(validation=0.1, test=(x, y)), or the arrays (x, y) themselves."
         )
     return module, limited(split, count, module.batch_size)
-
-
-def _hyperparameters(fit: Fit) -> dict[str, Any]:
-    """Return what loggers are told of a run: what it is of, and its settings."""
-    names = ("backend", "device", "model", "parameters")
-    known = {name: fit.run.summary[name] for name in names}
-    return known | {"dataset": fit.run.summary["dataset"]["name"]} | fit.run.config
-
-
-def _sanity_check(fit: Fit, steps: int) -> None:
-    """Validate on a few batches, so that a mistake there shows before the first epoch."""
-    feed, size = fit.validation_feed, fit.data.batch_size
-    if feed is not None and steps:
-        examples = len(feed.split) if steps < 0 else min(steps * size, len(feed.split))
-        fit.engine.infer(feed.chunks(evaluation_plan(examples, size)))
-
-
-def _compile(fit: Fit) -> float:
-    """Compile the programs by running chunks of no steps, and return the seconds it took."""
-    rates = fit.rates(0)
-    plan = fit.open_epoch(0)  # at the position there may be no step left
-    starts = [0]
-    if fit.engine.whole_batches and plan.steps_before_partial(0) < plan.steps:
-        starts.append(plan.steps - 1)  # a batch of another size is another program
-    with fit.profiler.section("compile"):
-        for start in starts:
-            fit.feed.open(plan, start)
-            fit.engine.train(dataclasses.replace(fit.feed.take(1), count=0), *rates)
-        if (feed := fit.validation_feed) is not None:
-            feed.open(evaluation_plan(len(feed.split), fit.data.batch_size))
-            fit.engine.infer([dataclasses.replace(feed.take(1), count=0)])
-    return fit.profiler.sections["compile"].seconds

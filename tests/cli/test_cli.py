@@ -383,3 +383,17 @@ def test_a_broken_model_file_is_refused(inside, capsys):
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.strip()[0].isdigit()
+
+
+def test_averaged_and_raw_weights_are_both_tested(tmp_path, capsys):
+    run = tmp_path / "run"
+    words = ["train", "--model", "lenet", "--data", "synthetic", "--epochs", "1", "--ema", "0.9"]
+    words += ["--limit_train_batches", "3", "--limit_test_batches", "2", "--run_dir", str(run)]
+    assert main(words) == 0
+    summary = json.loads((run / "summary.json").read_text())
+    values = [summary[f"test_{name}"] for name in ("loss", "raw_loss")]
+    assert values[0] != pytest.approx(values[1], rel=1e-4)
+    record = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert [record[name] for name in ("loss", "raw_loss")] == values
+    assert "validation averaged loss" in capsys.readouterr().out
+    assert json.loads((run / "evaluation.json").read_text())["examples"] == 256

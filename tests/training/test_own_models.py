@@ -264,3 +264,24 @@ def test_there_must_be_something_to_test_on(tmp_path):
     model, data = regression(loss="mse")(), ArrayData(features(), features()[:, :1], batch_size=8)
     with pytest.raises(UserError, match="no test split"):
         trainer(tmp_path / "run").test(model, data)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda s: s.CosineDecay(0.01, 5, warmup_target=0.1, warmup_steps=3),
+        lambda s: s.PiecewiseConstantDecay([2, 5], [0.1, 0.01, 0.001]),
+        lambda s: s.ExponentialDecay(0.1, 4, 0.5, staircase=True),
+    ],
+)
+def test_the_rates_of_a_schedule_in_the_optimizer_are_logged(tmp_path, schedule):
+    made, x = schedule(keras.optimizers.schedules), features()
+    model = regression(loss="mse")()
+    model.compile(keras.optimizers.Adam(made), "mse")
+    for fit in range(2):  # the optimizer counts on
+        result = Trainer(
+            2, run_dir=tmp_path / str(fit), enable_progress_bar=False, log_every_n_steps=1
+        ).fit(model, ArrayData(x, x[:, :1], batch_size=BATCH, validation=0.0))
+        rates = [r["lr"] for r in result.history if r["event"] == "step"]
+        expected = [float(made(8 * fit + step)) for step in range(8)]
+        assert rates == pytest.approx(expected, rel=1e-5)

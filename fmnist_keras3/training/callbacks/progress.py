@@ -61,7 +61,8 @@ class RichProgressBar(Callback):
     def on_train_epoch_end(self, fit):
         record = fit.records["train"]
         parts = [f"epoch {record['epoch']:>3}/{fit.max_epochs}"]
-        for prefix, label in (("", "train"), ("val_", "validation")):
+        labels = {"": "train", "val_": "validation", "val_averaged_": "averaged"}
+        for prefix, label in labels.items():
             if f"{prefix}loss" in fit.logs:
                 text = f"{label} loss {fit.logs[f'{prefix}loss']:.4f}"
                 if f"{prefix}accuracy" in fit.logs:

@@ -29,7 +29,8 @@ class Summary(Callback):
         record = fit.records["train"]
         self._seconds.append(round(record["seconds"], 4))
         self._rates.append(round(record["images_per_second"], 1))
-        for name in ("loss", "accuracy"):
+        averages = [n for n in ("averaged_loss", "averaged_accuracy") if f"val_{n}" in fit.logs]
+        for name in ("loss", "accuracy", *averages):
             value = fit.logs.get(f"val_{name}", math.nan)
             self._validation[f"validation_{name}"] = value if math.isfinite(value) else None
         self._write(fit)

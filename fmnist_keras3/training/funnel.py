@@ -1,0 +1,183 @@
+"""One fit from compilation to model.keras: the one way in and out for signals and exceptions."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from functools import partial
+from typing import Any
+
+import keras
+
+from fmnist_keras3.data.plan import evaluation_plan
+from fmnist_keras3.errors import Diverged, told
+from fmnist_keras3.files import write_json
+from fmnist_keras3.models import macs
+from fmnist_keras3.training import checkpoint, resume, rundir, signals
+from fmnist_keras3.training.checkpoint import Checkpoint
+from fmnist_keras3.training.fit import Fit, named
+from fmnist_keras3.training.loop import train
+from fmnist_keras3.training.result import FitResult
+
+
+def run_fit(fit: Fit, found: Checkpoint | None) -> FitResult:
+    """Go through a fit inside the one funnel for signals and exceptions."""
+    try:
+        now = {**rundir.environment(), **_describe(fit)}
+        fit.run.update(**now, status="running", reason=None)
+        fit.loggers.begin(fit.run.path, _hyperparameters(fit))
+        peak = fit.engine.learning_rate()  # a checkpoint brings that of its step
+        if found is None:
+            fit.jsonl.begin()
+            fit.loggers.replay([])
+        else:
+            resume.restore(fit, found)
+            checkpoint.point(fit.run.checkpoints, "last", found.path.name)
+        fit.iterations_before = fit.engine.iterations() - fit.position.step
+        _train(fit, peak)
+        fit.run.write_model(fit.model)
+        status, reason = "completed", fit.stop_reason
+        if fit.signals.received:  # perhaps after the last step, when the loop sees no more
+            status, reason = "interrupted", fit.signals.received
+        elif reason and fit.position.step != fit.max_steps:
+            status = "stopped"
+        fit.run.update(status=status, reason=reason)
+    except BaseException as exception:
+        _fail(fit, exception)
+        raise
+    finally:
+        fit.feed.close()
+    fit.loggers.finalize(status)
+    if fit.signals.received == signals.CHECKPOINT:
+        signals.requeue()
+    profile = fit.profiler.results() if fit.profiles else None
+    if profile is not None:
+        write_json(fit.run.path / "profile.json", profile)
+    saver = resume.saver(fit)
+    return FitResult(
+        status,
+        reason,
+        fit.run.path,
+        rundir.read_history(fit.run.path, fit.run.summary),
+        saver.last_model_path,
+        saver.best_model_path,
+        dict(fit.run.summary),
+        profile,
+    )
+
+
+def _train(fit: Fit, peak: float) -> None:
+    """Compile, run the loop, and bring the Keras model up to date.
+
+    With a schedule its learning rate is ``peak`` in the end: the next fit begins there, too.
+    """
+    if fit.position.epoch >= fit.max_epochs:
+        warnings.warn(
+            f"Nothing is left to train: the run has its {fit.position.epoch} epochs. To go on, "
+            f"give more (now {fit.max_epochs}).",
+            stacklevel=4,
+        )
+    else:
+        fit.run.update(compile_seconds=round(_compile(fit), 3))
+        if fit.validation_feed is not None and fit.position.step == 0:
+            _sanity_check(fit, fit.num_sanity_val_steps)
+    roll_back = resume.Rollback(fit)
+    with fit.signals:
+        fit.notify("on_fit_start")
+        while True:
+            try:
+                train(fit)
+                break
+            except Diverged as failure:
+                if fit.on_nonfinite == "stop":
+                    raise
+                roll_back(failure)
+        fit.notify("on_fit_end")
+    fit.engine.sync_model()
+    if fit.schedule is not None:
+        fit.engine.set_learning_rate(peak)
+    if fit.averaging is not None and not fit.signals.received:
+        fit.averaging.finish(fit)
+
+
+def _fail(fit: Fit, exception: BaseException) -> None:
+    """Tell everybody of an exception, save what can be saved; raises nothing."""
+    status = "failed"
+    if isinstance(exception, Diverged):
+        status = "diverged"
+        exception.add_note(
+            "A smaller learning rate, clipped gradients or on_nonfinite 'rollback' may help."
+        )
+    elif isinstance(exception, KeyboardInterrupt):
+        status = "interrupted"
+    reason = f"{type(exception).__name__}: {exception}"
+    tells = {
+        f"{name}.on_exception": partial(callback.on_exception, fit, exception)
+        for name, callback in named(fit.callbacks)
+    }
+    tells["summary.json"] = partial(fit.run.update, status=status, reason=reason)
+    tells["loggers"] = partial(fit.loggers.finalize, status)
+    for name, tell in tells.items():
+        try:
+            tell()
+        except Exception as another:  # must not hide the first
+            if str(another) not in told(exception):
+                exception.add_note(f"{name} failed, too: {another}")
+    good = checkpoint.pointed(fit.run.checkpoints, "last")
+    if good is not None and good.is_dir():
+        exception.add_note(
+            f"The last good checkpoint is {good}. To go on from it: --resume last --run_dir "
+            f"{fit.run.path} (in Python: ckpt_path='last')."
+        )
+
+
+def _hyperparameters(fit: Fit) -> dict[str, Any]:
+    """Return what loggers are told of a run: what it is of, and its settings."""
+    names = ("backend", "device", "model", "parameters")
+    known = {name: fit.run.summary[name] for name in names}
+    return known | {"dataset": fit.run.summary["dataset"]["name"]} | fit.run.config
+
+
+def _sanity_check(fit: Fit, steps: int) -> None:
+    """Validate on a few batches, so that a mistake there shows before the first epoch."""
+    feed, size = fit.validation_feed, fit.data.batch_size
+    if feed is not None and steps:
+        examples = len(feed.split) if steps < 0 else min(steps * size, len(feed.split))
+        fit.engine.infer(feed.chunks(evaluation_plan(examples, size)))
+
+
+def _compile(fit: Fit) -> float:
+    """Compile the programs by running chunks of no steps, and return the seconds it took."""
+    rates = fit.rates(0)
+    plan = fit.open_epoch(0)  # at the position there may be no step left
+    starts = [0]
+    if fit.engine.whole_batches and plan.steps_before_partial(0) < plan.steps:
+        starts.append(plan.steps - 1)  # a batch of another size is another program
+    with fit.profiler.section("compile"):
+        for start in starts:
+            fit.feed.open(plan, start)
+            fit.engine.train(dataclasses.replace(fit.feed.take(1), count=0), *rates)
+        if (feed := fit.validation_feed) is not None:
+            feed.open(evaluation_plan(len(feed.split), fit.data.batch_size))
+            fit.engine.infer([dataclasses.replace(feed.take(1), count=0)])
+    return fit.profiler.sections["compile"].seconds
+
+
+def _describe(fit: Fit) -> dict[str, Any]:
+    data = fit.data.describe()
+    promised, why = fit.engine.determinism()
+    return {
+        "backend": keras.backend.backend(),
+        "device": fit.engine.device,
+        "deterministic": promised,
+        "deterministic_because": why,
+        "precision": fit.precision,
+        "pipeline": fit.feed.name,
+        "dataset": data,
+        "model": fit.model.name,
+        "parameters": fit.model.count_params(),
+        "macs": macs(fit.model),
+        "seed": fit.seed,
+        "batch_size": fit.data.batch_size,
+        "augment": [name for name, _ in fit.data.augment],
+    }
