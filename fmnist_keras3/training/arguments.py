@@ -63,7 +63,7 @@ def check(given: dict[str, Any]) -> None:
                 f"{name} is {given[name]!r}.{nearest(str(given[name]), map(str, allowed))} "
                 f"It must be one of {', '.join(map(str, allowed))}."
             )
-    if given["min_epochs"] > given["max_epochs"]:
+    if given["max_epochs"] is not None and given["min_epochs"] > given["max_epochs"]:
         raise UserError(
             f"min_epochs is {given['min_epochs']}, more than max_epochs {given['max_epochs']}."
         )

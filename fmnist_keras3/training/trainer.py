@@ -64,6 +64,7 @@ RESIDENT_BYTES = 2 * 2**30  # the largest training split that "auto" puts on the
 CHUNK_STEPS = {"cpu": 128}  # longest chunk; elsewhere a whole epoch may be one
 CHUNK_BYTES = 256 * 2**20
 PREDICT_BATCH = 128
+MAX_EPOCHS = 10
 T = TypeVar("T")
 OneOrMore = T | Sequence[T]
 
@@ -71,8 +72,9 @@ OneOrMore = T | Sequence[T]
 class Trainer:
     """Trains any compiled Keras model; argument names follow Lightning where they exist.
 
-    ``max_epochs``, ``max_steps`` and ``max_time`` ("00:10:00", seconds, a timedelta) end the
-    training, whichever comes first; before ``min_epochs`` neither a time nor a callback does.
+    ``max_epochs`` (10, or what ``max_steps`` takes), ``max_steps`` (None or -1: no limit) and
+    ``max_time`` ("00:10:00", seconds, a timedelta) end the training, whichever comes first; before
+    ``min_epochs`` neither a time nor a callback does.
     ``accumulate_grad_batches`` batches make one update of their mean gradient.
     ``gradient_clip_val`` limits the global norm of the gradients ("norm") or each number ("value",
     ``gradient_clip_algorithm``). ``precision`` is "32", "bf16-mixed" or "16-mixed" (with loss
@@ -111,7 +113,7 @@ class Trainer:
     @explained
     def __init__(
         self,
-        max_epochs: int = 10,
+        max_epochs: int | None = None,
         *,
         min_epochs: int = 0,
         max_steps: int | None = None,
@@ -149,7 +151,9 @@ class Trainer:
         callbacks = as_callbacks(callbacks)
         max_steps = None if max_steps == -1 else max_steps  # as Lightning has it
         self._given = {name: value for name, value in locals().items() if name != "self"}
-        check(self._given)
+        if max_epochs is None and max_steps is None:
+            max_epochs = MAX_EPOCHS
+        check(self._given | {"max_epochs": max_epochs})
         if fast_dev_run:
             max_epochs, min_epochs, max_steps = 1, 0, int(fast_dev_run)
             limit_train_batches = limit_val_batches = limit_test_batches = int(fast_dev_run)
@@ -374,6 +378,7 @@ class Trainer:
 
     def _make_fit(self, model, data, engine, run) -> Fit:
         steps = batches(self.limit_train_batches, -(-len(data.train) // data.batch_size))
+        epochs = self.max_epochs or -(-(self.max_steps or 0) // steps)
         every = self.val_check_interval
         schedule = None
         if self.schedule is not None:
@@ -383,8 +388,8 @@ class Trainer:
                     "a number as learning_rate, or leave out the Trainer's schedule."
                 )
             peak = engine.learning_rate()
-            total = min(self.max_epochs * steps, self.max_steps or self.max_epochs * steps)
-            warmup = round(min(self.warmup, 0.2 * self.max_epochs) * steps)
+            total = min(epochs * steps, self.max_steps or epochs * steps)
+            warmup = round(min(self.warmup, 0.2 * epochs) * steps)
             schedule = make_schedule(self.schedule, peak, total, warmup)
         callbacks: list[Callback] = [Summary(), *self.callbacks]
         if self.profiler == "trace":
@@ -415,7 +420,7 @@ class Trainer:
             signals=StopSignals(),
             averaging=self._first(WeightAveraging),
             seed=self.seed,
-            max_epochs=self.max_epochs,
+            max_epochs=epochs,
             max_steps=self.max_steps,
             min_epochs=self.min_epochs,
             val_every_n_steps=None if every is None else batches(every, steps),
