@@ -128,6 +128,12 @@ class TrainConfig:
         least=0,
         flag=1,
     )
+    num_sanity_val_steps: int = _setting(
+        2, "batches to validate on before the first epoch; -1: all", least=-1
+    )
+    barebones: int = _setting(
+        0, "1: train without checkpoints, records, bar and files", choices=(0, 1), flag=1
+    )
     val_every: int | float | None = _setting(
         None, "steps (or a fraction of an epoch) between validations, besides at epochs' ends"
     )
@@ -135,6 +141,9 @@ class TrainConfig:
     log_every_n_steps: int = _setting(50, "steps between step records; 0 for none", least=0)
     logger: str | None = _setting(
         None, "beside metrics.jsonl, one or a list of csv, tensorboard, mlflow, wandb, trackio"
+    )
+    monitor: str | None = _setting(
+        None, "what to log besides, one or a list of lr, gradients, throughput, device"
     )
     profile: str | None = _setting(
         None,
@@ -161,6 +170,7 @@ class TrainConfig:
         make_schedule(self.schedule, self.lr, 1)
         parse_augment(self.augment)
         make_loggers(self.logger)
+        monitors(self.monitor)
         for name, fewest in (
             ("limit_train_batches", 1),
             ("limit_val_batches", 0),
@@ -216,6 +226,20 @@ def checkpoint_interval(text: str | None) -> dict[str, Any]:
     if unit in _SECONDS:
         return {"train_time_interval": count * _SECONDS[unit]}
     return {"every_n_train_steps": count}
+
+
+def monitors(text: str | None) -> list[str]:
+    """Return the names in ``monitor``; raises UserError for one that there is not."""
+    from fmnist_keras3.training.callbacks import MONITORS
+
+    names = [name.strip() for name in text.split(",")] if text else []
+    for name in names:
+        if name not in MONITORS:
+            raise UserError(
+                f"monitor has {name!r}.{nearest(name, MONITORS)} It must be one or a list of "
+                f"{', '.join(MONITORS)}. Type --monitor lr,device"
+            )
+    return list(dict.fromkeys(names))
 
 
 FIELDS = {f.name: f for f in dataclasses.fields(TrainConfig)}
@@ -350,8 +374,8 @@ def _check(f: dataclasses.Field, value: Any) -> None:
         return
     if "choices" in limits and value not in limits["choices"]:
         raise UserError(
-            f"{f.name} is {value!r}.{nearest(str(value), limits['choices'])} "
-            f"Allowed: {', '.join(limits['choices'])}."
+            f"{f.name} is {value!r}.{nearest(str(value), map(str, limits['choices']))} "
+            f"Allowed: {', '.join(map(str, limits['choices']))}."
         )
     rules = []
     bad = isinstance(value, float) and not math.isfinite(value)

@@ -306,7 +306,7 @@ class Tuner:
             epoch,
             examples=len(data.train),
             batch_size=data.batch_size,
-            image_shape=data.train.x.shape[1:],
+            image_shape=data.train.image_shape,
             augment=data.augment,
             limit=limit,
         )

@@ -61,7 +61,7 @@ def test_a_run_of_python_keeps_all_that_decides_it(python_run):
     config = run.config
     assert config["trainer"].keys() == inspect.signature(Trainer).parameters.keys() - set(PLACES)
     assert (config["trainer"]["max_epochs"], config["trainer"]["schedule"]) == (4, "cosine")
-    assert config["trainer"]["logger"] == ["csv"]
+    assert config["trainer"]["logger"] == ["CSVLogger"]
     by_class = {c["class"]: [] for c in config["trainer"]["callbacks"]}
     for described in config["trainer"]["callbacks"]:
         by_class[described["class"]].append(described)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fmnist_keras3 import runtime
-from fmnist_keras3.config import FIELDS, TrainConfig, checkpoint_interval, convert
+from fmnist_keras3.config import FIELDS, TrainConfig, checkpoint_interval, convert, monitors
 from fmnist_keras3.errors import UserError, exit_code
 from fmnist_keras3.files import storing, write_json
 from fmnist_keras3.run import load_model
@@ -120,7 +120,9 @@ def build(config: TrainConfig, console: Any) -> tuple[Any, Any, Any]:
         deterministic={"true": True}.get(config.deterministic or "", config.deterministic),
         on_nonfinite=config.on_nonfinite,
         seed=config.seed,
-        callbacks=_callbacks(config),
+        num_sanity_val_steps=config.num_sanity_val_steps,
+        barebones=bool(config.barebones),
+        callbacks=None if config.barebones else _callbacks(config),
         logger=config.logger,
         profiler=config.profile,
         log_every_n_steps=config.log_every_n_steps,
@@ -134,10 +136,11 @@ def _train(config: TrainConfig, ckpt_path: str | Path | None) -> int:
 
     console = Console()
     backend = runtime.prepare()
-    if ckpt_path is None and config.run_dir is not None and not config.fast_dev_run:
+    leaves = not (config.fast_dev_run or config.barebones)
+    if ckpt_path is None and config.run_dir is not None and leaves:
         rundir.check_new(Path(config.run_dir))
     data, model, trainer = build(config, console)
-    where = f"run directory [bold]{trainer.run_dir}[/]"
+    where = f"run directory [bold]{trainer.run_dir}[/]" if not config.barebones else "no files"
     if config.fast_dev_run:
         where = f"a trial of {config.fast_dev_run} batches, which leaves no files"
     console.print(
@@ -158,6 +161,9 @@ def _conclude(
 ) -> int:
     """Say how the training ended, and evaluate what is complete; returns the exit code."""
     backend = runtime.choose_backend()
+    if config.barebones:
+        console.print(f"{result.summary['images_per_second']:,.0f} images/s. Nothing was kept.")
+        return 0
     if result.run_dir is None:
         trainer.test(model, data)
         console.print("Training, validation and test work. Nothing was kept.")
@@ -198,6 +204,7 @@ def _say_how_to_read_a_trace(console: Any, folder: Path) -> None:
 
 def _callbacks(config: TrainConfig) -> list[Any]:
     from fmnist_keras3.training.callbacks import (
+        MONITORS,
         EarlyStopping,
         EMAWeightAveraging,
         ModelCheckpoint,
@@ -213,6 +220,7 @@ def _callbacks(config: TrainConfig) -> list[Any]:
         callbacks.append(EMAWeightAveraging(config.ema))
     if config.swa is not None:
         callbacks.append(StochasticWeightAveraging(config.swa_lr, config.swa))
+    callbacks += [MONITORS[name]() for name in monitors(config.monitor)]
     if config.recipe is not None:
         callbacks.append(_recorded(config.recipe))
     return callbacks

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # Lightning's names, and Keras' policies for them.
 PRECISIONS = {"32": "float32", "bf16-mixed": "mixed_bfloat16", "16-mixed": "mixed_float16"}
+PROFILERS = ("simple", "trace")
 _TIME = re.compile(r"(?:(\d+):)?(\d+):(\d{1,2}):(\d{1,2})")
 
 Amount = int | float
@@ -46,7 +47,7 @@ _CHOICES = {
     "pipeline": ("auto", "resident", "stream"),
     "deterministic": (None, True, False, "warn"),
     "on_nonfinite": ("stop", "rollback"),
-    "profiler": (None, "simple", "trace"),
+    "profiler": (None, *PROFILERS),
 }
 
 

@@ -135,7 +135,16 @@ def _hyperparameters(fit: Fit) -> dict[str, Any]:
     """Return what loggers are told of a run: what it is of, and its settings."""
     names = ("backend", "device", "model", "parameters")
     known = {name: fit.run.summary[name] for name in names}
-    return known | {"dataset": fit.run.summary["dataset"]["name"]} | fit.run.config
+    return known | {"dataset": fit.run.summary["dataset"]["name"]} | _flat(fit.run.config)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as one level: {"trainer": {"seed": 0}} is {"trainer/seed": 0}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        inner = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{name}/") if inner else {prefix + name: value}
+    return flat
 
 
 def _sanity_check(fit: Fit, steps: int) -> None:

@@ -1,9 +1,6 @@
 """What the Trainer's arguments do: lengths, amounts, rhythms, precision, accumulation, clipping."""
 
-import inspect
-import re
 from datetime import timedelta
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -19,7 +16,6 @@ from fmnist_keras3 import (
     UserError,
     build_model,
 )
-from fmnist_keras3.config import FIELDS
 from fmnist_keras3.training import arguments
 from fmnist_keras3.training.callbacks import Timer
 from fmnist_keras3.training.callbacks import timer as timer_module
@@ -399,28 +395,6 @@ def test_a_timer_tells_the_time(tmp_path, monkeypatch):
     assert trainer(tmp_path / "run", timer).fit(everything_model(), data()).status == "completed"
     assert timer.time_elapsed() > 0
     assert timer.time_elapsed() == timer.time_elapsed()  # it stands when the training has ended
-
-
-def table() -> list[list[set[str]]]:
-    """The rows of README's table of arguments: the code words of each cell."""
-    text = (Path(__file__).parents[2] / "README.md").read_text()
-    lines = text.split("<!-- arguments -->")[1].split("<!-- /arguments -->")[0].strip().splitlines()
-    return [
-        [set(re.findall(r"`([^`]*)`", cell)) for cell in line.split("|")[1:-1]]
-        for line in lines[2:]
-    ]
-
-
-def test_the_table_of_arguments_is_that_of_the_code():
-    words = set().union(*(row[0] for row in table()))
-    ours = {word for word in words if not word.startswith("fit(")}
-    assert ours == set(inspect.signature(Trainer).parameters)
-    options = {word.removeprefix("--") for row in table() for word in row[1]}
-    # What the command line has besides says what to train on what, and how the optimizer is made.
-    rest = {"model", "dropout", "l2", "data", "data_dir", "validation", "augment", "batch_size"}
-    rest |= {"optimizer", "lr", "weight_decay", "recipe"}
-    assert options | rest == set(FIELDS)
-    assert not options & rest
 
 
 def test_a_run_without_checkpoints(tmp_path):

@@ -260,7 +260,7 @@ def test_an_own_logger_sees_the_whole_run(tmp_path):
     params = spy.of("log_hyperparams")[0]
     assert params["model"] == "everything"
     assert params["parameters"] == result.summary["parameters"]
-    assert params["max_epochs"] == EPOCHS
+    assert params["trainer/max_epochs"] == EPOCHS
     assert params["dataset"] == result.summary["dataset"]["name"]
     again = fit(tmp_path / "two", spy, max_epochs=1)  # the same instance serves another fit
     assert spy.of("begin")[1] == again.run_dir

@@ -20,7 +20,15 @@ from fmnist_keras3.training.callbacks.throughput_monitor import ThroughputMonito
 from fmnist_keras3.training.callbacks.timer import Timer
 from fmnist_keras3.training.callbacks.trace import Trace
 
+MONITORS = {  # of the command line
+    "lr": LearningRateMonitor,
+    "gradients": GradientNorm,
+    "throughput": ThroughputMonitor,
+    "device": DeviceStatsMonitor,
+}
+
 __all__ = [
+    "MONITORS",
     "Callback",
     "DeviceStatsMonitor",
     "EMAWeightAveraging",

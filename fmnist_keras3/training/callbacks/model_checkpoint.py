@@ -245,6 +245,8 @@ class ModelCheckpoint(Callback):
         known = ["epoch", "step", *measured, "penalty", "lr"]
         if fit.validation_feed is not None:
             known += [f"val_{name}" for name in measured]
+        if fit.averaging is not None:
+            known += [f"val_averaged_{name}" for name in measured]
         for name in self._names():
             if name not in known:
                 raise UserError(
