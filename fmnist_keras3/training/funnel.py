@@ -29,6 +29,7 @@ def run_fit(fit: Fit, found: Checkpoint | None) -> FitResult:
         peak = fit.engine.learning_rate()  # a checkpoint brings that of its step
         if found is None:
             fit.jsonl.begin()
+            fit.engine.reset_metrics()  # a fit before may have ended within an epoch
             fit.loggers.replay([])
         else:
             resume.restore(fit, found)

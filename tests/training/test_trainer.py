@@ -110,6 +110,18 @@ def test_the_written_model_is_the_trained_one(straight, tiny_data):
     assert model.predict(tiny_data[0][:4], verbose=0).shape == (4, 10)
 
 
+def test_an_epoch_that_a_fit_before_cut_short_counts_no_more(data):
+    made, model = Trainer(barebones=True), tiny_model(optimizer="sgd")
+    state = [(v, np.array(v.value)) for v in model.variables]
+    accuracies = []
+    for made.max_steps in (5, 3, 5):
+        for variable, value in state:
+            variable.assign(value)
+        made.fit(model, data)
+        accuracies.append(made._engine.metric_results()["accuracy"])
+    assert accuracies[0] == accuracies[2] != accuracies[1]
+
+
 @pytest.fixture(scope="module")
 def straight_constant(tiny_data, tmp_path_factory):
     """As `straight`, with a learning rate that does not depend on where the training ends."""
