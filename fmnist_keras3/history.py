@@ -17,7 +17,8 @@ SHOWN_ROWS = 20  # of epochs, in a notebook's cell
 class History(list[dict[str, Any]]):
     """The records of metrics.jsonl, a list of dicts with the keys event, epoch, step and values.
 
-    ``title`` and ``synthetic`` (trained on generated garments) go onto the plot.
+    ``records`` are such dicts; ``title`` and ``synthetic`` (trained on generated garments) go onto
+    the plot.
 
     Example: ``trainer.fit(model, data).history.to_pandas()["val_loss"].min()``
     """

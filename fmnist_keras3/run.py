@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 class Run:
     """A run directory: ``path``, ``config`` (dict), ``summary`` (dict), ``history`` (`History`).
 
-    ``checkpoint``: whose weights `model` has; None for those of the training's end.
+    ``checkpoint``: whose weights `model` has; None for those of the training's end. `load_run`
+    makes it.
+
+    Example: ``load_run("runs/20261122-231500-baseline-jax").summary["test_accuracy"]``
     """
 
     path: Path
@@ -139,6 +142,8 @@ def load_model(path: str | Path) -> keras.Model:
 
     The model runs no code of the file's (Keras' safe mode). Raises UserError for a file that is
     missing, damaged, made of layers that are not Keras', or asks for more memory than its weights.
+
+    Example: ``load_model("runs/20261122-231500-baseline-jax/model.keras").predict(images)``
     """
     path = Path(path)
     if path.is_dir():

@@ -13,6 +13,8 @@ def seed_everything(seed: int = 0) -> int:
     For your own layers and initial weights. What this package draws (order, augmentation, split,
     the weights of `build_model`) depends on the ``seed`` arguments alone, and not on global state.
     Raises UserError for a seed outside 0..2**32 - 1.
+
+    Example: ``seed_everything(42)``
     """
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise UserError(f"seed is {seed!r}; it must be a whole number from 0 to {2**32 - 1}.")

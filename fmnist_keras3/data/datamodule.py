@@ -25,6 +25,8 @@ class DataModule:
     (0 <= f < 1) of the training examples that is held out, stratified over the labels and chosen
     by ``seed``. After `setup` there are ``train``, ``validation`` (or None) and ``test`` (or None).
     Raises UserError for values outside their range.
+
+    Example: ``class Mine(DataModule): load = lambda self: ArrayData(x, y).load()``
     """
 
     train: Split

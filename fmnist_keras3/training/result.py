@@ -14,9 +14,12 @@ class FitResult:
     """What `Trainer.fit` returns.
 
     ``status``: "completed", "stopped" (by a callback) or "interrupted" (by a signal, named in
-    ``reason``). ``history``: the records of metrics.jsonl, see `History`. ``best_checkpoint``: None
-    without validation. ``summary``: the content of summary.json. ``profile``: see
+    ``reason``). ``run_dir``: the run directory, None where none was kept. ``history``: the records
+    of metrics.jsonl, see `History`. ``last_checkpoint`` and ``best_checkpoint`` are folders; there
+    is no best without validation. ``summary``: the content of summary.json. ``profile``: see
     `Profiler.results`, None without ``profiler="simple"``.
+
+    Example: ``trainer.fit(model, data).summary["validation_accuracy"]``
     """
 
     status: str

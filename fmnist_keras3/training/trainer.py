@@ -92,14 +92,16 @@ class Trainer:
     ``enable_checkpointing`` False writes none, so nothing can be resumed.
     ``barebones`` trains without checkpoints, records, bar and files, to measure what they cost.
     ``pipeline`` is "auto", "resident" or
-    "stream". ``deterministic`` asks for programs that give the same bits in every equal run, on a
-    GPU too, and refuses (or with "warn" warns) where there are none; with TensorFlow it holds for
-    the whole process.
+    "stream". ``seed`` decides the order of the examples and their augmentation. ``callbacks`` are
+    ours, your own and Keras', one or a list. ``deterministic`` asks for programs that give the same
+    bits in every equal run, on a GPU too, and refuses (or with "warn" warns) where there are none;
+    with TensorFlow it holds for the whole process.
     ``on_nonfinite`` says what follows a loss or weight that is not finite: "stop" raises
     Diverged; "rollback" goes back to the last good checkpoint and leaves the failed step out, and
     if that does not help, halves the learning rate, too (see `resume.Rollback`). ``logger`` is
     what takes the records besides metrics.jsonl: True (csv), a name ("csv", "tensorboard",
     "mlflow", "wandb", "trackio"), a `Logger`, or a list of them; one that fails is left out.
+    ``log_every_n_steps`` makes a record "step" of each such step (0: none).
     ``profiler`` is "simple" (seconds and share of each part, in ``FitResult.profile`` and
     profile.json) or "trace" (the backend's own profiler over one chunk, into ``profile/``).
     ``enable_progress_bar`` prints each epoch, with a bar on a terminal and in a notebook; there

@@ -603,12 +603,11 @@ def test_weight_averaging_of_ones_own(model, data):
             share = 1 / np.maximum(1, epochs - 1)
             return np.where((past == 0) & (epochs >= 2), share, 0).astype(np.float32)
 
-        def began(self, fit):
-            return fit.position.step >= 2 * fit.steps_in_epoch
-
     ends = Ends()
-    Trainer(max_epochs=4, callbacks=[LastEpochs(), ends]).fit(model, data)
+    result = Trainer(max_epochs=4, callbacks=[LastEpochs(), ends]).fit(model, data)
     averaged(model, ends.seen[1:])
+    measured = ["averaged_loss" in r for r in result.history if r["event"] == "validation"]
+    assert measured == [False, True, True, True]
 
 
 def test_timer(model, data, slow_clock):

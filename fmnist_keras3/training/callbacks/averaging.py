@@ -26,6 +26,8 @@ class WeightAveraging(Callback):
     ``val_averaged_loss`` of the average. In the end the model, and model.keras, hold the average,
     and model_raw.keras the weights themselves; checkpoints hold both. BatchNormalization's
     statistics are taken anew for the average, from up to 100 training batches.
+
+    Example: ``class My(WeightAveraging): shares = lambda self, fit, steps: np.float32(steps > 9)``
     """
 
     def setup(self, fit):
@@ -44,7 +46,7 @@ class WeightAveraging(Callback):
 
     def began(self, fit: Fit) -> bool:
         """Tell whether there is an average yet."""
-        raise NotImplementedError
+        return bool(self.shares(fit, np.arange(fit.position.step)).any())
 
     @contextlib.contextmanager
     def applied(self, fit: Fit) -> Iterator[None]:
@@ -84,9 +86,10 @@ class EMAWeightAveraging(WeightAveraging):
     """Keep an exponential moving average of the weights (Polyak & Juditsky 1992).
 
     After ``update_every_n_steps`` optimizer steps each, from ``update_starting_at_step`` or
-    ``update_starting_at_epoch`` on: ``average = decay * average + (1 - decay) * weights``. With
-    ``use_warmup`` the decay of the t-th update is at most (1 + t) / (10 + t), so that short
-    trainings forget their first weights, too. Raises UserError for values outside their range.
+    ``update_starting_at_epoch`` on: ``average = decay * average + (1 - decay) * weights``, with
+    ``decay`` in 0..1, below 1. With ``use_warmup`` the decay of the t-th update is at most
+    (1 + t) / (10 + t), so that short trainings forget their first weights, too. Raises UserError
+    for values outside their range.
 
     Example: ``Trainer(callbacks=[EMAWeightAveraging(decay=0.999)])``
     """
@@ -136,8 +139,9 @@ class StochasticWeightAveraging(WeightAveraging):
     """Average the weights at the ends of the last epochs (Izmailov et al. 2018).
 
     From the epoch ``swa_epoch_start`` on (a number, or a fraction of ``max_epochs``) the learning
-    rate goes to ``swa_lrs`` within ``annealing_epochs`` ("cos" or "linear") and stays there; with
-    ``swa_lrs`` None it follows the schedule. Raises UserError for values outside their range.
+    rate goes to ``swa_lrs`` within ``annealing_epochs``, by ``annealing_strategy`` "cos" or
+    "linear", and stays there; with ``swa_lrs`` None it follows the schedule. Raises UserError for
+    values outside their range.
 
     Example: ``Trainer(callbacks=[StochasticWeightAveraging(swa_lrs=1e-3)])``
     """

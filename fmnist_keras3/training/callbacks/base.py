@@ -16,7 +16,10 @@ class Callback:
     ``fit`` gives ``model``, ``engine``, ``data``, ``position`` (epoch, step), ``logs`` (the latest
     values: loss, accuracy, val_loss, val_accuracy, lr), ``run`` (the run directory) and
     ``stop(reason)``, which ends the training at the next boundary. The Keras model is brought up to
-    date by ``fit.engine.sync_model()``.
+    date by ``fit.engine.sync_model()``. An attribute ``every_n_train_steps`` lets chunks end at its
+    multiples. Raises UserError for a method that is a hook in Lightning alone.
+
+    Example: ``class Print(Callback): on_train_epoch_end = lambda self, fit: print(fit.logs)``
     """
 
     section = "callbacks"  # of the profile, under which the time of the hooks is counted

@@ -25,7 +25,8 @@ class ModelCheckpoint(Callback):
     Besides: every ``every_n_train_steps`` steps, and ``train_time_interval`` (seconds, or a
     timedelta) after the last one, and at SIGUSR1. Keeps the last one, the one before it (should the
     disk damage the last), and the ``save_top_k`` best by ``monitor`` (default: val_accuracy, else
-    val_loss; without validation there is no best). The state is copied at once and written in the
+    val_loss; without validation there is no best), which are the smallest or largest by ``mode``
+    ("min" or "max"; default: "max" for accuracies). The state is copied at once and written in the
     background; what goes wrong there is raised at the next boundary.
 
     ``filename`` labels the folders: "{epoch:02d}-{val_loss:.2f}" makes
@@ -87,14 +88,17 @@ class ModelCheckpoint(Callback):
 
     @property
     def best_epoch(self) -> int | None:
+        """The epoch of the best checkpoint, from 1, or None."""
         return self.best[0][2] if self.best else None
 
     @property
     def best_model_score(self) -> float | None:
+        """The monitored value of the best checkpoint, or None."""
         return self.best[0][0] if self.best else None
 
     @property
     def best_model_path(self) -> Path | None:
+        """The folder of the best checkpoint, or None."""
         last = self.last_model_path
         return last.parent / self.best[0][1] if self.best and last else None
 

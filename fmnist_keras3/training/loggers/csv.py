@@ -16,7 +16,7 @@ class CSVLogger(Logger):
 
     Or in ``save_dir/name/metrics.csv``; ``name`` is the run directory's unless given. The file is
     written anew at each record: the columns are not known before the last of them. A resumed run
-    begins anew with the records it goes on from.
+    begins anew with the records it goes on from. Raises UserError where the file system refuses.
 
     Example: ``Trainer(logger=CSVLogger("logs", name="garments"))``
     """

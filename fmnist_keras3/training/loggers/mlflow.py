@@ -14,13 +14,13 @@ _STATUS = {"completed": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLE
 
 
 class MLFlowLogger(Logger):
-    """Logs metrics and parameters to an MLflow run, named like the run directory by default.
+    """Logs metrics and parameters to an MLflow run of the experiment ``experiment_name``.
 
-    ``tracking_uri`` None is MLflow's own default: MLFLOW_TRACKING_URI, else ``mlflow.db`` in the
-    working folder, which ``mlflow ui`` shows. ``run_id`` is of a run to go on with. MLflow cannot
-    go back: a resumed run goes on in the same MLflow run (``RUN/mlflow.json`` keeps its id) behind
-    its last point, and parameters keep their first values. Raises UserError without the package
-    ``mlflow``.
+    ``run_name`` is the run directory's unless given. ``tracking_uri`` None is MLflow's own default:
+    MLFLOW_TRACKING_URI, else ``mlflow.db`` in the working folder, which ``mlflow ui`` shows.
+    ``run_id`` is of a run to go on with. MLflow cannot go back: a resumed run goes on in the same
+    MLflow run (``RUN/mlflow.json`` keeps its id) behind its last point, and parameters keep their
+    first values. Raises UserError without the package ``mlflow``.
 
     Example: ``Trainer(logger=MLFlowLogger("garments", tracking_uri="sqlite:///mlflow.db"))``
     """

@@ -11,13 +11,13 @@ from fmnist_keras3.training.loggers.ledger import Ledger
 
 
 class TrackioLogger(Logger):
-    """Logs metrics and settings to a run of Trackio, named like the run directory by default.
+    """Logs metrics and settings to a run of the Trackio project ``project``.
 
-    They lie in Trackio's own folder (TRACKIO_DIR), which ``trackio show`` shows; further arguments
-    are those of `trackio.init`, such as ``space_id``. Trackio cannot go back: a resumed run goes on
-    in the run of the same name (``RUN/trackio.json`` keeps it) behind its last point. Trackio
-    writes twice a second; what a SIGKILL cuts off is missing there. Raises UserError without the
-    package ``trackio``.
+    ``name`` is the run directory's unless given. They lie in Trackio's own folder (TRACKIO_DIR),
+    which ``trackio show`` shows; further arguments are those of `trackio.init`, such as
+    ``space_id``. Trackio cannot go back: a resumed run goes on in the run of the same name
+    (``RUN/trackio.json`` keeps it) behind its last point. Trackio writes twice a second; what a
+    SIGKILL cuts off is missing there. Raises UserError without the package ``trackio``.
 
     Example: ``Trainer(logger=TrackioLogger(project="garments"))``
     """

@@ -12,12 +12,13 @@ from fmnist_keras3.training.loggers.ledger import Ledger
 
 
 class WandbLogger(Logger):
-    """Logs metrics and settings to a run of W&B, named like the run directory by default.
+    """Logs metrics and settings to a run of the W&B project ``project``.
 
-    ``offline`` keeps everything in ``save_dir/wandb`` (default: in the run directory), for ``wandb
-    sync``; further arguments are those of `wandb.init`. The x axis is ``trainer/global_step``. W&B
-    cannot go back: a resumed run goes on in the same W&B run (``RUN/wandb.json`` keeps its id)
-    behind its last point. Raises UserError without the package ``wandb``.
+    ``name`` is the run directory's unless given, ``id`` that of a run to go on with. ``offline``
+    keeps everything in ``save_dir/wandb`` (default: in the run directory), for ``wandb sync``;
+    further arguments are those of `wandb.init`. The x axis is ``trainer/global_step``. W&B cannot
+    go back: a resumed run goes on in the same W&B run (``RUN/wandb.json`` keeps its id) behind its
+    last point. Raises UserError without the package ``wandb``.
 
     Example: ``Trainer(logger=WandbLogger(project="garments", offline=True))``
     """
