@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, cast
 
 from fmnist_keras3.errors import UserError
@@ -83,7 +83,8 @@ _STEPS = "on_chunk_end, after some steps that run as one program (every_n_train_
 _ALONE = "none: trainer.test and trainer.predict call no callbacks, and return what they find"
 
 # By the beginning of the method's name.
-HOOKS = {
+LOGGER_HOOKS = {"log_metrics": "log, which takes a record with its event, epoch and step"}
+CALLBACK_HOOKS = {
     "on_train_start": "on_fit_start",
     "on_train_end": "on_fit_end",
     "on_train_batch": _STEPS,
@@ -116,12 +117,12 @@ def explained(function: F) -> F:
     return cast(F, call)
 
 
-def check_hooks(methods: dict[str, Any]) -> None:
-    """Raise UserError for a callback's method that has a hook's name in Lightning, and none here.
+def check_hooks(methods: Iterable[str], hooks: dict[str, str]) -> None:
+    """Raise UserError for a method of a subclass that is a hook in Lightning, and not here.
 
     It would never be called.
     """
     for name in methods:
-        for beginning, ours in HOOKS.items():
+        for beginning, ours in hooks.items():
             if name.startswith(beginning):
-                raise UserError(f"Callbacks have no {name} here. The hook is {ours}.")
+                raise UserError(f"There is no hook {name} here. It is {ours}.")

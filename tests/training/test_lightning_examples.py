@@ -945,21 +945,22 @@ def test_what_only_lightning_has_is_explained(model, data, call, words):
 
 
 @pytest.mark.parametrize(
-    ("hook", "ours"),
+    ("base", "hook", "ours"),
     [
-        ("on_train_start", "on_fit_start"),
-        ("on_train_batch_end", "on_chunk_end"),
-        ("on_validation_epoch_end", "on_validation_end"),
-        ("on_test_epoch_end", "none: trainer.test"),
-        ("teardown", "on_fit_end"),
+        (Callback, "on_train_start", "on_fit_start"),
+        (Callback, "on_train_batch_end", "on_chunk_end"),
+        (Callback, "on_validation_epoch_end", "on_validation_end"),
+        (Callback, "on_test_epoch_end", "none: trainer.test"),
+        (Callback, "teardown", "on_fit_end"),
+        (Logger, "log_metrics", "log, which takes a record"),
     ],
 )
-def test_a_hook_that_would_never_be_called_is_refused(hook, ours):
+def test_a_hook_that_would_never_be_called_is_refused(base, hook, ours):
     """class MyPrintingCallback(Callback):
     def on_train_start(self, trainer, pl_module): ...
     """
-    with pytest.raises(UserError, match=f"no {hook} here. The hook is {ours}"):
-        type("Mine", (Callback,), {hook: lambda self, trainer, pl_module: None})
+    with pytest.raises(UserError, match=f"no hook {hook} here. It is {ours}"):
+        type("Mine", (base,), {hook: lambda self, *args: None})
 
 
 def test_every_name_of_the_explanations_is_there_to_explain():
@@ -974,4 +975,4 @@ def test_every_name_of_the_explanations_is_there_to_explain():
         for argument in arguments:
             with pytest.raises(UserError, match=f"{name} has no {argument} here: "):
                 function(**{argument: 1})
-    assert not any(hasattr(Callback, hook) for hook in lightning_names.HOOKS)
+    assert not any(hasattr(Callback, hook) for hook in lightning_names.CALLBACK_HOOKS)

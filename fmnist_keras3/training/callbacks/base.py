@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fmnist_keras3.lightning import check_hooks
+from fmnist_keras3.lightning import CALLBACK_HOOKS, check_hooks
 
 if TYPE_CHECKING:
     from fmnist_keras3.training.fit import Fit
@@ -26,7 +26,7 @@ class Callback:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        check_hooks(vars(cls))
+        check_hooks(vars(cls), CALLBACK_HOOKS)
 
     def setup(self, fit: Fit) -> None:
         """Before anything is restored: forget what an earlier fit left in this object."""

@@ -98,7 +98,9 @@ class KerasCallback(Callback):
 def as_callbacks(given: Any) -> list[Callback]:
     """Return one callback or several, ours and Keras', as a list; UserError for what is none."""
     several = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
-    made = [KerasCallback(c) if isinstance(c, keras.callbacks.Callback) else c for c in several]
+    made: list[Any] = [
+        KerasCallback(c) if isinstance(c, keras.callbacks.Callback) else c for c in several
+    ]
     for callback in made:
         if not isinstance(callback, Callback):
             raise UserError(

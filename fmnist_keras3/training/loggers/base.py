@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fmnist_keras3.errors import UserError
+from fmnist_keras3.lightning import LOGGER_HOOKS, check_hooks
 
 
 class Logger:
@@ -18,10 +19,14 @@ class Logger:
     `scalars`). `begin`, `log_hyperparams` and `replay` open a fit, `finalize` ends it, also after
     an exception or a signal; then the logger can begin again. A logger that raises is left out of
     the rest of the fit, with a warning, and the training goes on; only a UserError from `begin`
-    ends it.
+    ends it. Raises UserError for a method that is a hook in Lightning alone.
 
     Example: ``class Print(Logger): log = lambda self, record: print(record)``
     """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        check_hooks(vars(cls), LOGGER_HOOKS)
 
     def begin(self, run_dir: Path) -> None:
         """Open what records are written to; forget what an earlier fit left in this object."""
