@@ -18,7 +18,9 @@ def run_pytest(session: nox.Session, backend: str, *arguments: str) -> None:
     # A process a backend: Keras cannot change it. PYTHONDONTWRITEBYTECODE would make each of the
     # many processes that the tests start compile everything again.
     env = {"KERAS_BACKEND": backend, "PYTHONDONTWRITEBYTECODE": ""}
-    session.run("python", "-m", "pytest", *arguments, *session.posargs, env=env)
+    # Files share compiled models, so each goes to one process as a whole.
+    spread = ("-n", "auto", "--dist", "loadfile")
+    session.run("python", "-m", "pytest", *spread, *arguments, *session.posargs, env=env)
 
 
 @nox.session
