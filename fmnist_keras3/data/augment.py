@@ -117,57 +117,61 @@ class Crop:
         # One select a possible offset: a gather here would be ten times slower on a CPU.
         from keras import ops
 
+        pads = [(0, 0)] * 4
+        pads[axis] = (self.pixels, self.pixels)
+        padded, size = ops.pad(x, pads), x.shape[axis]
         offsets, out = _a_pixel(offsets), x
-        for offset, moved in enumerate(_windows(x, axis, self.pixels)):
+        for offset in range(2 * self.pixels + 1):
+            window = slice(offset, offset + size)
+            moved = padded[:, window] if axis == 1 else padded[:, :, window]
             out = ops.where(offsets == offset, moved, out)
         return out
 
 
 @dataclass(frozen=True)
 class Rotate:
-    """Turn about the centre by up to ``degrees`` either way, with linear interpolation.
+    """Turn about the centre by up to ``degrees`` either way; bilinear, with black beyond the edges.
 
-    Three shears make a rotation (Paeth 1986, A Fast Algorithm for General Raster Rotation). A shear
-    moves each line by its own distance: a sum over whole pixels, without a gather.
+    Simard et al. 2003, Best Practices for Convolutional Neural Networks. On a CPU four
+    times as fast, and sharper, than three shears without a gather (Paeth 1986).
     """
 
     degrees: float = 10.0
-    value: ClassVar = Value(float, 0, 45, "an angle from 0 to 45 degrees")
+    value: ClassVar = Value(float, 0, 180, "an angle from 0 to 180 degrees")
     uint8_only: ClassVar = True
 
     def draw(self, epoch):
         largest = math.radians(self.degrees)
         angle = epoch.rng.uniform(-largest, largest, len(epoch.order))
-        slopes = np.stack([-np.tan(angle / 2), np.sin(angle)], 1)
-        return np.round(slopes * 2**15).astype(np.int32)
+        return np.round(2**14 * np.stack([np.cos(angle), np.sin(angle)], 1)).astype(np.int32)
 
     def apply(self, x, draws):
         from keras import ops
 
-        largest = math.radians(self.degrees)
-        sheared = ops.cast(x, "float32")
-        for axis, i, slope in (
-            (2, 0, math.tan(largest / 2)),
-            (1, 1, math.sin(largest)),
-            (2, 0, math.tan(largest / 2)),
-        ):
-            sheared = self._shear(sheared, draws[:, i, None], axis, slope)
-        return ops.cast(ops.floor(sheared / 2**15 + 0.5), x.dtype)
+        _, height, width, channels = x.shape
+        cos, sin = draws[:, :1, None], draws[:, 1:, None]
+        # From the centre, in half pixels; the sums are in 2**-15 of a pixel, then in 2**-7.
+        rows = 2 * ops.arange(height, dtype="int32")[None, :, None] - (height - 1)
+        columns = 2 * ops.arange(width, dtype="int32")[None, None, :] - (width - 1)
+        down = cos * rows + sin * columns + ((height - 1) * 2**14 + 2**7)
+        along = cos * columns - sin * rows + ((width - 1) * 2**14 + 2**7)
+        down, along = ops.right_shift(down, 8), ops.right_shift(along, 8)
+        top, left = ops.right_shift(down, 7), ops.right_shift(along, 7)
+        below, right = (ops.bitwise_and(part, 127)[..., None] for part in (down, along))
+        flat = ops.reshape(x, (-1, height * width, channels))
 
-    def _shear(self, x, slopes, axis, most):
-        # Whole numbers below 2**24, which float32 holds exactly: distances are in 1/32 of a pixel,
-        # and each of the three shears makes the greys 32 times as large.
-        from keras import ops
+        def at(row, column):
+            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+            place = ops.where(inside, row * width + column, 0)
+            place = ops.reshape(place, (-1, height * width, 1))
+            place = ops.broadcast_to(place, (place.shape[0], height * width, channels))
+            grey = ops.reshape(ops.take_along_axis(flat, place, 1), x.shape)
+            return ops.where(inside[..., None], ops.cast(grey, "int32"), 0)
 
-        lines = x.shape[3 - axis]
-        from_centre = 2 * ops.arange(lines, dtype="int32")[None] - (lines - 1)  # in half lines
-        moved = ops.floor_divide(slopes * from_centre + 2**10, 2**11)
-        reach = math.ceil(most * (lines - 1) / 2)
-        out = 0
-        for k, window in zip(range(reach, -reach - 1, -1), _windows(x, axis, reach), strict=True):
-            weight = ops.cast(ops.maximum(32 - ops.abs(moved - 32 * k), 0), "float32")
-            out = out + ops.expand_dims(weight, (axis, 3)) * window
-        return out
+        upper = (128 - right) * at(top, left) + right * at(top, left + 1)
+        lower = (128 - right) * at(top + 1, left) + right * at(top + 1, left + 1)
+        grey = ops.right_shift((128 - below) * upper + below * lower + 2**13, 14)
+        return ops.cast(grey, x.dtype)
 
 
 @dataclass(frozen=True)
@@ -371,17 +375,6 @@ def is_mixing(augmentation: Any) -> bool:
 
 def _a_pixel(draws: Any) -> Any:
     return draws[:, None, None, None]
-
-
-def _windows(x: Any, axis: int, reach: int) -> list[Any]:
-    """Return ``x`` moved by ``reach`` pixels down or right, then by less, to ``-reach``."""
-    from keras import ops
-
-    pads = [(0, 0)] * 4
-    pads[axis] = (reach, reach)
-    padded, size = ops.pad(x, pads), x.shape[axis]
-    places = [slice(at, at + size) for at in range(2 * reach + 1)]
-    return [padded[:, at] if axis == 1 else padded[:, :, at] for at in places]
 
 
 def _boxes(epoch: Epoch, height: Any, width: Any) -> np.ndarray:
