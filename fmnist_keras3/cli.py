@@ -18,7 +18,6 @@ from fmnist_keras3.errors import (
     nearest,
     told,
 )
-from fmnist_keras3.evaluation.tta import parse_tta
 from fmnist_keras3.training.signals import terminable
 
 
@@ -138,6 +137,7 @@ def evaluate_options(parser: Parser) -> None:
 
 def run_evaluate(options: argparse.Namespace) -> int:
     from fmnist_keras3.commands import evaluate
+    from fmnist_keras3.evaluation.tta import parse_tta
 
     given = vars(options)
     split = given.get("split", "test")

@@ -99,6 +99,8 @@ def refused(capsys, *words):
         (["evaluate"], ["RUN_OR_MODEL"]),
         (["evaluate", "/no/such/run"], ["/no/such/run"]),
         (["evaluate", ".", "--split", "tset"], ["'tset'", "test or validation"]),
+        (["evaluate", ".", "--tta", "flip"], ["'flip'", "--tta mirror,shift:1"]),
+        (["train", "--tta", "shift:0"], ["'shift:0'", "1 to 8"]),
         (["report", "/no/such/run"], ["/no/such/run"]),
         (["data", "--data", "synthetic", "--augment", "flip"], ["--preview"]),
         (["--versoin"], ["--versoin", "'--version'"]),
