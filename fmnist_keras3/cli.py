@@ -127,10 +127,17 @@ def evaluate_options(parser: Parser) -> None:
     add_option(parser, "split", metavar="SPLIT", help="test or validation [test]")
     data_options(parser)
     add_option(parser, "batch_size", metavar="INT", help="examples at once [128]")
+    add_option(
+        parser,
+        "tta",
+        metavar="VIEWS",
+        help="figures with test-time augmentation, too: mirror, shift[:PIXELS] or both [none]",
+    )
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
     from fmnist_keras3.commands import evaluate
+    from fmnist_keras3.evaluation.tta import parse_tta
 
     given = vars(options)
     split = given.get("split", "test")
@@ -138,7 +145,10 @@ def run_evaluate(options: argparse.Namespace) -> int:
         guess = nearest(split, ("test", "validation"))
         raise UserError(f"--split is {split!r}; it must be test or validation.{guess}")
     size = settings.convert("batch_size", given.get("batch_size", 128))
-    return evaluate.evaluate(given["target"], split, given.get("data"), given.get("data_dir"), size)
+    tta = settings.convert("tta", given.get("tta"))
+    parse_tta(tta)
+    where = (given.get("data"), given.get("data_dir"))
+    return evaluate.evaluate(given["target"], split, *where, size, tta)
 
 
 def report_options(parser: Parser) -> None:

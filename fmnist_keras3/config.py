@@ -47,7 +47,15 @@ class TrainConfig:
         0.1, "fraction of the training set held out, 0 <= f < 1", least=0, below=1, fixed=True
     )
     augment: str = _setting(
-        "flip,crop:2", "none, or a list of flip[:P], crop[:PIXELS], erase[:P]", fixed=True
+        "flip,crop:2",
+        "none, or a list of flip[:P] or altflip, crop[:PIXELS], rotate[:DEGREES], brightness[:S], "
+        "contrast[:S], erase[:P], cutout[:SIZE], mixup[:ALPHA] or cutmix[:ALPHA]",
+        fixed=True,
+    )
+    tta: str | None = _setting(
+        None,
+        "test-time augmentation, mirror, shift[:PIXELS] or both: the test's figures with it come "
+        "beside those without",
     )
     pipeline: str = _setting(
         "auto", "images on the device, or through tf.data", choices=("auto", "resident", "stream")
@@ -159,6 +167,7 @@ class TrainConfig:
         for f in dataclasses.fields(self):
             _check(f, getattr(self, f.name))
         from fmnist_keras3.data.augment import parse_augment
+        from fmnist_keras3.evaluation.tta import parse_tta
         from fmnist_keras3.models import check_model
         from fmnist_keras3.training.arguments import check_amount, seconds
         from fmnist_keras3.training.loggers import make_loggers
@@ -169,6 +178,7 @@ class TrainConfig:
         check_optimizer(self.optimizer)
         make_schedule(self.schedule, self.lr, 1)
         parse_augment(self.augment)
+        parse_tta(self.tta)
         make_loggers(self.logger)
         monitors(self.monitor)
         for name, fewest in (

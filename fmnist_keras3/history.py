@@ -111,6 +111,7 @@ def summary_html(summary: dict[str, Any], path: Path | None) -> str:
     """Return an HTML table of what one wants to know of a run, from its summary."""
     names = ("status", "reason", "model", "backend", "epochs", "steps", "best_epoch")
     names += ("validation_loss", "validation_accuracy", "test_loss", "test_accuracy")
+    names += ("test_loss_tta", "test_accuracy_tta")
     names += ("images_per_second", "total_seconds")
     cells = [[name, shown(summary[name])] for name in names if summary.get(name) is not None]
     return html_table([*cells, ["run directory", str(path) if path else "none was kept"]])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from fmnist_keras3.data.augment import parse_augment
+from fmnist_keras3.data.augment import augmented, parse_augment
 from fmnist_keras3.data.dataset import ImageData
+from fmnist_keras3.data.plan import draws_of
 from fmnist_keras3.errors import UserError
 
 
@@ -55,23 +57,46 @@ def describe(
     return 0
 
 
-def draw_preview(data: ImageData, path: Path, augment: str | None = None, each: int = 12) -> None:
-    """Write a sheet with a row of ``each`` training images a class, augmented if asked."""
-    from fmnist_keras3.data.plan import generator
+def draw_preview(data: ImageData, path: Path, augment: str | None = None) -> None:
+    """Write a sheet with a row of training images a class, or one of what ``augment`` does."""
     from fmnist_keras3.evaluation import plots
 
-    rows = [np.flatnonzero(data.train.y == k)[:each] for k in range(len(data.class_names))]
-    images = [data.train.x[row] for row in rows]
-    if augment:
-        from fmnist_keras3 import runtime
+    synthetic = data.name == "synthetic"
+    rows = [np.flatnonzero(data.train.y == k) for k in range(len(data.class_names))]
+    named = parse_augment(augment)
+    if not named:
+        images = [data.train.x[row[:12]] for row in rows]
+        title = f"{data.name}, training images"
+        plots.examples(images, data.class_names, path, title, synthetic=synthetic)
+        return
+    # One of each class, in turn, so that each is mixed with one of another class.
+    chosen = np.concatenate([row[:1] for row in rows])
+    images = data.train.x[np.resize(chosen, np.clip(len(chosen), 10, 12))]
+    blocks = {text: _drawn(images, parse_augment(text)) for text in _texts(augment)}
+    if len(named) > 1:
+        blocks["all of them"] = _drawn(images, named)
+    title = f"{data.name}, {augment}"
+    plots.augmentations(images, blocks, path, title, synthetic=synthetic)
 
-        runtime.prepare()
-        import keras
 
-        for name, augmentation in parse_augment(augment):
-            for k, x in enumerate(images):
-                draws = augmentation.draw(generator(0, k, name), len(x), *x.shape[1:3])
-                x, draws = keras.ops.convert_to_tensor(x), keras.ops.convert_to_tensor(draws)
-                images[k] = np.asarray(augmentation.apply(x, draws))
-    title = f"{data.name}, training images" + (f", {augment}" if augment else "")
-    plots.examples(images, data.class_names, path, title, synthetic=data.name == "synthetic")
+def _texts(augment: str | None) -> list[str]:
+    return [part.strip() for part in (augment or "").split(",") if part.strip()]
+
+
+def _drawn(images: np.ndarray, augment: Any, epochs: int = 3) -> np.ndarray:
+    """Return ``images [n, H, W, C]`` as a training would see them, ``[epochs, n, H, W, C]``."""
+    from fmnist_keras3 import runtime
+
+    runtime.prepare()
+    from keras import ops
+
+    order, seen = np.arange(len(images)), []
+    for epoch in range(epochs):
+        draws = {
+            name: draws_of(name, augmentation, 0, epoch, order, images.shape[1:])
+            for name, augmentation in augment
+        }
+        batches = ops.convert_to_tensor(images[None])
+        draws = {name: ops.convert_to_tensor(drawn[None]) for name, drawn in draws.items()}
+        seen.append(ops.convert_to_numpy(augmented(dict(augment), batches, draws))[0])
+    return np.stack(seen)

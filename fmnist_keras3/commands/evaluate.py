@@ -8,8 +8,18 @@ from fmnist_keras3 import runtime
 from fmnist_keras3.errors import UserError
 
 
-def evaluate(target: str, split: str, data: str | None, data_dir: str | None, batch: int) -> int:
-    """Print accuracy, loss and the per-class table; a run's own data settings are the default."""
+def evaluate(
+    target: str,
+    split: str,
+    data: str | None,
+    data_dir: str | None,
+    batch: int,
+    tta: str | None = None,
+) -> int:
+    """Print accuracy, loss and the per-class table; a run's own data settings are the default.
+
+    With ``tta`` a second line has the accuracy and loss with test-time augmentation.
+    """
     from rich.console import Console
 
     runtime.prepare()
@@ -46,7 +56,8 @@ def evaluate(target: str, split: str, data: str | None, data_dir: str | None, ba
     from fmnist_keras3.evaluation.metrics import evaluate_logits, per_class_table
     from fmnist_keras3.training.trainer import Trainer
 
-    logits = Trainer(enable_progress_bar=False).predict(model, examples.x)
+    trainer = Trainer(enable_progress_bar=False)
+    logits = trainer.predict(model, examples.x)
     if logits.shape[1] != len(module.source.class_names):
         raise UserError(
             f"The model tells {logits.shape[1]} classes apart; {module.source.name} has "
@@ -62,4 +73,13 @@ def evaluate(target: str, split: str, data: str | None, data_dir: str | None, ba
         highlight=False,
         soft_wrap=True,
     )
+    if tta is not None:
+        mean = trainer.predict(model, examples.x, tta=tta)
+        with_views = evaluate_logits(examples.y, mean, module.source.class_names)
+        console.print(
+            f"with test-time augmentation {tta}: accuracy [bold]{with_views.accuracy:.4f}[/], loss "
+            f"[bold]{with_views.loss:.4f}[/]",
+            highlight=False,
+            soft_wrap=True,
+        )
     return 0

@@ -184,7 +184,7 @@ def _conclude(
         console.print(f"Ended early: {result.reason}.", highlight=False, soft_wrap=True)
     try:
         with locked(result.run_dir):
-            finish(console, trainer, model, data, result)
+            finish(console, trainer, model, data, result, config.tta)
     except (KeyboardInterrupt, UserError) as error:
         error.add_note(
             "The training is complete; its evaluation and report are not. To make them:\n  "
@@ -237,7 +237,9 @@ def _recorded(recipe: str) -> Any:
     return Recipe()
 
 
-def finish(console: Any, trainer: Any, model: Any, data: Any, result: Any) -> None:
+def finish(
+    console: Any, trainer: Any, model: Any, data: Any, result: Any, tta: str | None = None
+) -> None:
     """Evaluate on the test split, once; write record, plots and report; print the tables."""
     from rich.table import Table
 
@@ -249,7 +251,7 @@ def finish(console: Any, trainer: Any, model: Any, data: Any, result: Any) -> No
     run = result.run_dir
     summary = dict(result.summary)
     if data.test is not None:
-        logs, logits = trainer.test_outputs(model, data)
+        logs, logits = trainer.test_outputs(model, data, tta=tta)
         tested = data.test.take(slice(len(logits)))  # limit_test_batches may leave some out
         evaluation = evaluate_logits(tested.y, logits, data.source.class_names)
         write_json(run / "evaluation.json", evaluation.to_dict())
@@ -260,7 +262,8 @@ def finish(console: Any, trainer: Any, model: Any, data: Any, result: Any) -> No
         record = {"event": "test", "epoch": summary["epochs"], "step": summary["steps"], **logs}
         JSONLLogger(run).log(record)
         trainer.loggers.log(record)
-        names = ("loss", "accuracy", "raw_loss", "raw_accuracy")
+        kinds = ("{}", "raw_{}", "{}_tta")
+        names = [kind.format(name) for kind in kinds for name in ("loss", "accuracy")]
         summary |= {f"test_{name}": logs[name] for name in names if name in logs}
         summary["total_seconds"] = round(runtime.process_seconds(), 2)
         write_json(run / rundir.SUMMARY, summary)
@@ -269,7 +272,8 @@ def finish(console: Any, trainer: Any, model: Any, data: Any, result: Any) -> No
     report.build([run])
     table = Table(show_header=False, box=None)
     kinds = ("test", "test_raw", "validation", "validation_averaged")
-    for key in (f"{kind}_{name}" for kind in kinds for name in ("accuracy", "loss")):
+    keys = [f"{kind}_{name}" for kind in kinds for name in ("accuracy", "loss")]
+    for key in (*keys[:2], "test_accuracy_tta", "test_loss_tta", *keys[2:]):
         if summary.get(key) is not None:
             table.add_row(key.replace("_", " "), f"[bold]{summary[key]:.4f}[/]")
     if summary.get("images_per_second"):

@@ -74,6 +74,12 @@ class DataModule:
                 f"augment is for images [N, H, W, C]; these examples are {_shapes(self.train.x)}. "
                 "Leave augment out."
             )
+        for name, augmentation in self.augment:
+            if augmentation.uint8_only and self.train.x.dtype != np.uint8:
+                raise UserError(
+                    f"The augmentation {name} is for images in uint8, 0..255; these are "
+                    f"{self.train.x.dtype}. Leave {name} out, or give uint8."
+                )
         self._ready = True
         return self
 

@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from fmnist_keras3.data.augment import Augmentation
+from fmnist_keras3.data.augment import Augmentation, augmented, is_mixing, partners
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.data.plan import EpochPlan
 from fmnist_keras3.engines.base import Chunk, Engine
+from fmnist_keras3.errors import UserError
 from fmnist_keras3.training.pace import Pace
 from fmnist_keras3.tree import leaves, mapped, packed
 
@@ -42,6 +43,13 @@ class Feed(ABC):
         self.split, self.engine = split, engine
         self._arrays = (split.x, split.y, split.weight)
         self._augment = None
+        self._mixing: Any = next((pair for pair in augment if is_mixing(pair[1])), None)
+        if self._mixing is not None and engine.whole_batches:
+            raise UserError(
+                f"{self._mixing[0]} mixes labels, for a loss that is the mean over the examples. "
+                "The model has a loss or metrics of its own, which see whole batches; leave "
+                f"{self._mixing[0]} out of augment."
+            )
         if augment:
             self._augment = engine.program(augment, partial(_augment, dict(augment)))
         self._plan: EpochPlan
@@ -90,25 +98,25 @@ class Feed(ABC):
     def _chunk(self, batches: tuple[Any, Any, Any], steps: slice) -> Chunk:
         """Return ``batches`` of ``steps``, x, y and weights ``[K, B, ...]``, with augmented x."""
         x, y, weight = batches
-        valid = self._pad(self._plan.valid[steps])
+        valid, mix = self._pad(self._plan.valid[steps]), None
         if self._augment is not None:
             draws = {name: self._pad(d[steps]) for name, d in self._plan.draws.items()}
-            x = self._augment(x, {name: self.engine.put(d) for name, d in draws.items()})
+            on_device = {name: self.engine.put(d) for name, d in draws.items()}
+            x, partner = self._augment(x, y if self._mixing else None, on_device)
+            if self._mixing is not None:
+                name, mixing = self._mixing
+                share = mixing.share(draws[name], *self.split.image_shape[:2])
+                mix = partner, self.engine.put(share)
         if self.engine.whole_batches and self._plan.is_partial(steps):
             x, y, weight = mapped(lambda a: a[:1, : valid[0]], (x, y, weight))
             valid = valid[:1]
-        return Chunk(x, y, valid, steps.stop - steps.start, weight)
+        return Chunk(x, y, valid, steps.stop - steps.start, weight, mix)
 
 
-def _augment(augment: dict[str, Augmentation], x: Any, draws: dict[str, Any]) -> Any:
-    from keras import ops
-
-    shape = x.shape
-    x = ops.reshape(x, (-1, *shape[2:]))
-    for name, augmentation in augment.items():  # JAX hands `draws` over in sorted order
-        drawn = ops.reshape(draws[name], (-1, *draws[name].shape[2:]))
-        x = augmentation.apply(x, drawn)
-    return ops.reshape(x, shape)
+def _augment(
+    augment: dict[str, Augmentation], x: Any, y: Any, draws: dict[str, Any]
+) -> tuple[Any, Any]:
+    return augmented(augment, x, draws), mapped(partners, y)
 
 
 class ResidentFeed(Feed):

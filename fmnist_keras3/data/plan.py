@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fmnist_keras3.data.augment import Augmentation
+from fmnist_keras3.data.augment import Augmentation, Epoch
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,24 @@ def epoch_plan(
     order = generator(seed, epoch, "order").permutation(examples).astype(np.int32)
     draws = {}
     for name, augmentation in augment:
-        drawn = augmentation.draw(generator(seed, epoch, name), examples, *image_shape[:2])
+        drawn = draws_of(name, augmentation, seed, epoch, order, image_shape)
         draws[name] = _batches(drawn, batch_size)[:limit]
     valid = _valid(examples, batch_size)
     return EpochPlan(_batches(order, batch_size)[:limit], valid[:limit], draws)
+
+
+def draws_of(
+    name: str,
+    augmentation: Augmentation,
+    seed: int,
+    epoch: int,
+    order: np.ndarray,
+    image_shape: tuple[int, ...],
+) -> np.ndarray:
+    """Return what an augmentation draws for the examples ``order [n]`` of an epoch, in turn."""
+    height, width = image_shape[:2]
+    rngs = (generator(seed, of, name) for of in (epoch, 0))
+    return augmentation.draw(Epoch(order, height, width, epoch, *rngs))
 
 
 def evaluation_plan(examples: int, batch_size: int) -> EpochPlan:

@@ -39,7 +39,9 @@ class Chunk:
 
     The first ``count`` batches are to be used, and of batch ``i`` the first ``valid[i]`` examples.
     ``weight [K, B]`` are sample weights, or None. ``x``, ``y`` and ``weight`` may be structures of
-    such arrays; without ``y`` there are outputs, but no losses.
+    such arrays; without ``y`` there are outputs, but no losses. ``mix``, of batches whose images
+    are mixed: the labels of the other image of each, like ``y``, and the share of the own one,
+    float32 ``[K, B]``.
     """
 
     x: Any
@@ -47,6 +49,7 @@ class Chunk:
     valid: np.ndarray
     count: int
     weight: Any = None
+    mix: tuple[Any, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -315,22 +318,27 @@ def to_numpy(variable: Any) -> np.ndarray:
 
 
 def training_losses(
-    engine: Engine, x: Any, y: Any, weight: Any, valid: Any
+    engine: Engine, x: Any, y: Any, weight: Any, valid: Any, mix: tuple[Any, Any] | None = None
 ) -> tuple[Any, Any, Any]:
     """Run the forward pass in training mode and return what to minimise, the loss, the penalty.
 
     ``x [B, ...]``, ``y [B, ...]``, ``weight [B]`` or None; the first ``valid`` examples count.
+    ``mix``: the other labels ``[B, ...]`` and the share of the own ones ``[B]``, see `Chunk`.
     Updates the metrics. The loss is the mean over the valid examples, without penalty and without
     label smoothing; that of a `compute_loss` of the model's own is as it comes.
     """
     model = engine.model
     outputs = model(x, training=True)
-    total, penalty, weight = _losses(engine, x, y, outputs, weight, valid, training=True)
+    total, penalty, weight = _losses(engine, x, y, outputs, weight, valid, training=True, mix=mix)
     objective = total
     if engine.label_smoothing:
         # Cross-entropy to (1 - e) * one-hot + e / classes, as a correction of the plain one.
         log_p = log_softmax(ops.cast(outputs, "float32"))
-        correction = picked(log_p, y) - ops.mean(log_p, -1)
+        true = picked(log_p, y)
+        if mix is not None:
+            other = picked(log_p, mix[0])
+            true = other + mix[1] * (true - other)
+        correction = true - ops.mean(log_p, -1)
         if weight is not None:
             correction = weight * correction
         objective = total + engine.label_smoothing * ops.mean(correction)
@@ -349,12 +357,21 @@ def evaluation_losses(engine: Engine, x: Any, y: Any, weight: Any, valid: Any) -
 
 
 def _losses(
-    engine: Engine, x: Any, y: Any, outputs: Any, weight: Any, valid: Any, training: bool
+    engine: Engine,
+    x: Any,
+    y: Any,
+    outputs: Any,
+    weight: Any,
+    valid: Any,
+    training: bool,
+    mix: tuple[Any, Any] | None = None,
 ) -> tuple[Any, Any, Any]:
     """Return the model's loss, the penalty in it, and the weights of the examples in the loss.
 
     A batch that is filled up counts its valid examples alone: Keras' losses divide by the full
     length, so the weights make that the valid one. Losses that do otherwise get whole batches.
+    By weights, too, mixed examples count a share for each of their labels; metrics see the label
+    of the larger one.
     """
     mask, counted = None, weight
     if not engine.whole_batches:
@@ -364,7 +381,15 @@ def _losses(
         counted = mask if weight is None else mapped(lambda w: _rows(mask, w) * w, weight)
         weight = mapped(lambda w: w * scale, counted)
     model = engine.model
-    total = model._compute_loss(x, y, outputs, weight, training=training)
+    if mix is None:
+        total = model._compute_loss(x, y, outputs, weight, training=training)
+    else:
+        other, share = mix
+        own, rest = (mapped(lambda w, s=s: _rows(s, w) * w, weight) for s in (share, 1 - share))
+        total = model._compute_loss(x, y, outputs, own, training=training)
+        total += model._compute_loss(x, other, outputs, rest, training=training)
+        total -= sum(model.losses, ops.zeros(()))  # which is in both
+        y = mapped(lambda a, b: ops.where(_rows(share, a) >= 0.5, a, b), y, other)
     engine.metrics.update(y, outputs, mask, counted)
     return total, sum(model.losses, ops.zeros(())), weight
 

@@ -56,7 +56,7 @@ class JaxEngine(Engine):
         return jnp.asarray(array)
 
     def train(self, chunk: Chunk, lr: np.ndarray, average: np.ndarray | None = None) -> StepLogs:
-        batches = (chunk.x, chunk.y, chunk.weight, chunk.valid, lr, average)
+        batches = (chunk.x, chunk.y, chunk.weight, chunk.valid, lr, average, chunk.mix)
         with self.tracing():
             (self._state, values), finite = self._train(self._state, batches, np.int32(chunk.count))
         # The one place where the host waits for the device.
@@ -73,12 +73,12 @@ class JaxEngine(Engine):
         kept = [v for group in carry[0][:3] for v in group if jnp.issubdtype(v, jnp.floating)]
         return carry, jnp.stack([jnp.isfinite(v).all() for v in kept]).all()
 
-    def _step(self, state, x, y, weight, valid, lr, average):
+    def _step(self, state, x, y, weight, valid, lr, average, mix):
         trainable, other, optimizer, metrics, averages = state
 
         def objective(trainable):
             with self._scope(trainable, other, metrics) as scope:
-                objective, loss, penalty = training_losses(self, x, y, weight, valid)
+                objective, loss, penalty = training_losses(self, x, y, weight, valid, mix)
             with keras.StatelessScope(zip(self.optimizer.variables, optimizer, strict=True)):
                 objective = self.optimizer.scale_loss(objective)  # for float16
                 scale = self.optimizer.scale_loss(jnp.ones(()))

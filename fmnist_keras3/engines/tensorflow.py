@@ -54,7 +54,7 @@ class TensorFlowEngine(Engine):
 
     def train(self, chunk: Chunk, lr: np.ndarray, average: np.ndarray | None = None) -> StepLogs:
         on_host = mapped(tf.constant, (chunk.valid, lr, average))
-        batches = (chunk.x, chunk.y, chunk.weight, *on_host)
+        batches = (chunk.x, chunk.y, chunk.weight, *on_host, chunk.mix)
         with self.tracing():
             values, finite = self._train(batches, tf.constant(chunk.count))
         return StepLogs.of(values, chunk.count, finite)
@@ -70,12 +70,12 @@ class TensorFlowEngine(Engine):
         finite = [tf.reduce_all(tf.math.is_finite(v)) for v in state if v.dtype.is_floating]
         return values, tf.reduce_all(finite)
 
-    def _step(self, x, y, weight, valid, lr, average):
+    def _step(self, x, y, weight, valid, lr, average, mix):
         if self.sets_learning_rate:
             self.optimizer.learning_rate.assign(lr)
         scale = self.optimizer.scale_loss(tf.ones(()))
         with tf.GradientTape() as tape:
-            objective, loss, penalty = training_losses(self, x, y, weight, valid)
+            objective, loss, penalty = training_losses(self, x, y, weight, valid, mix)
             objective = self.optimizer.scale_loss(objective)  # for float16
         weights = self.model.trainable_weights
         gradients = tape.gradient(objective, [w.value for w in weights])

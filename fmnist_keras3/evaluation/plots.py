@@ -353,6 +353,45 @@ def examples(
     return Path(path)
 
 
+def augmentations(
+    images: np.ndarray,
+    blocks: Mapping[str, np.ndarray],
+    path: Path | str,
+    title: str,
+    synthetic: bool = False,
+) -> Path:
+    """Draw ``images [n, H, W, C]`` and below, for each name, what became of them in some epochs.
+
+    ``blocks``: names of augmentations, with images ``[epochs, n, H, W, C]``.
+    """
+    rows = {"original": images[None], **blocks}
+    columns, (height, width) = len(images), images.shape[1:3]
+    gap, space = max(1, width // 14), max(2, height // 3)  # between images, and blocks
+    lines, at, places = [], 0, []
+    for drawn in rows.values():
+        sheet = np.ones((len(drawn), height + gap, columns, width + gap, 3))
+        for line, column in np.ndindex(*drawn.shape[:2]):
+            pixels = _pixels(drawn[line, column])
+            pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., :3]
+            sheet[line, :height, column, :width] = pixels
+        lines += [sheet.reshape(-1, columns * (width + gap), 3), np.ones((space, 1, 3))]
+        places.append(at + (len(lines[-2]) - gap) / 2)
+        at += len(lines[-2]) + space
+    picture = np.concatenate([np.broadcast_to(s, (len(s), *lines[0].shape[1:])) for s in lines])
+    epochs = len(next(iter(blocks.values())))
+    subtitle = f"the same images in {epochs} epochs" + " of each augmentation" * (len(blocks) > 1)
+    inches = 0.75 / (width + gap)
+    size = (picture.shape[1] * inches + 1.5, picture.shape[0] * inches + 0.2)
+    with _figure(path, size, title, subtitle, synthetic) as (_, body):
+        axes = body.add_subplot()
+        axes.imshow(picture, interpolation="nearest")
+        axes.spines[:].set_visible(False)
+        axes.grid(False)
+        axes.set_xticks([])
+        axes.set_yticks(places, [_short(name, 15) for name in rows], color=BLACK)
+    return Path(path)
+
+
 def _pixels(image: np.ndarray) -> np.ndarray:
     """Return one image as float 0..1, ``[H, W]`` or ``[H, W, 3|4]``."""
     pixels = np.asarray(image).astype(np.float64)

@@ -25,6 +25,7 @@ from fmnist_keras3.data.feeds import Feed, ResidentFeed, StreamFeed
 from fmnist_keras3.engines import make_engine
 from fmnist_keras3.engines.base import Engine
 from fmnist_keras3.errors import UserError
+from fmnist_keras3.evaluation.tta import TTA, parse_tta, scores
 from fmnist_keras3.lightning import explained
 from fmnist_keras3.training import checkpoint, resume, rundir
 from fmnist_keras3.training.arguments import (
@@ -271,34 +272,71 @@ class Trainer:
 
     @explained
     def test(
-        self, model: keras.Model, data: Any, *, ckpt_path: str | Path | None = None
+        self,
+        model: keras.Model,
+        data: Any,
+        *,
+        ckpt_path: str | Path | None = None,
+        tta: str | None = None,
     ) -> dict[str, float]:
-        """Return loss and metrics on the test split of ``data``; all as for `validate`."""
-        return self.test_outputs(model, data, ckpt_path=ckpt_path)[0]
+        """Return loss and metrics on the test split of ``data``; all as for `validate`.
+
+        With test-time augmentation ``tta`` ("mirror", "shift:1", or both, see `evaluation.tta`)
+        besides these "loss_tta" and "accuracy_tta", of the mean of the outputs over the views.
+        """
+        return self.test_outputs(model, data, ckpt_path=ckpt_path, tta=tta)[0]
 
     def test_outputs(
-        self, model: keras.Model, data: Any, *, ckpt_path: str | Path | None = None
+        self,
+        model: keras.Model,
+        data: Any,
+        *,
+        ckpt_path: str | Path | None = None,
+        tta: str | None = None,
     ) -> tuple[dict[str, float], Any]:
-        """Return what `test` does, and the model's outputs ``[N, ...]``."""
+        """Return what `test` does, and the model's outputs ``[N, ...]``, without ``tta``."""
+        views = parse_tta(tta)
         data, split = _examples(data, "test", self.limit_test_batches)
         engine = self._engine_for(model, data.train, data.batch_size)
-        return self._evaluate(engine, split, data.batch_size, ckpt_path)
+        logs, outputs = self._evaluate(engine, split, data.batch_size, ckpt_path)
+        if views is not None:
+            mean = self._over_views(views, engine, split, data.batch_size, outputs)
+            logs |= scores(model, split, mean)
+        return logs, outputs
 
     @explained
     def predict(
-        self, model: keras.Model, images: Any, *, ckpt_path: str | Path | None = None
+        self,
+        model: keras.Model,
+        images: Any,
+        *,
+        ckpt_path: str | Path | None = None,
+        tta: str | None = None,
     ) -> Any:
         """Return the outputs (logits) ``[N, ...]`` for ``images [N, H, W, C]``, raw pixels.
 
         Or for what else the model takes; several inputs or outputs come in its own structure.
-        ``ckpt_path`` as for `validate`.
+        ``ckpt_path`` as for `validate`. With ``tta``, as for `test`, the mean of the outputs.
         """
+        views = parse_tta(tta)
         if isinstance(images, DataModule):
             raise UserError("Give images to predict: trainer.predict(model, data.setup().test.x)")
         examples = Split(mapped(as_array, images), None)
         check_inputs(model, examples)
         size = min(PREDICT_BATCH, len(examples))
-        return self._evaluate(self._engine_for(model, examples, size), examples, size, ckpt_path)[1]
+        engine = self._engine_for(model, examples, size)
+        _, outputs = self._evaluate(engine, examples, size, ckpt_path)
+        if views is None:
+            return outputs
+        return self._over_views(views, engine, examples, size, outputs)
+
+    def _over_views(
+        self, views: TTA, engine: Engine, split: Split, batch_size: int, outputs: Any
+    ) -> Any:
+        def outputs_of(x: np.ndarray) -> Any:
+            return self._evaluate(engine, Split(x, None), batch_size, None)[1]
+
+        return views.mean(split.x, outputs, outputs_of)
 
     def _evaluate(
         self, engine: Engine, split: Split, batch_size: int, ckpt_path: str | Path | None

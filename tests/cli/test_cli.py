@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from fmnist_keras3 import build_model, load_run
 from fmnist_keras3.cli import COMMANDS, main
@@ -98,6 +99,8 @@ def refused(capsys, *words):
         (["evaluate"], ["RUN_OR_MODEL"]),
         (["evaluate", "/no/such/run"], ["/no/such/run"]),
         (["evaluate", ".", "--split", "tset"], ["'tset'", "test or validation"]),
+        (["evaluate", ".", "--tta", "flip"], ["'flip'", "--tta mirror,shift:1"]),
+        (["train", "--tta", "shift:0"], ["'shift:0'", "1 to 8"]),
         (["report", "/no/such/run"], ["/no/such/run"]),
         (["data", "--data", "synthetic", "--augment", "flip"], ["--preview"]),
         (["--versoin"], ["--versoin", "'--version'"]),
@@ -363,6 +366,10 @@ def test_data_describes_and_previews(folder, inside, capsys):
     assert main(["data", "--data_dir", str(folder), "--preview", "p.png", "--augment", "flip"]) == 0
     assert "Ankle boot" in capsys.readouterr().out
     assert (inside / "p.png").read_bytes()[:4] == b"\x89PNG"
+    several = ["data", "--data_dir", str(folder), "--preview", "q.png", "--augment"]
+    assert main([*several, "altflip,rotate:20,mixup"]) == 0
+    with Image.open(inside / "p.png") as one, Image.open(inside / "q.png") as all_of_them:
+        assert all_of_them.height > 2 * one.height  # a block for each, and one for all together
     message = refused(capsys, "data", "--data_dir", str(folder), "--preview", "no/p.png")
     assert "no/p.png" in message
 

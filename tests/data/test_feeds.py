@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fmnist_keras3.data.augment import augmented as augmented_batches
 from fmnist_keras3.data.augment import parse_augment
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.data.feeds import ResidentFeed, StreamFeed
@@ -18,7 +19,7 @@ from fmnist_keras3.data.plan import epoch_plan, evaluation_plan
 from fmnist_keras3.engines import make_engine
 
 CHUNK, BATCH, EXAMPLES = 3, 8, 50  # 7 steps, the last with 2 examples
-AUGMENT = parse_augment("flip,crop:3,erase:0.7")
+AUGMENT = parse_augment("altflip,crop:3,rotate,cutmix,erase:0.7")
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,7 @@ def plan_of(augment, epoch=0, **options):
 
 
 def taken(feed, plan, counts, start=0):
-    """The batches that ``feed`` gives, one after the other: ``x [B,...], y [B], valid``."""
+    """The batches that ``feed`` gives, one after the other: ``x, y, valid``, and what is mixed."""
     feed.open(plan, start)
     batches = []
     for count in counts:
@@ -130,16 +131,19 @@ def taken(feed, plan, counts, start=0):
         assert len(chunk.valid) == chunk.x.shape[0] == chunk.y.shape[0] == CHUNK
         x, y = np.asarray(chunk.x), np.asarray(chunk.y)
         assert (x.dtype, y.dtype, chunk.valid.dtype) == (np.uint8, np.int32, np.int32)
-        batches += [(x[i], y[i], int(chunk.valid[i])) for i in range(count)]
+        more = [np.asarray(part) for part in chunk.mix or ()]
+        batches += [(x[i], y[i], int(chunk.valid[i]), *(m[i] for m in more)) for i in range(count)]
     return batches
 
 
 def check_equal(ours, theirs):
     assert len(ours) == len(theirs)
-    for (x, y, valid), (x2, y2, valid2) in zip(ours, theirs, strict=True):
+    for (x, y, valid, *mix), (x2, y2, valid2, *mix2) in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(x, x2)
         np.testing.assert_array_equal(y, y2)
         assert valid == valid2
+        for part, part2 in zip(mix, mix2, strict=True):
+            np.testing.assert_allclose(part, part2, atol=1e-7)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["augmented", "plain"])
@@ -153,10 +157,14 @@ def expected(split, augmented):
     plan = plan_of(AUGMENT if augmented else ())
     batches = []
     for step, indices in enumerate(plan.indices):
-        x = split.x[indices]
-        for name, augmentation in AUGMENT if augmented else ():
-            x = np.asarray(augmentation.apply(x, plan.draws[name][step]))
-        batches.append((x, split.y[indices], int(plan.valid[step])))
+        x, y = split.x[indices], split.y[indices]
+        more = ()
+        if augmented:
+            draws = {name: drawn[step, None] for name, drawn in plan.draws.items()}
+            x = np.asarray(augmented_batches(dict(AUGMENT), x[None], draws))[0]
+            top, bottom, left, right = plan.draws["cutmix"][step].T
+            more = np.roll(y, 1), 1 - (bottom - top) * (right - left) / np.float32(28 * 28)
+        batches.append((x, y, int(plan.valid[step]), *more))
     return batches
 
 
@@ -186,7 +194,7 @@ class TestEveryFeed:
 
     def test_the_last_batch_repeats_its_own(self, feeds, cls, augmented):
         plan = plan_of(AUGMENT if augmented else ())
-        ((x, y, valid),) = taken(feeds[cls.__name__, augmented], plan, [1], start=6)
+        ((x, y, valid, *_),) = taken(feeds[cls.__name__, augmented], plan, [1], start=6)
         assert valid == 2
         for i in range(2, BATCH):
             np.testing.assert_array_equal(x[i], x[i % 2])
@@ -216,6 +224,7 @@ SCRIPT = """
 import sys
 import numpy as np
 from fmnist_keras3.models import build_model
+from fmnist_keras3.data.augment import augmented as augmented_batches
 from fmnist_keras3.data.augment import parse_augment
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.data.feeds import ResidentFeed

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from fmnist_keras3.data.augment import parse_augment
 from fmnist_keras3.data.plan import epoch_plan, evaluation_plan
 
-ALL = parse_augment("flip,crop,erase")
+ALL = parse_augment("flip,crop,erase,rotate,contrast,cutout,mixup")
 PINNED_ORDER = [[7, 8, 9, 4], [5, 6, 1, 0], [2, 3, 2, 3]]
-PINNED_SUMS = {"flip": 6, "crop": 48, "erase": 2246}
+PINNED_SUMS = {"flip": 6, "crop": 48, "erase": 2246, "rotate": 199363, "contrast": 3345}
+PINNED_SUMS |= {"cutout": 621, "mixup": 737}
 settings.register_profile("plan", max_examples=60, deadline=None, derandomize=True)
 settings.load_profile("plan")
 

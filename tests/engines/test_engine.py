@@ -331,6 +331,38 @@ def test_label_smoothing_is_that_of_keras(batches):
     assert logs.loss[0] == pytest.approx(first, rel=1e-6)
 
 
+@pytest.mark.parametrize(("smoothing", "valid", "weighted"), [(0, 8, 0), (0.2, 5, 0), (0, 5, 1)])
+def test_mixed_labels_are_those_of_keras(batches, smoothing, valid, weighted):
+    """Keras takes them as rows of probabilities."""
+    rng = np.random.default_rng(0)
+    share = rng.random((STEPS, BATCH)).astype(np.float32)
+    other = rng.permuted(batches[1], axis=1)
+    weight = rng.random((STEPS, BATCH)).astype(np.float32) if weighted else None
+    engine = make_engine(build(l2=1e-2), chunk_steps=3, label_smoothing=smoothing)
+    mixed = replace(
+        chunk_of(engine, batches, count=3, valid=valid),
+        mix=(engine.put(other[:3]), engine.put(share[:3])),
+        weight=None if weight is None else engine.put(weight[:3]),
+    )
+    logs = engine.train(mixed, rates(engine))
+    model = build(
+        l2=1e-2,
+        loss=keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=smoothing),
+    )
+    right, eye = 0, np.eye(10, dtype=np.float32)
+    for i in range(3):
+        x, y, y2, s = (part[i, :valid] for part in (*batches, other, share))
+        right += (np.asarray(model(x)).argmax(-1) == np.where(s >= 0.5, y, y2)).sum()
+        true = s[:, None] * eye[y] + (1 - s[:, None]) * eye[y2]
+        w = None if weight is None else weight[i, :valid]
+        theirs = model.train_on_batch(x, true, w, return_dict=True)["loss"]
+        model.reset_metrics()
+        if not smoothing:  # which the loss that is reported is without
+            assert logs.loss[i] + logs.penalty[i] == pytest.approx(theirs, rel=1e-5)
+    check_trained_alike(engine, model, 2e-6)
+    assert engine.metric_results()["accuracy"] == pytest.approx(right / (3 * valid), abs=1e-6)
+
+
 def test_batch_normalization_is_that_of_keras(batches):
     engine, model = twins(batch_norm=True)
     before = model.get_weights()

@@ -181,6 +181,17 @@ def test_mistakes_of_other_examples_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_augmented_images_lie_below_their_originals(tmp_path, channels):
+    images = np.zeros((4, 10, 10, channels), np.uint8)
+    marked = np.full((3, 4, 10, 10, channels), 200, np.uint8)
+    path = plots.augmentations(images, {"one": marked, "two": marked // 2}, tmp_path / "a.png", "t")
+    seen = pixels(path)[..., 0]
+    rows = [np.flatnonzero((seen == grey).mean(1) > 0.3) for grey in (0, 200, 100)]
+    assert rows[0].max() < rows[1].min() < rows[1].max() < rows[2].min()
+    assert len(rows[1]) == len(rows[2]) == pytest.approx(3 * len(rows[0]), rel=0.05)
+
+
 def test_calibration_states_its_error(tmp_path, drawn):
     _, result = evaluation()
     pixels(plots.calibration(result, tmp_path / "calibration.png", "Calibration"))

@@ -242,6 +242,14 @@ def test_augmentation_is_for_images():
         ArrayData({"a": features()}, features()[:, :1], augment="flip", batch_size=8).setup()
 
 
+def test_mixed_labels_are_for_losses_that_are_means(tmp_path):
+    model = sequential()
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(reduction="sum"))
+    data = ArrayData(*colours(), augment="crop,cutmix", batch_size=BATCH)
+    with pytest.raises(UserError, match=r"cutmix mixes labels.*leave cutmix out"):
+        trainer(tmp_path).fit(model, data)
+
+
 def test_arrays_are_evaluated_whole_and_checkpoints_loaded_before(tmp_path):
     x = features()
     y, model = x[:, :1], regression(loss="mse")()
