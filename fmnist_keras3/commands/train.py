@@ -98,7 +98,7 @@ def build(config: TrainConfig, console: Any) -> tuple[Any, Any, Any]:
             config.optimizer, config.lr, weight_decay=config.weight_decay, clip=config.clip
         ),
     )
-    path = config.run_dir or rundir.new_run_path(RUNS, config.model, backend, synthetic)
+    path = config.run_dir or rundir.new_run_path(RUNS, model.name, backend, synthetic)
     trainer = Trainer(
         max_epochs=config.epochs,
         min_epochs=config.min_epochs,
