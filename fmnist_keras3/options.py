@@ -29,7 +29,7 @@ class Option:
         """Return ``given``, a text or a value, in the option's type; raises UserError."""
         try:
             value = _typed(given, self.default)
-        except (ValueError, TypeError, OverflowError):
+        except (ValueError, TypeError, KeyError, OverflowError):
             raise UserError(f"{name} is {written(given)!r}; it must be {self._words()}.") from None
         numbers = value if isinstance(value, tuple) else (value,)
         low = self.least is not None and not all(n >= self.least for n in numbers)
