@@ -383,6 +383,20 @@ def test_models_measures_one_with_options(capsys):
     assert "no model 'airnt'" in refused(capsys, "models", "airnt")
 
 
+def test_look_ahead_groups_and_options_reach_the_training(inside):
+    words = ["train", "--model", "lenet", "--data", "synthetic", "--epochs", "1", "--run_dir", "r"]
+    words += ["--limit_train_batches", "3", "--limit_test_batches", "2", "--lr_groups", "logits=0"]
+    words += ["--optimizer", "sgd:momentum=0.5", "--lookahead", "0.5", "--lookahead_steps", "2"]
+    assert main(words) == 0
+    run = load_run("r")
+    assert (run.path / "model_raw.keras").exists()
+    assert run.model.optimizer.momentum == 0.5
+    for name, moves in (("logits", False), ("dense1", True)):
+        began = np.asarray(build_model("lenet").get_layer(name).kernel.value)
+        ended = np.asarray(run.model.get_layer(name).kernel.value)
+        assert np.array_equal(began, ended) != moves
+
+
 def test_a_model_with_options_is_trained_and_loaded(inside, capsys):
     words = ["train", "--model", "airnet:widths=4-4,whiten=3", "--data", "synthetic"]
     words += ["--epochs", "1", "--limit_train_batches", "2", "--limit_test_batches", "2"]
