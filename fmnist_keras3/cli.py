@@ -177,10 +177,16 @@ def run_data(options: argparse.Namespace) -> int:
     return data.describe(**{name: given[name] for name in names if name in given})
 
 
+def models_options(parser: Parser) -> None:
+    parser.add_argument(
+        "models", metavar="MODEL", nargs="*", help="models, as airnet:widths=16-32 [all]"
+    )
+
+
 def run_models(options: argparse.Namespace) -> int:
     from fmnist_keras3.commands import models
 
-    return models.show()
+    return models.show(options.models)
 
 
 def run_recipes(options: argparse.Namespace) -> int:
@@ -205,7 +211,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None], Callable[[Any], int]]] 
     "evaluate": ("metrics of a run or model on a split", evaluate_options, run_evaluate),
     "report": ("rebuild a run's HTML report, or compare runs", report_options, run_report),
     "data": ("fetch, verify and describe the data", preview_options, run_data),
-    "models": ("the models, their parameters and MACs", no_options, run_models),
+    "models": ("the models, their options, parameters and MACs", models_options, run_models),
     "recipes": ("settings under a name, and their measured accuracy", no_options, run_recipes),
     "doctor": ("versions, backends, devices, and a short test of each", no_options, run_doctor),
 }

@@ -30,7 +30,11 @@ class TrainConfig:
     recipe: str | None = _setting(
         None, "settings under a name, below all that you give; see `fmnist recipes`"
     )
-    model: str = _setting("baseline", "what to train; see `fmnist models`", fixed=True)
+    model: str = _setting(
+        "baseline",
+        "what to train, with options as airnet:widths=16-32; see `fmnist models`",
+        fixed=True,
+    )
     dropout: float | None = _setting(
         None,
         "dropout rate, 0 <= rate < 1; the model's own if not given",
@@ -60,7 +64,7 @@ class TrainConfig:
     pipeline: str = _setting(
         "auto", "images on the device, or through tf.data", choices=("auto", "resident", "stream")
     )
-    optimizer: str = _setting("adamw", "optimizer's name")
+    optimizer: str = _setting("adamw", "optimizer's name, with options as sgd:momentum=0.85")
     lr: float = _setting(1e-3, "learning rate, the schedule's peak", above=0)
     schedule: str = _setting(
         "cosine", "constant, cosine, linear, one_cycle, step, triangular or wsd"
@@ -70,6 +74,9 @@ class TrainConfig:
         "epochs of linear rise of the learning rate, at most a fifth of all [5; one_cycle and "
         "triangular rise on their own]",
         least=0,
+    )
+    lr_groups: str | None = _setting(
+        None, "factors on the learning rate by names in variables' paths: beta=64,logits=0.5"
     )
     weight_decay: float = _setting(0.0, "decoupled weight decay on kernels", least=0)
     label_smoothing: float = _setting(0.0, "0 <= e < 1, in training only", least=0, below=1)
@@ -89,6 +96,21 @@ class TrainConfig:
     )
     swa_lr: float | None = _setting(
         None, "learning rate while SWA averages; the schedule's if not given", above=0
+    )
+    lookahead: float | None = _setting(
+        None,
+        "how far slow weights follow the trained ones, which go on from them (look-ahead, 0.5)",
+        above=0,
+        most=1,
+        fixed=True,
+    )
+    lookahead_steps: int = _setting(5, "steps between look-aheads", least=1, fixed=True)
+    lookahead_anneal: int = _setting(
+        0,
+        "1: slow weights follow at once at first, and as far as --lookahead says in the end",
+        choices=(0, 1),
+        flag=1,
+        fixed=True,
     )
     precision: str = _setting(
         "32", "of the arithmetic; weights are float32", choices=("32", "bf16-mixed", "16-mixed")
@@ -171,11 +193,12 @@ class TrainConfig:
         from fmnist_keras3.models import check_model
         from fmnist_keras3.training.arguments import check_amount, seconds
         from fmnist_keras3.training.loggers import make_loggers
-        from fmnist_keras3.training.optimizers import check_optimizer
+        from fmnist_keras3.training.optimizers import check_optimizer, parse_lr_groups
         from fmnist_keras3.training.schedules import RISING, make_schedule
 
         check_model(self.model)
         check_optimizer(self.optimizer)
+        parse_lr_groups(self.lr_groups)
         make_schedule(self.schedule, self.lr, 1)
         parse_augment(self.augment)
         parse_tta(self.tta)
@@ -193,8 +216,9 @@ class TrainConfig:
             seconds(self.max_time)
         if self.min_epochs > self.epochs:
             raise UserError(f"min_epochs is {self.min_epochs}, more than epochs {self.epochs}.")
-        if self.ema is not None and self.swa is not None:
-            raise UserError("ema and swa both average the weights. Give one of them.")
+        averages = [name for name in ("ema", "swa", "lookahead") if getattr(self, name) is not None]
+        if len(averages) > 1:
+            raise UserError(f"{' and '.join(averages)} both average the weights. Give one of them.")
         if self.swa is not None and not 0 <= self.swa < self.epochs:
             raise UserError(
                 f"swa is {self.swa}; it must be an epoch below {self.epochs}, or a fraction of all "
@@ -393,6 +417,7 @@ def _check(f: dataclasses.Field, value: Any) -> None:
         ("least", "at least", lambda v, m: v >= m),
         ("above", "more than", lambda v, m: v > m),
         ("below", "less than", lambda v, m: v < m),
+        ("most", "at most", lambda v, m: v <= m),
     ):
         if key in limits:
             rules.append(f"{words} {limits[key]}")

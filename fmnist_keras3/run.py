@@ -59,12 +59,16 @@ class Run:
             )
         from fmnist_keras3.config import TrainConfig
         from fmnist_keras3.models import build_model
-        from fmnist_keras3.training.optimizers import make_optimizer
+        from fmnist_keras3.training.optimizers import make_optimizer, parse_lr_groups
 
         runtime.prepare()
         config = TrainConfig(**self.config)
         optimizer = make_optimizer(
-            config.optimizer, config.lr, weight_decay=config.weight_decay, clip=config.clip
+            config.optimizer,
+            config.lr,
+            weight_decay=config.weight_decay,
+            clip=config.clip,
+            lr_groups=parse_lr_groups(config.lr_groups),
         )
         names = ("dropout", "l2", "seed")
         options = {name: getattr(config, name) for name in names}

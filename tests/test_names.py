@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "fmnist_keras3/training/README.md").read_text()
 # What the command line has besides says what to train on what, and how the optimizer is made.
 WHAT = {"model", "dropout", "l2", "data", "data_dir", "validation", "augment", "batch_size"}
-WHAT |= {"optimizer", "lr", "weight_decay", "recipe", "resume", "monitor", "tta"}
+WHAT |= {"optimizer", "lr", "lr_groups", "weight_decay", "recipe", "resume", "monitor", "tta"}
 
 
 def table(name):

@@ -84,7 +84,8 @@ def build(config: TrainConfig, console: Any) -> tuple[Any, Any, Any]:
     _announce(console, data)
 
     from fmnist_keras3.models import build_model
-    from fmnist_keras3.training.optimizers import make_optimizer
+    from fmnist_keras3.models.whitening import whiten
+    from fmnist_keras3.training.optimizers import make_optimizer, parse_lr_groups
     from fmnist_keras3.training.trainer import Trainer
 
     model = build_model(
@@ -95,10 +96,15 @@ def build(config: TrainConfig, console: Any) -> tuple[Any, Any, Any]:
         input_shape=data.train.x.shape[1:],
         classes=len(data.source.class_names),
         optimizer=make_optimizer(
-            config.optimizer, config.lr, weight_decay=config.weight_decay, clip=config.clip
+            config.optimizer,
+            config.lr,
+            weight_decay=config.weight_decay,
+            clip=config.clip,
+            lr_groups=parse_lr_groups(config.lr_groups),
         ),
     )
-    path = config.run_dir or rundir.new_run_path(RUNS, config.model, backend, synthetic)
+    whiten(model, data.train.x)
+    path = config.run_dir or rundir.new_run_path(RUNS, model.name, backend, synthetic)
     trainer = Trainer(
         max_epochs=config.epochs,
         min_epochs=config.min_epochs,
@@ -207,6 +213,7 @@ def _callbacks(config: TrainConfig) -> list[Any]:
         MONITORS,
         EarlyStopping,
         EMAWeightAveraging,
+        Lookahead,
         ModelCheckpoint,
         StochasticWeightAveraging,
     )
@@ -220,6 +227,9 @@ def _callbacks(config: TrainConfig) -> list[Any]:
         callbacks.append(EMAWeightAveraging(config.ema))
     if config.swa is not None:
         callbacks.append(StochasticWeightAveraging(config.swa_lr, config.swa))
+    if config.lookahead is not None:
+        steps, anneal = config.lookahead_steps, bool(config.lookahead_anneal)
+        callbacks.append(Lookahead(steps, config.lookahead, anneal))
     callbacks += [MONITORS[name]() for name in monitors(config.monitor)]
     if config.recipe is not None:
         callbacks.append(_recorded(config.recipe))

@@ -161,11 +161,17 @@ class Engine(ABC):
         """Copy an array to the device."""
 
     @abstractmethod
-    def train(self, chunk: Chunk, lr: np.ndarray, average: np.ndarray | None = None) -> StepLogs:
+    def train(
+        self,
+        chunk: Chunk,
+        lr: np.ndarray,
+        average: np.ndarray | None = None,
+        pull: np.ndarray | None = None,
+    ) -> StepLogs:
         """Take ``chunk.count`` steps with learning rates ``lr [K]``; waits for the device.
 
         ``average [K]``, float32 in 0..1, is the share of the new weights in their averages; without
-        it these stay.
+        it these stay. ``pull [K]`` is the share of the averages that the weights get after that.
         """
 
     def infer(self, chunks: Iterable[Chunk]) -> tuple[dict[str, float], Any]:
@@ -206,6 +212,14 @@ class Engine(ABC):
             sums = [total + to_numpy(part) for total, part in zip(sums, found, strict=True)]
         for variable, total in zip(averages.statistics, sums, strict=True):
             variable.assign(total / batches)
+
+    def restart_averages(self) -> None:
+        """Set the averages to what the weights are."""
+        assert self.averages is not None
+        self.sync_model()
+        for variable, average in self.averages.pairs:
+            average.assign(to_numpy(variable))
+        self.read_model()
 
     def swap_averages(self) -> None:
         """Exchange the weights with their averages; a second time puts all back as it was."""

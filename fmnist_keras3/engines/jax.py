@@ -10,7 +10,6 @@ import keras
 import numpy as np
 
 from fmnist_keras3.engines.base import (
-    Chunk,
     Engine,
     StepLogs,
     averaged,
@@ -55,8 +54,8 @@ class JaxEngine(Engine):
     def put(self, array):
         return jnp.asarray(array)
 
-    def train(self, chunk: Chunk, lr: np.ndarray, average: np.ndarray | None = None) -> StepLogs:
-        batches = (chunk.x, chunk.y, chunk.weight, chunk.valid, lr, average, chunk.mix)
+    def train(self, chunk, lr, average=None, pull=None):
+        batches = (chunk.x, chunk.y, chunk.weight, chunk.valid, lr, average, pull, chunk.mix)
         with self.tracing():
             (self._state, values), finite = self._train(self._state, batches, np.int32(chunk.count))
         # The one place where the host waits for the device.
@@ -73,7 +72,7 @@ class JaxEngine(Engine):
         kept = [v for group in carry[0][:3] for v in group if jnp.issubdtype(v, jnp.floating)]
         return carry, jnp.stack([jnp.isfinite(v).all() for v in kept]).all()
 
-    def _step(self, state, x, y, weight, valid, lr, average, mix):
+    def _step(self, state, x, y, weight, valid, lr, average, pull, mix):
         trainable, other, optimizer, metrics, averages = state
 
         def objective(trainable):
@@ -92,6 +91,8 @@ class JaxEngine(Engine):
         values = [loss, penalty, *self.gradient_norms(gradients, scale)]
         if average is not None:
             averages = [averaged(a, w, average) for a, w in zip(averages, trainable, strict=True)]
+        if pull is not None:
+            trainable = [averaged(w, a, pull) for a, w in zip(averages, trainable, strict=True)]
         return (trainable, other, optimizer, metrics, averages), values
 
     def _begin_inference(self):

@@ -9,12 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 from keras import ops
 
 from fmnist_keras3.engines.base import (
-    Chunk,
     Engine,
     StepLogs,
     averaged,
@@ -52,8 +50,8 @@ class TensorFlowEngine(Engine):
     def put(self, array):
         return tf.constant(array)
 
-    def train(self, chunk: Chunk, lr: np.ndarray, average: np.ndarray | None = None) -> StepLogs:
-        on_host = mapped(tf.constant, (chunk.valid, lr, average))
+    def train(self, chunk, lr, average=None, pull=None):
+        on_host = mapped(tf.constant, (chunk.valid, lr, average, pull))
         batches = (chunk.x, chunk.y, chunk.weight, *on_host, chunk.mix)
         with self.tracing():
             values, finite = self._train(batches, tf.constant(chunk.count))
@@ -70,7 +68,7 @@ class TensorFlowEngine(Engine):
         finite = [tf.reduce_all(tf.math.is_finite(v)) for v in state if v.dtype.is_floating]
         return values, tf.reduce_all(finite)
 
-    def _step(self, x, y, weight, valid, lr, average, mix):
+    def _step(self, x, y, weight, valid, lr, average, pull, mix):
         if self.sets_learning_rate:
             self.optimizer.learning_rate.assign(lr)
         scale = self.optimizer.scale_loss(tf.ones(()))
@@ -83,6 +81,8 @@ class TensorFlowEngine(Engine):
         if average is not None and self.averages is not None:
             for of, mean in zip(weights, self.averages.weights, strict=True):
                 mean.assign(averaged(mean.value, of.value, average))
+                if pull is not None:
+                    of.assign(averaged(of.value, mean.value, pull))
         return [loss, penalty, *self.gradient_norms(gradients, scale)]
 
     def _begin_inference(self):

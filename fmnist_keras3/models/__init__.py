@@ -1,17 +1,19 @@
 """The models by name, and `build_model`.
 
 A new model is one file with a function ``build(inputs, classes, dropout, l2)`` that returns the
-logits, and one line in `MODELS`.
+logits, and one entry in `MODELS`. Its options, by name, are more arguments of that function.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fmnist_keras3 import options as texts
 from fmnist_keras3.errors import UserError, nearest
+from fmnist_keras3.options import Option
 
 if TYPE_CHECKING:
     import keras
@@ -19,12 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered model: the module that builds it, one line about it, its defaults."""
+    """A registered model: the module that builds it, one line about it, defaults, options."""
 
     module: str
     about: str
     dropout: float = 0.0
     l2: float = 0.0
+    options: dict[str, Option] = field(default_factory=dict)
 
 
 MODELS = {
@@ -33,17 +36,56 @@ MODELS = {
     ),
     "lenet": Entry("lenet", "the classic LeNet-5: 6 and 16 filters of 5x5, dense 120 and 84"),
     "cnn": Entry("cnn", "the bench's: 3x3x32, pool, 3x3x64, pool, dense 128, dropout", dropout=0.5),
+    "airnet": Entry(
+        "airnet",
+        "airbench's, for short trainings: whitened patches, pooling early, identity at first",
+        options={
+            "widths": Option((32, 128, 128), "filters of each group", least=1),
+            "whiten": Option(2, "size of whitened patches; 0: none", choices=(0, 2, 3)),
+            "activation": Option("gelu", "after normalisation", choices=("gelu", "relu", "silu")),
+            "bn_momentum": Option(0.6, "of the moving statistics", least=0, below=1),
+            "bn_scale": Option(False, "1: normalisation has a scale, too"),
+            "dirac": Option(True, "1: convolutions begin as the identity"),
+        },
+    ),
+    "resnet": Entry(
+        "resnet",
+        "residual network for small images: ResNet-20, 32, 44, 56, 110 by depth",
+        options={
+            "depth": Option(20, "6n + 2 layers", choices=tuple(range(8, 111, 6))),
+            "width": Option(16, "filters of the first stage", least=1),
+        },
+    ),
+    "wrn": Entry(
+        "wrn",
+        "wide residual network, WRN-depth-width, dropout inside its blocks",
+        options={
+            "depth": Option(16, "6n + 4 layers", choices=tuple(range(10, 101, 6))),
+            "width": Option(2, "factor on 16, 32 and 64 filters", least=1),
+        },
+    ),
 }
 
 
-def check_model(name: str) -> Entry:
-    """Return the registry's entry; raises UserError with the nearest names for an unknown one."""
+def check_model(text: str, **given: Any) -> tuple[str, dict[str, Any]]:
+    """Return the name in ``text`` and the values of the model's options.
+
+    ``text`` is ``name`` or ``name:option=value,option=value``; ``given`` are options, too. Raises
+    UserError with the nearest names for an unknown model or option.
+    """
+    name, inside = texts.split(text)
     if name not in MODELS:
         raise UserError(
             f"There is no model {name!r}.{nearest(name, MODELS)} "
             f"Models: {', '.join(MODELS)} (see `fmnist models`)."
         )
-    return MODELS[name]
+    return name, texts.read(name, MODELS[name].options, inside | given)
+
+
+def model_label(text: str) -> str:
+    """Return the model in ``text`` as a part of a file's name: ``airnet_widths-16-32``."""
+    name, values = check_model(text)
+    return texts.label(name, MODELS[name].options, values)
 
 
 def build_model(
@@ -55,17 +97,20 @@ def build_model(
     input_shape: tuple[int, int, int] = (28, 28, 1),
     classes: int = 10,
     optimizer: Any = None,
+    **options: Any,
 ) -> keras.Model:
     """Build a compiled classifier with initial weights that are equal on every backend.
 
     Takes raw pixels 0..255 ``[N, H, W, C]`` (uint8 or float) and returns logits ``[N, classes]``,
     float32. ``dropout`` (0 <= rate < 1) and ``l2`` (>= 0) default to the model's own (`MODELS`).
     ``optimizer`` is a Keras optimizer or its name; AdamW with learning rate 1e-3 unless given.
-    Raises UserError for an unknown name or a value outside its range.
+    ``options`` are the model's own, which may stand in ``name``, too: "airnet:widths=16-32,dirac=0"
+    (`fmnist models` lists them). Raises UserError for an unknown name or a value outside its range.
 
-    Example: ``build_model("lenet", seed=1).fit(x_train, y_train)``
+    Example: ``build_model("airnet", widths=(16, 32), seed=1).fit(x_train, y_train)``
     """
-    entry = check_model(name)
+    name, options = check_model(name, **options)
+    entry = MODELS[name]
     dropout = entry.dropout if dropout is None else dropout
     l2 = entry.l2 if l2 is None else l2
     if not 0 <= dropout < 1:
@@ -87,8 +132,8 @@ def build_model(
     inputs = keras.Input(input_shape, name="pixels")
     module = import_module(f"fmnist_keras3.models.{entry.module}")
     x = keras.layers.Rescaling(1 / 255, name="rescale")(inputs)
-    logits = module.build(x, classes=classes, dropout=Dropouts(dropout, seed), l2=l2)
-    model = keras.Model(inputs, logits, name=name)
+    logits = module.build(x, classes=classes, dropout=Dropouts(dropout, seed), l2=l2, **options)
+    model = keras.Model(inputs, logits, name=texts.label(name, entry.options, options))
     draw_weights(model, seed)
     model.compile(
         optimizer=keras.optimizers.AdamW(1e-3) if optimizer is None else optimizer,

@@ -9,9 +9,35 @@ import math
 
 import keras
 import numpy as np
+from keras.src import api_export
 
 # Standard deviation of a unit normal cut off at two, by which Keras widens truncated draws.
 _TRUNCATED_STD = 0.87962566103423978
+
+
+class Dirac(keras.initializers.VarianceScaling):
+    """`VarianceScaling`, but the first filters of a convolution pass its input channels through.
+
+    As in airbench (and `torch.nn.init.dirac_`): filter ``i`` is 1 in the middle of channel ``i``
+    and 0 elsewhere, for as many filters as there are channels; the others are drawn.
+    """
+
+    def __call__(self, shape, dtype=None):
+        drawn = np.array(super().__call__(shape, dtype="float32"))
+        return keras.ops.convert_to_tensor(_identity(drawn), dtype)
+
+
+# In a `.keras` file it is the plain one, so that a reader needs Keras only.
+api_export.REGISTERED_OBJS_TO_NAMES[Dirac] = "keras.initializers.VarianceScaling"
+
+
+def _identity(values: np.ndarray) -> np.ndarray:
+    height, width, channels, filters = values.shape
+    first = min(channels, filters)
+    values[..., :first] = 0
+    passed = np.arange(first)
+    values[(height - 1) // 2, (width - 1) // 2, passed, passed] = 1
+    return values
 
 
 def draw_weights(model: keras.Model, seed: int) -> None:
@@ -23,7 +49,8 @@ def draw_weights(model: keras.Model, seed: int) -> None:
     """
     for position, (variable, initializer) in enumerate(_random_weights(model)):
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, position))))
-        variable.assign(_draw(rng, tuple(variable.shape), initializer))
+        values = _draw(rng, tuple(variable.shape), initializer)
+        variable.assign(_identity(values) if isinstance(initializer, Dirac) else values)
 
 
 def _random_weights(model: keras.Model):

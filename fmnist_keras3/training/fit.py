@@ -152,16 +152,18 @@ class Fit:
             return self.engine.scheduled_rates(steps + self.iterations_before)
         return np.full(len(steps), self.engine.learning_rate(), np.float32)
 
-    def rates(self, first: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return learning rates, and shares of the weights in their averages, for a chunk's steps.
+    def rates(self, first: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """Return what a chunk's steps take, from step ``first`` on, each float32 ``[K]``.
 
-        From step ``first`` on; float32 ``[K]`` both, the second None without averaging.
+        Learning rates, shares of the weights in their averages, and shares of the averages in the
+        weights; the last two are None where there are none.
         """
         steps = np.arange(first, first + self.engine.chunk_steps)
         rates = self.learning_rates(steps)
-        if self.averaging is None:
-            return rates, None
-        return self.averaging.learning_rates(self, steps, rates), self.averaging.shares(self, steps)
+        if (averaging := self.averaging) is None:
+            return rates, None, None
+        rates = averaging.learning_rates(self, steps, rates)
+        return rates, averaging.shares(self, steps), averaging.pulls(self, steps)
 
     def log(self, event: str, epoch: int, step: int, values: dict[str, Any]) -> None:
         """Hand a record to every logger."""

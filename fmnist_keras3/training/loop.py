@@ -45,13 +45,13 @@ def train(fit: Fit) -> None:
 def train_chunk(fit: Fit, plan: EpochPlan, count: int, pace: Pace) -> None:
     """Take ``count`` steps on the device; the results come back when all are done."""
     position, first = fit.position, fit.position.step
-    rates, shares = fit.rates(first)
+    rates, *averages = fit.rates(first)
     started = time.perf_counter()
     with fit.profiler.section("data"):
         chunk = fit.feed.take(count)
     fit.sound = False  # the state moves on, the position not yet
     with fit.profiler.section("step"):
-        logs = fit.engine.train(chunk, rates, shares)  # waits for the device
+        logs = fit.engine.train(chunk, rates, *averages)  # waits for the device
     seconds = time.perf_counter() - started
     pace.measured(count, seconds)
     if (bad := logs.first_bad()) is not None:

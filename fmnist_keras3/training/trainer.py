@@ -333,7 +333,7 @@ class Trainer:
     def _over_views(
         self, views: TTA, engine: Engine, split: Split, batch_size: int, outputs: Any
     ) -> Any:
-        def outputs_of(x: np.ndarray) -> Any:
+        def outputs_of(x: Any) -> Any:
             return self._evaluate(engine, Split(x, None), batch_size, None)[1]
 
         return views.mean(split.x, outputs, outputs_of)

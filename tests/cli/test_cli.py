@@ -379,6 +379,45 @@ def test_models_lists_the_registry(capsys):
     text = capsys.readouterr().out
     assert f"{build_model('lenet').count_params():,}" in text
     assert "baseline" in text
+    assert "bn_momentum" in text
+
+
+def test_models_measures_one_with_options(capsys):
+    assert main(["models", "airnet:widths=4-4"]) == 0
+    text = capsys.readouterr().out
+    assert f"{build_model('airnet', widths=(4, 4)).count_params():,}" in text
+    assert "baseline" not in text
+    assert "no model 'airnt'" in refused(capsys, "models", "airnt")
+
+
+def test_look_ahead_groups_and_options_reach_the_training(inside):
+    words = ["train", "--model", "lenet", "--data", "synthetic", "--epochs", "1", "--run_dir", "r"]
+    words += ["--limit_train_batches", "3", "--limit_test_batches", "2", "--lr_groups", "logits=0"]
+    words += ["--optimizer", "sgd:momentum=0.5", "--lookahead", "0.5", "--lookahead_steps", "2"]
+    assert main(words) == 0
+    run = load_run("r")
+    assert (run.path / "model_raw.keras").exists()
+    assert run.model.optimizer.momentum == 0.5
+    for name, moves in (("logits", False), ("dense1", True)):
+        began = np.asarray(build_model("lenet").get_layer(name).kernel.value)
+        ended = np.asarray(run.model.get_layer(name).kernel.value)
+        assert np.array_equal(began, ended) != moves
+
+
+def test_a_model_with_options_is_trained_and_loaded(inside, capsys):
+    words = ["train", "--model", "airnet:widths=4-4,whiten=3", "--data", "synthetic"]
+    words += ["--epochs", "1", "--limit_train_batches", "2", "--limit_test_batches", "2"]
+    assert main(words) == 0
+    (path,) = (inside / "runs").iterdir()
+    assert "airnet_widths-4-4_whiten-3" in path.name
+    run = load_run(path)
+    assert run.config["model"] == "airnet:widths=4-4,whiten=3"
+    best = load_run(path, "last").model.get_layer("whiten").kernel.value
+    whitened = np.asarray(run.model.get_layer("whiten").kernel.value)
+    np.testing.assert_array_equal(whitened, np.asarray(best))
+    np.testing.assert_array_equal(whitened[..., :9], -whitened[..., 9:])  # by the training images
+    message = refused(capsys, "train", "--model", "airnet:width=4", "--data", "synthetic")
+    assert "Did you mean 'widths'" in message
 
 
 def test_a_broken_model_file_is_refused(inside, capsys):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from fmnist_keras3.errors import UserError
-from fmnist_keras3.models import MODELS, build_model, macs
+from fmnist_keras3.models import MODELS, build_model, check_model, macs, model_label
+from fmnist_keras3.models.initial import Dirac
 from fmnist_keras3.models.layers import Conv2D
 
 
@@ -24,7 +25,14 @@ def digests_of_weights(seed):
 
 
 def kernels(model):
-    return [layer.kernel for layer in model._flatten_layers() if hasattr(layer, "kernel")]
+    """Those that are trained and drawn; a Dirac one may be the identity under every seed."""
+    return [
+        layer.kernel
+        for layer in model._flatten_layers()
+        if hasattr(layer, "kernel")
+        and layer.trainable
+        and not isinstance(layer.kernel_initializer, Dirac)
+    ]
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -83,7 +91,8 @@ def test_l2(model):
     assert bool(model.losses) == bool(MODELS[model.name].l2)
     assert not build_model(model.name, l2=0).losses
     penalised = build_model(model.name, l2=0.01)
-    penalty = sum(0.01 * np.square(np.asarray(k.value)).sum() for k in kernels(penalised))
+    trained = [v for v in penalised.trainable_variables if v.name == "kernel"]
+    penalty = sum(0.01 * np.square(np.asarray(k.value)).sum() for k in trained)
     assert sum(float(loss) for loss in penalised.losses) == pytest.approx(penalty, rel=1e-5)
 
 
@@ -91,7 +100,8 @@ def test_draws_are_those_of_the_initializer(model):
     checked = 0
     for layer in model._flatten_layers():
         initializer = getattr(layer, "kernel_initializer", None)
-        if not isinstance(initializer, keras.initializers.VarianceScaling):
+        drawn = isinstance(initializer, keras.initializers.VarianceScaling)
+        if not drawn or isinstance(initializer, Dirac):
             continue
         values = np.asarray(layer.kernel.value, np.float64)
         receptive = np.prod(values.shape[:-2])
@@ -142,6 +152,20 @@ def test_weights_with_a_constant_initializer_stay():
         np.testing.assert_array_equal(a, b)
 
 
+def test_the_first_filters_pass_their_channels_through():
+    model = build_model("airnet", widths=(12,), seed=1)
+    kernel = np.asarray(model.get_layer("conv1a").kernel.value)  # 8 channels in, 12 out
+    expected = np.zeros((3, 3, 8, 8), np.float32)
+    expected[1, 1] = np.eye(8)
+    np.testing.assert_array_equal(kernel[..., :8], expected)
+    drawn = kernel[..., 8:]
+    assert drawn.std() == pytest.approx(1 / np.sqrt(3 * 9 * 8), rel=0.2)
+    keras_own = np.asarray(Dirac()((3, 3, 8, 12)))
+    np.testing.assert_array_equal(keras_own[..., :8], kernel[..., :8])
+    plain = build_model("airnet", widths=(12,), dirac=False).get_layer("conv1a").kernel
+    assert np.asarray(plain.value)[..., :8].all()
+
+
 def test_weights_are_equal_on_every_backend(other_backend):
     assert digests_of_weights(7) == other_backend(digests_of_weights, 7)
 
@@ -171,8 +195,75 @@ def test_unknown_name(given, meant):
         build_model(given)
 
 
+@pytest.mark.parametrize(
+    ("text", "parameters"),
+    [
+        ("airnet", 493_800),
+        ("airnet:widths=8-16,whiten=3", None),
+        ("airnet:whiten=0,activation=relu,bn_scale=1,bn_momentum=0.9,widths=4-4-4-4", None),
+        ("resnet", 273_754),  # 272,474 on CIFAR with shortcuts of zeros and three channels
+        ("wrn:depth=10,width=1", None),
+    ],
+)
+def test_options_are_read_from_the_name(text, parameters):
+    name, values = check_model(text)
+    model, same = build_model(text, seed=3), build_model(name, seed=3, **values)
+    assert model.name == same.name == model_label(text)
+    assert model.count_params() == (parameters or same.count_params())
+    assert digest(model.get_weights()) == digest(same.get_weights())
+    assert model(np.zeros((2, 28, 28, 1), np.uint8)).shape == (2, 10)
+
+
+def test_options_decide_the_layers():
+    model = build_model("airnet:widths=8-16,whiten=3,activation=silu,bn_scale=1,bn_momentum=0.9")
+    assert model.get_layer("whiten").kernel.shape == (3, 3, 1, 18)
+    assert [model.get_layer(f"conv{i}b").filters for i in (1, 2)] == [8, 16]
+    norm = model.get_layer("bn2a")
+    assert norm.momentum == 0.9
+    assert norm.gamma is not None
+    assert model.get_layer("silu2b").activation is keras.activations.silu
+    assert "whiten" not in {layer.name for layer in build_model("airnet", whiten=0).layers}
+    for depth in (8, 14):
+        convolutions = [
+            layer.name
+            for layer in build_model("resnet", depth=depth, width=2).layers
+            if isinstance(layer, Conv2D) and layer.kernel_size == (3, 3)
+        ]
+        assert len(convolutions) == depth - 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("airnet:width=8", "no option 'width'. Did you mean 'widths'"),
+        ("lenet:depth=3", "lenet has no option 'depth'. It has no options"),
+        ("airnet:widths=8x8", "widths is '8x8'.*32-128-128"),
+        ("airnet:widths=0-8", "widths is '0-8'.*at least 1"),
+        ("airnet:whiten=4", "whiten is '4'. It must be one of 0, 2, 3"),
+        ("airnet:activation=rellu", "'rellu'. Did you mean 'relu'"),
+        ("airnet:bn_momentum=1.0", "at least 0 and less than 1"),
+        ("airnet:dirac=2", "dirac is '2'; it must be 0 or 1"),
+        ("airnet:dirac", "'dirac' without a value"),
+        ("airnet:dirac=1,dirac=0", "'dirac' twice"),
+        ("resnet:depth=21", "depth is '21'. It must be one of 8, 14, 20"),
+        ("resnet:depth=20.0", "depth is '20.0'"),
+    ],
+)
+def test_options_that_are_not_allowed(text, words):
+    with pytest.raises(UserError, match=words):
+        check_model(text)
+
+
+def test_too_many_groups_for_the_images():
+    with pytest.raises(UserError, match=r"5 groups.*halved only 4 times"):
+        build_model("airnet", widths=(2,) * 5)
+    with pytest.raises(UserError, match=r"widths is '2\.5'"):
+        build_model("airnet", widths=(2.5,))
+
+
 def test_every_model_is_described():
     for entry in MODELS.values():
+        assert all(3 < len(option.about) < 60 for option in entry.options.values())
         assert 10 < len(entry.about) < 100
         assert 0 <= entry.dropout < 1
         assert entry.l2 >= 0
@@ -234,4 +325,4 @@ def test_json_round_trip():
 
 def test_every_option_has_a_default():
     parameters = inspect.signature(build_model).parameters.values()
-    assert all(p.default is not inspect.Parameter.empty for p in parameters)
+    assert all(p.default is not p.empty or p.kind is p.VAR_KEYWORD for p in parameters)

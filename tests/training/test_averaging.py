@@ -8,6 +8,7 @@ from everything import EPOCHS, STEPS, At, arrays, data, everything_model, last, 
 from fmnist_keras3 import (
     Callback,
     EMAWeightAveraging,
+    Lookahead,
     StochasticWeightAveraging,
     Trainer,
     UserError,
@@ -110,6 +111,42 @@ def test_stochastic_weight_averaging_is_the_mean_of_the_last_epochs(tmp_path):
     assert [("averaged_loss" in r) for r in measured] == [False, False, True, True]
 
 
+class Looked(Weights):
+    """Notes the slow weights, too."""
+
+    def on_chunk_end(self, fit):
+        super().on_chunk_end(fit)
+        self.slow.append([np.array(v.value) for v in fit.engine.averages.weights])
+
+    def setup(self, fit):
+        super().setup(fit)
+        self.slow = []
+
+
+@pytest.mark.parametrize("anneal", [False, True])
+def test_slow_weights_look_ahead_and_the_others_begin_again_from_them(tmp_path, anneal):
+    watch, plain, model = Looked(), Weights(), plain_model()
+    first = [np.array(v.value) for v in model.trainable_variables]
+    fit(tmp_path / "plain", EMAWeightAveraging(), plain_model(), plain)
+    fit(tmp_path / "run", Lookahead(3, 0.4, anneal), model, watch)
+    close(watch.seen[1], plain.seen[1])
+    alphas = [1 - 0.6 * (step / (EPOCHS * STEPS)) ** 3 if anneal else 0.4 for step in (3, 6)]
+    slow = [a + alphas[0] * (b - a) for a, b in zip(first, plain.seen[2], strict=True)]
+    for step in (3, 4, 5):  # the last is one more trained step
+        close(watch.slow[step - 1], slow)
+    close(watch.seen[2], slow)
+    assert not np.allclose(watch.seen[3][0], slow[0], atol=1e-6)
+    # The sixth step's own weights are not seen: they lie on the line through the slow ones.
+    ahead = [
+        (b - (1 - alphas[1]) * a) / alphas[1] for a, b in zip(slow, watch.seen[5], strict=True)
+    ]
+    assert max(np.abs(a - b).max() for a, b in zip(ahead, watch.seen[4], strict=True)) < 0.05
+    close([v.value for v in model.trainable_variables], watch.slow[-1])
+    close(watch.slow[17], watch.slow[19])  # after the last look-ahead
+    raw = load_model(tmp_path / "run/model_raw.keras")
+    close([v.value for v in raw.trainable_variables], watch.seen[-1])
+
+
 def statistics(model):
     norm = model.get_layer("norm")
     return [np.array(norm.moving_mean.value), np.array(norm.moving_variance.value)]
@@ -169,12 +206,14 @@ def averaging_engine():
         *[(kind, step, "resident") for kind in ("ema", "swa") for step in (7, -9, 12, -20)],
         ("ema", 7, "stream"),
         ("swa", -20, "stream"),
+        *[("lookahead", step, "resident") for step in (2, 7, -9)],
     ],
 )
 def test_a_resume_is_exact(tmp_path, averaging_engine, kind, step, pipeline):
     averaging = {
         "ema": lambda: EMAWeightAveraging(0.8),
         "swa": lambda: StochasticWeightAveraging(0.005, 0.5, 1, "linear"),
+        "lookahead": lambda: Lookahead(4, 0.5, True),
     }[kind]
 
     def train(path, *callbacks, **options):
@@ -206,11 +245,26 @@ def test_a_resume_is_exact(tmp_path, averaging_engine, kind, step, pipeline):
         (lambda: StochasticWeightAveraging(0.1, 1.5), "in 0..1"),
         (lambda: StochasticWeightAveraging(0.1, annealing_epochs=-1), "annealing_epochs"),
         (lambda: StochasticWeightAveraging(0.1, annealing_strategy="step"), "cos or linear"),
+        (lambda: Lookahead(0), "every_n_steps is 0"),
+        (lambda: Lookahead(5, 0.0), "alpha is 0.0"),
+        (lambda: Lookahead(5, 1.1), "at most 1"),
     ],
 )
 def test_values_outside_their_range_are_told(make, words):
     with pytest.raises(UserError, match=words):
         make()
+
+
+def test_a_second_training_looks_ahead_from_where_the_first_ended(tmp_path):
+    model, made = plain_model(), trainer(tmp_path / "a", Lookahead(50, 0.5), max_epochs=1)
+    made.fit(model, data())
+    close(
+        [v.value for v in made._engine.averages.weights],
+        [v.value for v in plain_model().trainable_variables],
+    )
+    made.run_dir, began = tmp_path / "b", [np.array(v.value) for v in model.trainable_variables]
+    made.fit(model, data())
+    close([v.value for v in made._engine.averages.weights], began)
 
 
 def test_a_start_after_the_end_is_told(tmp_path):

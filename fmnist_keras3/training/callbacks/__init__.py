@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fmnist_keras3.training.callbacks.averaging import (
     EMAWeightAveraging,
+    Lookahead,
     StochasticWeightAveraging,
     WeightAveraging,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "EarlyStopping",
     "GradientNorm",
     "LearningRateMonitor",
+    "Lookahead",
     "ModelCheckpoint",
     "ModelSummary",
     "RichProgressBar",

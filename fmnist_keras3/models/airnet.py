@@ -1,0 +1,74 @@
+"""The network of airbench, for short trainings (Jordan 2024, 94% on CIFAR-10 in 3.29 Seconds).
+
+Each group is convolution, 2x2 max-pooling, normalisation, activation, convolution, normalisation,
+activation. The first layer whitens patches: its filters come from the training images, not from
+training (`whitening.whiten`). From https://github.com/KellerJordan/cifar10-airbench, airbench94.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras import layers, regularizers
+
+from fmnist_keras3.errors import UserError
+from fmnist_keras3.models.initial import Dirac
+from fmnist_keras3.models.layers import Conv2D, MaxPooling2D
+
+# What PyTorch draws convolutions from.
+TORCH = {"scale": 1 / 3, "mode": "fan_in", "distribution": "uniform"}
+
+
+def build(
+    x: Any,
+    *,
+    classes: int,
+    dropout: Any,
+    l2: float,
+    widths: tuple[int, ...],
+    whiten: int,
+    activation: str,
+    bn_momentum: float,
+    bn_scale: bool,
+    dirac: bool,
+) -> Any:
+    """Return logits ``[N, classes]`` for images ``x [N, H, W, C]`` in 0..1."""
+    decay = regularizers.L2(l2) if l2 else None
+
+    def norm(x, name):
+        x = layers.BatchNormalization(
+            momentum=bn_momentum, epsilon=1e-5, scale=bn_scale, name=f"bn{name}"
+        )(x)
+        return layers.Activation(activation, name=f"{activation}{name}")(x)
+
+    def conv(x, filters, name):
+        initial = Dirac(**TORCH) if dirac else "he_normal"
+        return Conv2D(
+            filters,
+            3,
+            padding="same",
+            use_bias=False,
+            kernel_initializer=initial,
+            kernel_regularizer=decay,
+            name=f"conv{name}",
+        )(x)
+
+    if whiten:
+        filters = 2 * whiten * whiten * x.shape[-1]
+        x = Conv2D(filters, whiten, trainable=False, name="whiten")(x)
+        x = layers.Activation(activation, name=f"{activation}0")(x)
+    for group, width in enumerate(widths, 1):
+        if min(x.shape[1:3]) < 2:
+            raise UserError(
+                f"widths has {len(widths)} groups; these images can be halved only "
+                f"{group - 1} times. Give fewer."
+            )
+        x = conv(x, width, f"{group}a")
+        x = norm(MaxPooling2D(2, name=f"pool{group}")(x), f"{group}a")
+        x = norm(conv(x, width, f"{group}b"), f"{group}b")
+    x = dropout(layers.GlobalMaxPooling2D(name="pool")(x))
+    x = layers.Rescaling(1 / 9, name="scale")(x)
+    dense = layers.Dense(
+        classes, use_bias=False, kernel_regularizer=decay, name="logits", dtype="float32"
+    )
+    return dense(x)

@@ -1,0 +1,49 @@
+"""The small residual networks for CIFAR (He et al. 2015, Deep Residual Learning, section 4.2).
+
+Depth 6n + 2: a convolution, three stages of n blocks of two convolutions, a dense layer. Between
+stages the map is halved by max-pooling and the shortcut widened by a 1x1 convolution, in place of
+strides, whose gradients are slow on XLA:CPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras import layers, regularizers
+
+from fmnist_keras3.models.layers import Conv2D, MaxPooling2D
+
+
+def build(x: Any, *, classes: int, dropout: Any, l2: float, depth: int, width: int) -> Any:
+    """Return logits ``[N, classes]`` for images ``x [N, H, W, C]`` in 0..1."""
+    decay = regularizers.L2(l2) if l2 else None
+
+    def conv_norm(x, filters, size, name):
+        x = Conv2D(
+            filters,
+            size,
+            padding="same",
+            use_bias=False,
+            kernel_initializer="he_normal",
+            kernel_regularizer=decay,
+            name=f"conv{name}",
+        )(x)
+        return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"bn{name}")(x)
+
+    def relu(x, name):
+        return layers.ReLU(name=f"relu{name}")(x)
+
+    x = relu(conv_norm(x, width, 3, "0"), "0")
+    for stage in range(3):
+        filters = width * 2**stage
+        if stage:
+            x = MaxPooling2D(2, name=f"pool{stage + 1}")(x)
+        for block in range((depth - 2) // 6):
+            name = f"{stage + 1}_{block + 1}"
+            y = relu(conv_norm(x, filters, 3, f"{name}a"), f"{name}a")
+            y = conv_norm(y, filters, 3, f"{name}b")
+            if x.shape[-1] != filters:
+                x = conv_norm(x, filters, 1, f"{name}s")
+            x = relu(layers.Add(name=f"add{name}")([x, y]), f"{name}b")
+    x = dropout(layers.GlobalAveragePooling2D(name="pool")(x))
+    return layers.Dense(classes, kernel_regularizer=decay, name="logits", dtype="float32")(x)
