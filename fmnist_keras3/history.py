@@ -57,7 +57,7 @@ class History(list[dict[str, Any]]):
         Raises UserError where pandas is not installed.
         """
         try:
-            import pandas
+            import pandas  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise UserError("History.to_pandas needs pandas. Type: pip install pandas") from None
         rows = self.rows()

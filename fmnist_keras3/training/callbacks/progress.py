@@ -124,7 +124,7 @@ class NotebookBar:
     """
 
     def __init__(self) -> None:
-        from IPython.display import HTML, display
+        from IPython.display import HTML, display  # pyright: ignore[reportMissingImports]
 
         self._html = HTML
         self._display: Any = display(HTML(""), display_id=True)
