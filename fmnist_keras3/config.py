@@ -14,9 +14,12 @@ import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fmnist_keras3.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    import keras
 
 
 def _setting(default: Any, help: str, **checks: Any) -> Any:
@@ -224,11 +227,41 @@ class TrainConfig:
                 f"swa is {self.swa}; it must be an epoch below {self.epochs}, or a fraction of all "
                 "epochs. Type --swa 0.8"
             )
+        self._check_idle()
         checkpoint_interval(self.checkpoint_every)
         if self.warmup is None:
             object.__setattr__(self, "warmup", 0.0 if self.schedule in RISING else 5.0)
         if self.early_stopping is not None and self.validation == 0:
             raise UserError("early_stopping watches the validation loss, but validation is 0.")
+
+    def _check_idle(self) -> None:
+        """Raise UserError for settings that would do nothing beside the others."""
+        idle = {
+            "swa_lr": (self.swa is None, "without swa"),
+            "lookahead_steps": (self.lookahead is None, "without lookahead"),
+            "lookahead_anneal": (self.lookahead is None, "without lookahead"),
+            "checkpoint_every": (bool(self.barebones), "with barebones"),
+            "tta": (bool(self.barebones), "with barebones, which tests nothing"),
+        }
+        for name, (unused, when) in idle.items():
+            if unused and getattr(self, name) != FIELDS[name].default:
+                raise UserError(f"{name} does nothing {when}. Leave one of them out.")
+
+    def build_model(self, image_shape: tuple[int, ...], classes: int) -> keras.Model:
+        """Build the model, compiled with the optimizer of these settings; imports Keras."""
+        from fmnist_keras3.models import build_model
+        from fmnist_keras3.training.optimizers import make_optimizer, parse_lr_groups
+
+        optimizer = make_optimizer(
+            self.optimizer,
+            self.lr,
+            weight_decay=self.weight_decay,
+            clip=self.clip,
+            lr_groups=parse_lr_groups(self.lr_groups),
+        )
+        options = {"dropout": self.dropout, "l2": self.l2, "seed": self.seed}
+        shape = {"input_shape": image_shape, "classes": classes}
+        return build_model(self.model, optimizer=optimizer, **options, **shape)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what config.yaml holds: all settings but where this one run lies.

@@ -58,21 +58,16 @@ class Run:
                 "ckpt_path='last')"
             )
         from fmnist_keras3.config import TrainConfig
-        from fmnist_keras3.models import build_model
-        from fmnist_keras3.training.optimizers import make_optimizer, parse_lr_groups
 
         runtime.prepare()
-        config = TrainConfig(**self.config)
-        optimizer = make_optimizer(
-            config.optimizer,
-            config.lr,
-            weight_decay=config.weight_decay,
-            clip=config.clip,
-            lr_groups=parse_lr_groups(config.lr_groups),
-        )
-        names = ("dropout", "l2", "seed")
-        options = {name: getattr(config, name) for name in names}
-        return build_model(config.model, optimizer=optimizer, **options)
+        try:
+            data = self.summary["dataset"]
+            shape, classes = tuple(data["image_shape"]), len(data["classes"])
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"{self.path / rundir.SUMMARY} does not say what images the model takes."
+            ) from error
+        return TrainConfig(**self.config).build_model(shape, classes)
 
     def __repr__(self) -> str:
         keys = ("status", "model", "backend", "epochs", "test_accuracy")

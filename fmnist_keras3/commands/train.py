@@ -83,26 +83,10 @@ def build(config: TrainConfig, console: Any) -> tuple[Any, Any, Any]:
     synthetic = data.source.name == "synthetic"
     _announce(console, data)
 
-    from fmnist_keras3.models import build_model
     from fmnist_keras3.models.whitening import whiten
-    from fmnist_keras3.training.optimizers import make_optimizer, parse_lr_groups
     from fmnist_keras3.training.trainer import Trainer
 
-    model = build_model(
-        config.model,
-        dropout=config.dropout,
-        l2=config.l2,
-        seed=config.seed,
-        input_shape=data.train.x.shape[1:],
-        classes=len(data.source.class_names),
-        optimizer=make_optimizer(
-            config.optimizer,
-            config.lr,
-            weight_decay=config.weight_decay,
-            clip=config.clip,
-            lr_groups=parse_lr_groups(config.lr_groups),
-        ),
-    )
+    model = config.build_model(data.train.image_shape, len(data.source.class_names))
     whiten(model, data.train.x)
     path = config.run_dir or rundir.new_run_path(RUNS, model.name, backend, synthetic)
     trainer = Trainer(
@@ -128,7 +112,7 @@ def build(config: TrainConfig, console: Any) -> tuple[Any, Any, Any]:
         seed=config.seed,
         num_sanity_val_steps=config.num_sanity_val_steps,
         barebones=bool(config.barebones),
-        callbacks=None if config.barebones else _callbacks(config),
+        callbacks=_callbacks(config),
         logger=config.logger,
         profiler=config.profile,
         log_every_n_steps=config.log_every_n_steps,
@@ -167,11 +151,14 @@ def _conclude(
 ) -> int:
     """Say how the training ended, and evaluate what is complete; returns the exit code."""
     backend = runtime.choose_backend()
-    if config.barebones:
-        console.print(f"{result.summary['images_per_second']:,.0f} images/s. Nothing was kept.")
-        return 0
     if result.run_dir is None:
-        trainer.test(model, data)
+        if result.status == "interrupted":
+            console.print(f"[bold yellow]Stopped by {result.reason}[/]; nothing was kept.")
+            return exit_code(str(result.reason))
+        if config.barebones:
+            console.print(f"{result.summary['images_per_second']:,.0f} images/s. Nothing was kept.")
+            return 0
+        trainer.test(model, data, tta=config.tta)
         console.print("Training, validation and test work. Nothing was kept.")
         return 0
     if result.status == "interrupted":
@@ -218,9 +205,10 @@ def _callbacks(config: TrainConfig) -> list[Any]:
         StochasticWeightAveraging,
     )
 
-    callbacks: list[Any] = [
-        ModelCheckpoint(save_top_k=config.keep_top, **checkpoint_interval(config.checkpoint_every))
-    ]
+    callbacks: list[Any] = []
+    if not config.barebones:
+        interval = checkpoint_interval(config.checkpoint_every)
+        callbacks.append(ModelCheckpoint(save_top_k=config.keep_top, **interval))
     if config.early_stopping is not None:
         callbacks.append(EarlyStopping(patience=config.early_stopping))
     if config.ema is not None:
@@ -231,7 +219,7 @@ def _callbacks(config: TrainConfig) -> list[Any]:
         steps, anneal = config.lookahead_steps, bool(config.lookahead_anneal)
         callbacks.append(Lookahead(steps, config.lookahead, anneal))
     callbacks += [MONITORS[name]() for name in monitors(config.monitor)]
-    if config.recipe is not None:
+    if config.recipe is not None and not config.barebones:
         callbacks.append(_recorded(config.recipe))
     return callbacks
 

@@ -94,6 +94,7 @@ class DataModule:
             "sha256": self.source.sha256,
             "note": self.source.note,
             "classes": list(self.source.class_names),
+            "image_shape": list(self.train.image_shape),
         }
 
 

@@ -30,6 +30,7 @@ from fmnist_keras3.engines.metrics import Metrics
 from fmnist_keras3.errors import UserError
 from fmnist_keras3.models.layers import pooled_convolutions, traced_for_xla_cpu
 from fmnist_keras3.models.losses import log_softmax, picked
+from fmnist_keras3.training.optimizers import inner_optimizer
 from fmnist_keras3.tree import leaves, mapped
 
 
@@ -299,12 +300,11 @@ class Engine(ABC):
 
     def iterations(self) -> int:
         """Return how many batches the optimizer has seen, as it stands in the Keras model."""
-        return int(to_numpy(getattr(self.optimizer, "inner_optimizer", self.optimizer)._iterations))
+        return int(to_numpy(inner_optimizer(self.optimizer)._iterations))
 
     def scheduled_rates(self, iterations: np.ndarray) -> np.ndarray:
         """Return what the optimizer's own schedule gives for ``iterations [K]``, float32."""
-        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-        schedule = partial(ops.vectorized_map, optimizer._learning_rate)
+        schedule = partial(ops.vectorized_map, inner_optimizer(self.optimizer)._learning_rate)
         program = self.program("learning rates", schedule)
         return to_numpy(program(iterations.astype(np.int32))).astype(np.float32)
 

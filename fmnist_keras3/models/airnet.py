@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras import layers, regularizers
+from keras import layers
 
 from fmnist_keras3.errors import UserError
+from fmnist_keras3.models.blocks import convolution, logits, normalized
 from fmnist_keras3.models.initial import Dirac
 from fmnist_keras3.models.layers import Conv2D, MaxPooling2D
 
@@ -33,25 +34,14 @@ def build(
     dirac: bool,
 ) -> Any:
     """Return logits ``[N, classes]`` for images ``x [N, H, W, C]`` in 0..1."""
-    decay = regularizers.L2(l2) if l2 else None
 
     def norm(x, name):
-        x = layers.BatchNormalization(
-            momentum=bn_momentum, epsilon=1e-5, scale=bn_scale, name=f"bn{name}"
-        )(x)
+        x = normalized(x, name, bn_momentum, bn_scale)
         return layers.Activation(activation, name=f"{activation}{name}")(x)
 
     def conv(x, filters, name):
-        initial = Dirac(**TORCH) if dirac else "he_normal"
-        return Conv2D(
-            filters,
-            3,
-            padding="same",
-            use_bias=False,
-            kernel_initializer=initial,
-            kernel_regularizer=decay,
-            name=f"conv{name}",
-        )(x)
+        initializer = Dirac(**TORCH) if dirac else "he_normal"
+        return convolution(x, filters, 3, name, l2, initializer)
 
     if whiten:
         filters = 2 * whiten * whiten * x.shape[-1]
@@ -67,8 +57,4 @@ def build(
         x = norm(MaxPooling2D(2, name=f"pool{group}")(x), f"{group}a")
         x = norm(conv(x, width, f"{group}b"), f"{group}b")
     x = dropout(layers.GlobalMaxPooling2D(name="pool")(x))
-    x = layers.Rescaling(1 / 9, name="scale")(x)
-    dense = layers.Dense(
-        classes, use_bias=False, kernel_regularizer=decay, name="logits", dtype="float32"
-    )
-    return dense(x)
+    return logits(layers.Rescaling(1 / 9, name="scale")(x), classes, l2, use_bias=False)

@@ -9,26 +9,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras import layers, regularizers
+from keras import layers
 
-from fmnist_keras3.models.layers import Conv2D, MaxPooling2D
+from fmnist_keras3.models.blocks import convolution, logits, normalized
+from fmnist_keras3.models.layers import MaxPooling2D
 
 
 def build(x: Any, *, classes: int, dropout: Any, l2: float, depth: int, width: int) -> Any:
     """Return logits ``[N, classes]`` for images ``x [N, H, W, C]`` in 0..1."""
-    decay = regularizers.L2(l2) if l2 else None
 
     def conv_norm(x, filters, size, name):
-        x = Conv2D(
-            filters,
-            size,
-            padding="same",
-            use_bias=False,
-            kernel_initializer="he_normal",
-            kernel_regularizer=decay,
-            name=f"conv{name}",
-        )(x)
-        return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"bn{name}")(x)
+        return normalized(convolution(x, filters, size, name, l2), name)
 
     def relu(x, name):
         return layers.ReLU(name=f"relu{name}")(x)
@@ -45,5 +36,4 @@ def build(x: Any, *, classes: int, dropout: Any, l2: float, depth: int, width: i
             if x.shape[-1] != filters:
                 x = conv_norm(x, filters, 1, f"{name}s")
             x = relu(layers.Add(name=f"add{name}")([x, y]), f"{name}b")
-    x = dropout(layers.GlobalAveragePooling2D(name="pool")(x))
-    return layers.Dense(classes, kernel_regularizer=decay, name="logits", dtype="float32")(x)
+    return logits(dropout(layers.GlobalAveragePooling2D(name="pool")(x)), classes, l2)

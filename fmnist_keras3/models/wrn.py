@@ -8,29 +8,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras import layers, regularizers
+from keras import layers
 
-from fmnist_keras3.models.layers import Conv2D, MaxPooling2D
+from fmnist_keras3.models.blocks import convolution, logits, normalized
+from fmnist_keras3.models.layers import MaxPooling2D
 
 
 def build(x: Any, *, classes: int, dropout: Any, l2: float, depth: int, width: int) -> Any:
     """Return logits ``[N, classes]`` for images ``x [N, H, W, C]`` in 0..1."""
-    decay = regularizers.L2(l2) if l2 else None
 
     def conv(x, filters, size, name):
-        return Conv2D(
-            filters,
-            size,
-            padding="same",
-            use_bias=False,
-            kernel_initializer="he_normal",
-            kernel_regularizer=decay,
-            name=f"conv{name}",
-        )(x)
+        return convolution(x, filters, size, name, l2)
 
     def norm_relu(x, name):
-        x = layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"bn{name}")(x)
-        return layers.ReLU(name=f"relu{name}")(x)
+        return layers.ReLU(name=f"relu{name}")(normalized(x, name))
 
     x = conv(x, 16, 3, "0")
     for stage in range(3):
@@ -45,5 +36,4 @@ def build(x: Any, *, classes: int, dropout: Any, l2: float, depth: int, width: i
             y = norm_relu(conv(y, filters, 3, f"{name}a"), f"{name}b")
             y = conv(dropout(y), filters, 3, f"{name}b")
             x = layers.Add(name=f"add{name}")([x, y])
-    x = layers.GlobalAveragePooling2D(name="pool")(norm_relu(x, ""))
-    return layers.Dense(classes, kernel_regularizer=decay, name="logits", dtype="float32")(x)
+    return logits(layers.GlobalAveragePooling2D(name="pool")(norm_relu(x, "")), classes, l2)

@@ -67,6 +67,11 @@ def check_optimizer(text: str) -> tuple[str, dict[str, Any]]:
     return name, texts.read(name, OPTIMIZERS[name][1], given)
 
 
+def inner_optimizer(optimizer: Any) -> Any:
+    """Return the optimizer inside the loss scaling of float16, or ``optimizer`` without it."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
 def parse_lr_groups(text: str | None) -> dict[str, float]:
     """Read ``"beta=64,logits=0.5"``; raises UserError for what is not of this form."""
     groups: dict[str, float] = {}

@@ -6,6 +6,7 @@ import keras
 
 from fmnist_keras3.errors import UserError
 from fmnist_keras3.training.arguments import PRECISIONS
+from fmnist_keras3.training.optimizers import inner_optimizer
 
 
 def set_precision(model: keras.Model, name: str) -> None:
@@ -26,7 +27,7 @@ def set_precision(model: keras.Model, name: str) -> None:
 
 def set_accumulation(model: keras.Model, batches: int) -> None:
     """Let the optimizer take one update for the mean gradient of every ``batches`` batches."""
-    optimizer = _inner(model)
+    optimizer = inner_optimizer(model.optimizer)
     now = optimizer.gradient_accumulation_steps or 1
     if now == batches:
         return
@@ -40,7 +41,7 @@ def set_accumulation(model: keras.Model, batches: int) -> None:
 
 def set_clipping(model: keras.Model, value: float, algorithm: str) -> None:
     """Clip gradients: "norm" the global norm of all of them, "value" each number."""
-    optimizer = _inner(model)
+    optimizer = inner_optimizer(model.optimizer)
     name = {"norm": "global_clipnorm", "value": "clipvalue"}[algorithm]
     for other in {"clipnorm", "global_clipnorm", "clipvalue"} - {name}:
         if getattr(optimizer, other) is not None:
@@ -49,10 +50,3 @@ def set_clipping(model: keras.Model, value: float, algorithm: str) -> None:
                 f"{getattr(optimizer, other)} already. Leave one of them out."
             )
     setattr(optimizer, name, value)
-
-
-def _inner(model: keras.Model) -> keras.optimizers.Optimizer:
-    optimizer = model.optimizer
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        return optimizer.inner_optimizer
-    return optimizer

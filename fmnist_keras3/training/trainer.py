@@ -235,6 +235,11 @@ class Trainer:
         own = {} if hparams is None else {"hparams": check_hparams(hparams)}
         config = {**(describe(self, model, data) if config is None else config), **own}
         if self.fast_dev_run or self.barebones:
+            if ckpt_path is not None:
+                raise UserError(
+                    "fast_dev_run and barebones begin anew and keep nothing. Leave ckpt_path out "
+                    "(on the command line --resume), or these."
+                )
             with tempfile.TemporaryDirectory() as folder:
                 result = self._fit(model, data, engine, Path(folder) / "run", None, config)
             return dataclasses.replace(

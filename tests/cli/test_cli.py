@@ -443,3 +443,19 @@ def test_averaged_and_raw_weights_are_both_tested(tmp_path, capsys):
     assert [record[name] for name in ("loss", "raw_loss")] == values
     assert "validation averaged loss" in capsys.readouterr().out
     assert json.loads((run / "evaluation.json").read_text())["examples"] == 256
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--swa_lr", "1e-3"], "swa_lr does nothing without swa"),
+        (["--lookahead_steps", "3"], "lookahead_steps does nothing without lookahead"),
+        (["--lookahead_anneal"], "lookahead_anneal does nothing without lookahead"),
+        (["--barebones", "--tta", "mirror"], "tta does nothing with barebones"),
+        (["--barebones", "--checkpoint_every", "5"], "checkpoint_every does nothing"),
+        (["--barebones", "--ema", "0.9", "--data", "synthetic"], "barebones goes without"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_told(capsys, words, message):
+    assert main(["train", *words]) == 2
+    assert message in capsys.readouterr().err

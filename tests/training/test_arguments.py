@@ -417,3 +417,10 @@ def test_a_timer_takes_lightnings_times():
     assert Timer().time_remaining() is None
     with pytest.raises(UserError, match="a time above 0"):
         Timer("soon")
+
+
+@pytest.mark.parametrize("trial", ["fast_dev_run", "barebones"])
+def test_a_trial_does_not_pass_over_a_checkpoint(tmp_path, trial):
+    made = Trainer(1, run_dir=tmp_path / "run", label_smoothing=0.1, **{trial: True})
+    with pytest.raises(UserError, match="Leave ckpt_path out"):
+        made.fit(everything_model(), data(), ckpt_path="last")

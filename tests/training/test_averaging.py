@@ -90,8 +90,11 @@ def test_an_exponential_average_is_that_of_its_formula(tmp_path, options, expect
     close([v.value for v in raw.trainable_variables], watch.seen[-1])
 
 
-def test_accumulated_gradients_make_one_update_of_the_average(tmp_path):
-    watch, model = Weights(), everything_model()
+@pytest.mark.parametrize("scaled", [False, True])
+def test_accumulated_gradients_make_one_update_of_the_average(tmp_path, scaled):
+    watch, model = Weights(), plain_model()
+    optimizer = keras.optimizers.Adam(0.01, gradient_accumulation_steps=2)
+    model.optimizer = keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer
     averaging = EMAWeightAveraging(0.8, use_warmup=False)
     fit(tmp_path / "run", averaging, model, watch)
     close([v.value for v in model.trainable_variables], ema(watch.seen, 0.8, every=2))

@@ -11,6 +11,7 @@ import numpy as np
 from fmnist_keras3.errors import UserError
 from fmnist_keras3.lightning import explained
 from fmnist_keras3.training.callbacks.base import Callback
+from fmnist_keras3.training.optimizers import inner_optimizer
 
 if TYPE_CHECKING:
     from fmnist_keras3.training.fit import Fit
@@ -38,7 +39,7 @@ class WeightAveraging(Callback):
 
         Float32 in 0..1; must follow from the steps alone, or a resume would not be exact.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define shares()")
 
     def pulls(self, fit: Fit, steps: np.ndarray) -> np.ndarray | None:
         """Return the share of the average in the weights after ``steps``; None if it has none.
@@ -125,7 +126,7 @@ class EMAWeightAveraging(WeightAveraging):
 
     def _updates(self, fit: Fit, done: np.ndarray) -> np.ndarray:
         """Return how many updates there are within the first ``done`` steps."""
-        every = self.update_every_n_steps * (fit.engine.optimizer.gradient_accumulation_steps or 1)
+        every = self.update_every_n_steps * _batches_an_update(fit)
         start = self.update_starting_at_step or 0
         if self.update_starting_at_epoch is not None:
             start = self.update_starting_at_epoch * fit.steps_in_epoch
@@ -235,7 +236,7 @@ class Lookahead(WeightAveraging):
             fit.engine.restart_averages()
 
     def _every(self, fit: Fit) -> int:
-        return self.every_n_steps * (fit.engine.optimizer.gradient_accumulation_steps or 1)
+        return self.every_n_steps * _batches_an_update(fit)
 
     def shares(self, fit, steps):
         total = min(fit.max_epochs * fit.steps_in_epoch, fit.max_steps or np.inf)
@@ -251,3 +252,7 @@ class Lookahead(WeightAveraging):
 
     def began(self, fit):
         return fit.position.step >= self._every(fit)
+
+
+def _batches_an_update(fit: Fit) -> int:
+    return inner_optimizer(fit.engine.optimizer).gradient_accumulation_steps or 1

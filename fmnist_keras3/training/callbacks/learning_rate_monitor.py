@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import numpy as np
 
 from fmnist_keras3.errors import UserError
 from fmnist_keras3.training.callbacks.base import Callback
+from fmnist_keras3.training.optimizers import inner_optimizer
 
 
 class LearningRateMonitor(Callback):
@@ -68,16 +68,12 @@ class LearningRateMonitor(Callback):
         if self.log_momentum and (momentum := _momentum(fit)) is not None:
             values["momentum"] = momentum
         if self.log_weight_decay:
-            values["weight_decay"] = float(_inner(fit.model.optimizer).weight_decay or 0.0)
+            values["weight_decay"] = float(inner_optimizer(fit.model.optimizer).weight_decay or 0.0)
         return values
 
 
-def _inner(optimizer: Any) -> Any:
-    return getattr(optimizer, "inner_optimizer", optimizer)  # inside the loss scaling of float16
-
-
 def _momentum(fit) -> float | None:
-    optimizer = _inner(fit.model.optimizer)
+    optimizer = inner_optimizer(fit.model.optimizer)
     for name in ("momentum", "beta_1"):
         if (value := getattr(optimizer, name, None)) is not None:
             return float(value)
