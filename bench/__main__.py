@@ -1,10 +1,11 @@
 """`python -m bench [options]` measures; `compare A.json B.json` compares two results, `scaling`
-measures how cost grows with work.
+measures how cost grows with work, `study RECIPE` runs a recipe with several seeds.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import shlex
@@ -15,11 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import cells, tables
+import yaml
+
+from bench import cells, study, tables
 from bench import scaling as growth
 from bench.cells import CONTESTANTS, DEVICES, PRECISIONS, Settings
-from fmnist_keras3 import runtime
+from fmnist_keras3 import recipes, runtime
 from fmnist_keras3.cli import Parser, add_option
+from fmnist_keras3.config import typed
 from fmnist_keras3.errors import EXIT_USER, UserError
 from fmnist_keras3.models import MODELS
 
@@ -33,7 +37,8 @@ def parser() -> Parser:
         prog="python -m bench",
         description="Measure training speed, each cell in a process of its own. "
         "`python -m bench compare A.json B.json` compares two results; `python -m bench scaling` "
-        "measures how cost grows with images and epochs.",
+        "measures how cost grows with images and epochs; `python -m bench study RECIPE` runs a "
+        "recipe with several seeds, and without each of its parts.",
         epilog="contestants: " + "; ".join(f"{n}: {c.about}" for n, c in CONTESTANTS.items()),
     )
     for name, allowed in (
@@ -181,6 +186,106 @@ def scaling(words: Sequence[str]) -> int:
     return 0 if any("error" not in cell for cell in found) else 1
 
 
+def study_parser() -> Parser:
+    """Return the parser of the study."""
+    made = Parser(
+        prog="python -m bench study",
+        description="Run a recipe with several seeds; store each run, and print mean, deviation, "
+        "curves. The same command goes on after a stop, and does nothing twice.",
+    )
+    made.add_argument(
+        "recipe", metavar="RECIPE", help=f"{', '.join(recipes.names())}, or a YAML file"
+    )
+    add_option(made, "seeds", type=int, metavar="N", help="seeds 0 to N - 1 [5]")
+    text = f"of {', '.join(runtime.BACKENDS)} [jax]"
+    choices: dict[str, Any] = {"nargs": "+", "choices": list(runtime.BACKENDS), "metavar": "NAME"}
+    add_option(made, "backends", **choices, help=text)
+    text = "leave out these parts of the recipe, or each, one at a time; on the validation split"
+    add_option(made, "ablation", nargs="*", metavar="PART", help=text)
+    text = "settings over the recipe's, for a trial: epochs=1 (needs --output)"
+    add_option(made, "set", nargs="+", metavar="NAME=VALUE", help=text)
+    text = "stop after so many, within a run if need be; type the same to go on"
+    add_option(made, "minutes", type=float, metavar="M", help=text)
+    text = "run stored seeds once more and compare every value; keeps nothing"
+    add_option(made, "again", action="store_true", help=text)
+    add_option(made, "output", metavar="DIR", help="folder for the results [bench/results]")
+    text = "folder for the runs themselves [runs/study]"
+    add_option(made, "work", metavar="DIR", help=text)
+    return made
+
+
+def run_study(words: Sequence[str]) -> int:
+    """Run what is missing of a study and say what it found.
+
+    Returns 0, 1 if a repetition differs, or 143 if --minutes ended it.
+    """
+    from rich.console import Console
+
+    given = vars(study_parser().parse(words))
+    recipe, own = given["recipe"], _pairs(given.get("set", []))
+    about = recipes.read(recipe)[0]["about"]
+    if own and "output" not in given:
+        raise UserError(
+            "--set makes other runs than the recipe's, which must not lie among them. Give "
+            "--output DIR"
+        )
+    if given.get("seeds", 5) < 1 or given.get("minutes", 1) <= 0:
+        raise UserError("--seeds must be at least 1, --minutes above 0.")
+    name = Path(recipe).stem
+    results = output_folder(given) / name
+    work = Path(given.get("work", "runs/study")) / name
+    jobs = study.plan(
+        recipe, given.get("backends", ["jax"]), given.get("seeds", 5), given.get("ablation"), own
+    )
+    console = Console(width=None if sys.stdout.isatty() else 170, highlight=False)
+
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True, markup=False)
+
+    if "again" in given:
+        differences = study.again(jobs, results, work, say)
+        for text in differences or ["All values are equal to the bit."]:
+            say(text)
+        return 1 if differences else 0
+    complete = study.run(jobs, results, work, given.get("minutes"), say)
+    tell(name, about, results, console)
+    if not complete:
+        say("Stopped; nothing is lost. Type the same command to go on.")
+    return 0 if complete else 143
+
+
+def _pairs(texts: Sequence[str]) -> dict[str, Any]:
+    """Return the settings ``NAME=VALUE``; raises UserError for anything else."""
+    for text in texts:
+        if "=" not in text:
+            raise UserError(f"--set has {text!r}; it takes NAME=VALUE, as epochs=1.")
+    return typed(dict(text.split("=", 1) for text in texts), "--set")
+
+
+def tell(recipe: str, about: str, results: Path, console: Any) -> None:
+    """Print what is stored of a study, and write it as Markdown and pictures."""
+    from bench import findings
+
+    stored = study.stored(results)
+    synthetic = any(map(tables.is_synthetic, itertools.chain(*stored.values())))
+    title = f"Recipe {recipe}" + ", SYNTHETIC DATA" * synthetic
+    if None in stored:
+        said = [text for text in [findings.agreement(stored[None])] if text]
+        rows = findings.runs_table(stored[None])
+        console.print(tables.rich_table(title, findings.COLUMNS, rows, said))
+        console.print(yaml.safe_dump(findings.header(stored[None]), sort_keys=False), end="")
+        findings.curves(recipe, stored[None], results / "curves.png")
+    if study.FULL in stored:
+        rows = findings.parts_table(stored)
+        console.print(tables.rich_table(f"{title}, ablation", findings.PARTS, rows, []))
+        if stored.keys() - {None, study.FULL}:
+            findings.ablation(recipe, stored, results / "ablation.png")
+    if stored:
+        text = findings.markdown(recipe, about, stored)
+        (results / "README.md").write_text(text)
+        console.print(str(results / "README.md"), soft_wrap=True)
+
+
 def compare(words: Sequence[str]) -> int:
     """Print which cells got slower or faster from one result to another."""
     from rich.console import Console
@@ -210,7 +315,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run the bench and return its exit code: 0, 1 if no cell could be measured, 2 for misuse."""
     words = list(sys.argv[1:] if words is None else words)
     try:
-        commands = {"compare": compare, "scaling": scaling}
+        commands = {"compare": compare, "scaling": scaling, "study": run_study}
         if words and words[0] in commands:
             return commands[words[0]](words[1:])
         return measure(words)

@@ -31,7 +31,7 @@ class TrainConfig:
     """All settings of a training; raises UserError for a value outside its range."""
 
     recipe: str | None = _setting(
-        None, "settings under a name, below all that you give; see `fmnist recipes`"
+        None, "settings below all that you give: a name in `fmnist recipes`, or a YAML file"
     )
     model: str = _setting(
         "baseline",
@@ -149,7 +149,9 @@ class TrainConfig:
     limit_val_batches: int | float | None = _setting(
         None, "batches to validate on, or a fraction; 0: no validation"
     )
-    limit_test_batches: int | float | None = _setting(None, "batches to test on, or a fraction")
+    limit_test_batches: int | float | None = _setting(
+        None, "batches to test on, or a fraction; 0: no test"
+    )
     overfit_batches: int | float = _setting(
         0,
         "train and validate on so few batches (or a fraction), to see that they can be learnt",
@@ -210,7 +212,7 @@ class TrainConfig:
         for name, fewest in (
             ("limit_train_batches", 1),
             ("limit_val_batches", 0),
-            ("limit_test_batches", 1),
+            ("limit_test_batches", 0),
             ("overfit_batches", 0),
             ("val_every", 1),
         ):
@@ -243,6 +245,8 @@ class TrainConfig:
             "checkpoint_every": (bool(self.barebones), "with barebones"),
             "tta": (bool(self.barebones), "with barebones, which tests nothing"),
         }
+        if self.limit_test_batches == 0 and self.validation == 0:
+            idle["tta"] = (True, "without test and validation")
         for name, (unused, when) in idle.items():
             if unused and getattr(self, name) != FIELDS[name].default:
                 raise UserError(f"{name} does nothing {when}. Leave one of them out.")

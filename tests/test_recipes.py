@@ -131,3 +131,18 @@ def test_recipes_lists_what_was_measured(capsys):
         assert name in text
         assert f"{100 * header['test_accuracy']['mean']:.2f} %" in text
         assert header["command"] in text
+
+
+def test_a_file_of_ones_own_is_a_recipe(capsys, inside):
+    (inside / "mine.yaml").write_text("header: {about: mine}\nlr: 0.3\nepochs: 4\n")
+    found = shown(capsys, "--recipe", "mine.yaml", "--epochs", "5")
+    assert (found["lr"], found["epochs"]) == (0.3, 5)
+    assert recipes.read("mine.yaml")[0]["about"] == "mine"
+    for name, text, message in (
+        ("typo.yaml", "leaning_rate: 1\n", "unknown key 'leaning_rate'"),
+        ("none.yaml", None, "cannot be read"),
+    ):
+        if text:
+            (inside / name).write_text(text)
+        assert main(["train", "--recipe", name]) == 2
+        assert message in capsys.readouterr().err

@@ -238,7 +238,10 @@ def _recorded(recipe: str) -> Any:
 def finish(
     console: Any, trainer: Any, model: Any, data: Any, result: Any, tta: str | None = None
 ) -> None:
-    """Evaluate on the test split, once; write record, plots and report; print the tables."""
+    """Evaluate on the test split, once; write record, plots and report; print the tables.
+
+    Where there is to be no test, ``tta`` is measured on the validation split.
+    """
     from rich.table import Table
 
     from fmnist_keras3.evaluation import report
@@ -248,7 +251,13 @@ def finish(
 
     run = result.run_dir
     summary = dict(result.summary)
-    if data.test is not None:
+    if trainer.limit_test_batches == 0:
+        if tta is not None and data.validation is not None:
+            logs = trainer.validate(model, data, tta=tta)
+            names = ("loss_tta", "accuracy_tta")
+            summary |= {f"validation_{name}": logs[name] for name in names}
+            write_json(run / rundir.SUMMARY, summary)
+    elif data.test is not None:
         logs, logits = trainer.test_outputs(model, data, tta=tta)
         tested = data.test.take(slice(len(logits)))  # limit_test_batches may leave some out
         evaluation = evaluate_logits(tested.y, logits, data.source.class_names)

@@ -21,16 +21,22 @@ def names() -> list[str]:
 
 
 def read(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the header and the settings of a recipe.
+    """Return the header and the settings of a recipe, or of a file of one's own, by its path.
 
-    Raises UserError for an unknown name, with the nearest one.
+    The header of a file may lack. Raises UserError for an unknown name, with the nearest one, and
+    for a file that is no recipe.
 
     Example: ``header, settings = read("baseline")``
     """
+    if name.endswith((".yaml", ".yml")):
+        values = mapping(name)
+        header = values.pop("header", None) or {}
+        return {"about": f"the recipe {name}", **header}, typed(values, name)
     if name not in names():
         raise UserError(
             f"There is no recipe {name!r}.{nearest(name, names())} "
-            f"Recipes: {', '.join(names())} (see `fmnist recipes`)."
+            f"Recipes: {', '.join(names())} (see `fmnist recipes`), "
+            "or the path of a YAML file."
         )
     path = FOLDER / f"{name}.yaml"
     values = mapping(path)

@@ -38,7 +38,7 @@ _LEAST = {
 _AMOUNTS = {  # and how many batches at least
     "limit_train_batches": 1,
     "limit_val_batches": 0,
-    "limit_test_batches": 1,
+    "limit_test_batches": 0,
     "overfit_batches": 0,
     "val_check_interval": 1,
 }

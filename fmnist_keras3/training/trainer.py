@@ -265,15 +265,20 @@ class Trainer:
 
     @explained
     def validate(
-        self, model: keras.Model, data: Any, *, ckpt_path: str | Path | None = None
+        self,
+        model: keras.Model,
+        data: Any,
+        *,
+        ckpt_path: str | Path | None = None,
+        tta: str | None = None,
     ) -> dict[str, float]:
         """Return loss and metrics on the validation split of ``data``, or on all of its arrays.
 
         ``ckpt_path`` ("best", "last", or a folder, as for `fit`) is loaded into the model before.
+        With test-time augmentation ``tta`` ("mirror", "shift:1", or both, see `evaluation.tta`)
+        besides these "loss_tta" and "accuracy_tta", of the mean of the outputs over the views.
         """
-        data, split = _examples(data, "validation", self.limit_val_batches)
-        engine = self._engine_for(model, data.train, data.batch_size)
-        return self._evaluate(engine, split, data.batch_size, ckpt_path)[0]
+        return self._outputs(model, data, "validation", self.limit_val_batches, ckpt_path, tta)[0]
 
     @explained
     def test(
@@ -284,11 +289,7 @@ class Trainer:
         ckpt_path: str | Path | None = None,
         tta: str | None = None,
     ) -> dict[str, float]:
-        """Return loss and metrics on the test split of ``data``; all as for `validate`.
-
-        With test-time augmentation ``tta`` ("mirror", "shift:1", or both, see `evaluation.tta`)
-        besides these "loss_tta" and "accuracy_tta", of the mean of the outputs over the views.
-        """
+        """Return loss and metrics on the test split of ``data``; all as for `validate`."""
         return self.test_outputs(model, data, ckpt_path=ckpt_path, tta=tta)[0]
 
     def test_outputs(
@@ -300,8 +301,19 @@ class Trainer:
         tta: str | None = None,
     ) -> tuple[dict[str, float], Any]:
         """Return what `test` does, and the model's outputs ``[N, ...]``, without ``tta``."""
+        return self._outputs(model, data, "test", self.limit_test_batches, ckpt_path, tta)
+
+    def _outputs(
+        self,
+        model: keras.Model,
+        data: Any,
+        split_name: str,
+        limit: Amount | None,
+        ckpt_path: str | Path | None,
+        tta: str | None,
+    ) -> tuple[dict[str, float], Any]:
         views = parse_tta(tta)
-        data, split = _examples(data, "test", self.limit_test_batches)
+        data, split = _examples(data, split_name, limit)
         engine = self._engine_for(model, data.train, data.batch_size)
         logs, outputs = self._evaluate(engine, split, data.batch_size, ckpt_path)
         if views is not None:
@@ -488,6 +500,9 @@ def _examples(data: Any, name: str, limit: Amount | None) -> tuple[DataModule, S
     else:
         module = as_datamodule(data, 0.0)
         split = module.train
+    if limit == 0:
+        short = {"validation": "val"}.get(name, name)
+        raise UserError(f"limit_{short}_batches is 0, which means no {name}. Leave it out.")
     count = 0 if split is None else batches(limit, -(-len(split) // module.batch_size))
     if split is None or count == 0:
         raise UserError(
