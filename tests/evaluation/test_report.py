@@ -139,6 +139,17 @@ def test_comparison(tmp_path):
     assert len(page.images) == 1
 
 
+def test_comparison_has_a_column_of_its_own_for_augmented_tests(tmp_path):
+    folders = [make_run(tmp_path / "runs" / name) for name in ("one", "two")]
+    assert "with TTA" not in Page(report.build(folders)).text
+    folders.append(make_run(tmp_path / "runs" / "three", test_accuracy_tta=0.951))
+    page = Page(report.build(folders))
+    assert "with TTA" in page.text
+    assert "95.10 %" in page.text
+    rows = re.findall(r"<tr>.*?</tr>", page.html, re.DOTALL)
+    assert len({len(re.findall(r"<t[hd]", row)) for row in rows}) == 1
+
+
 def test_path_can_be_chosen(tmp_path):
     path = report.build(str(make_run(tmp_path / "a")), tmp_path / "new" / "page.html")
     assert path == tmp_path / "new" / "page.html"

@@ -80,6 +80,8 @@ def test_the_scores_come_beside_the_plain_ones(trainer, examples):
     assert logs["loss_tta"] == pytest.approx(-np.log(p[np.arange(N), y]).mean(), rel=1e-5)
     assert logs["accuracy_tta"] == pytest.approx((mean.argmax(1) == y).mean())
     assert logs["loss_tta"] != pytest.approx(logs["loss"], rel=1e-3)
+    held_out = ArrayData(x, y, validation=(x, y), batch_size=16)
+    assert trainer.validate(model, held_out, tta="mirror,shift:1") == logs
 
 
 def test_none():
@@ -137,3 +139,24 @@ def test_a_run_and_evaluate_say_the_same(tmp_path, capsys):
         assert f"accuracy {summary[f'test_accuracy{kind}']:.4f}" in line
         assert f"loss {summary[f'test_loss{kind}']:.4f}" in line
     assert "test-time augmentation mirror" in mean
+
+
+def test_a_run_without_a_test_is_measured_on_the_validation_split(tmp_path, capsys):
+    run = tmp_path / "run"
+    words = ["train", "--model", "lenet", "--data", "synthetic", "--epochs", "1", "--tta", "mirror"]
+    words += ["--limit_train_batches", "3", "--limit_test_batches", "0"]
+    assert main([*words, "--run_dir", str(run)]) == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert not [name for name in summary if name.startswith("test")]
+    assert not (run / "evaluation.json").exists()
+    assert (run / "report.html").exists()
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--split", "validation", "--tta", "mirror"]) == 0
+    found = f"accuracy {summary['validation_accuracy_tta']:.4f}"
+    assert found in capsys.readouterr().out.strip().splitlines()[-1]
+    assert main([*words, "--validation", "0", "--run_dir", str(tmp_path / "b")]) == 2
+    assert "tta does nothing without test and validation" in capsys.readouterr().err
+    message = "limit_test_batches is 0, which means no test"
+    x, y = np.zeros((4, 6, 6, 1), np.uint8), np.zeros(4, int)
+    with pytest.raises(UserError, match=message):
+        Trainer(limit_test_batches=0, enable_progress_bar=False).test(make_model(), (x, y))
