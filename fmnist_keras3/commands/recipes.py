@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fmnist_keras3 import recipes
 
 
@@ -12,14 +14,24 @@ def show() -> int:
     console = Console(highlight=False)
     for name in recipes.names():
         header, _ = recipes.read(name)
-        accuracy = header["test_accuracy"]
-        console.print(
-            f"[bold]{name}[/]  {header['about']}\n"
-            f"  test accuracy {100 * accuracy['mean']:.2f} % ± {100 * accuracy['std']:.2f} "
-            f"(n={accuracy['n']}), {header['seconds'] / 60:.1f} minutes on {header['hardware']}, "
-            f"backends {' and '.join(header['backends'])}\n"
-            f"  {header['command']}\n"
-            f"  figures in {header['results']}",
-            soft_wrap=True,
-        )
+        console.print(f"[bold]{name}[/]  {header['about']}", soft_wrap=True)
+        for line in (*_figures(header), header["command"]):
+            console.print(f"  {line}", soft_wrap=True)
     return 0
+
+
+def _figures(header: dict[str, Any]) -> list[str]:
+    """Return what was measured, or that nothing was, in lines."""
+    if "test_accuracy" not in header:
+        return [f"not measured yet; to measure it: {header['to_measure']}"]
+    said = "; with test-time augmentation ".join(
+        f"{100 * header[name]['mean']:.2f} % ± {100 * header[name]['std']:.2f}"
+        for name in ("test_accuracy", "test_accuracy_tta")
+        if name in header
+    )
+    return [
+        f"test accuracy {said} (n={header['test_accuracy']['n']}, "
+        f"{' and '.join(header['backends'])})",
+        f"{header['seconds'] / 60:.1f} minutes on {header['hardware']}; "
+        f"figures in {header['results']}",
+    ]
