@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from bench import tables
 from bench.study import FULL
@@ -203,7 +204,7 @@ def curves(recipe: str, summaries: Summaries, path: Path) -> Path:
     event = "validation" if held_out else "train"
     what = {
         "validation": "validation accuracy",
-        "train": "training accuracy (augmented images)",
+        "train": "training accuracy",
     }
     subtitle = f"{first['parameters']:,} parameters; a line and a dot each seed"
     with plots._figure(path, (10, 3.8), title, subtitle, synthetic) as (header, body):
@@ -218,6 +219,7 @@ def curves(recipe: str, summaries: Summaries, path: Path) -> Path:
             )
             handles.setdefault(summary["backend"], line)
         left.set(title=what[event], xlabel="epoch")
+        left.xaxis.set_major_locator(MaxNLocator(integer=True))
         left.yaxis.set_major_formatter(lambda share, _: f"{round(100 * share, 6):g} %")
         header.legend(
             handles=list(handles.values()), labels=list(handles), ncols=2, loc="upper right",
@@ -238,16 +240,16 @@ def _dots(axes: Any, found: dict[str, Summaries], colours: Mapping[str, str]) ->
         for number, (backend, shares) in enumerate(groups):
             if not shares:
                 continue
-            middle = column + 0.3 * (number - (len(groups) - 1) / 2)
+            middle = column + 0.4 * (number - (len(groups) - 1) / 2) - 0.05
             spots = middle + np.linspace(-0.06, 0.06, len(shares)) * (len(shares) > 1)
             axes.plot(spots, shares, "o", color=colours[backend], ms=5, alpha=0.8)
             mean = statistics.mean(shares)
             axes.plot([middle - 0.12, middle + 0.12], [mean] * 2, color=plots.BLACK, lw=1.4)
             axes.annotate(
-                f"{100 * mean:.2f}", (middle, max(shares)), textcoords="offset points",
-                xytext=(0, 7), ha="center", fontsize=9.5,
+                f"{100 * mean:.2f}", (middle + 0.12, mean), textcoords="offset points",
+                xytext=(3, 0), va="center", fontsize=9.5,
             )  # fmt: skip
-    axes.set(title="test accuracy, last epoch", xlim=(-0.5, len(labels) - 0.5))
+    axes.set(title="test accuracy, last epoch", xlim=(-0.5, len(labels) - 0.4))
     axes.margins(y=0.18)
     axes.set_xticks([place for place, _ in labels], [label for _, label in labels])
     axes.yaxis.set_major_formatter(lambda share, _: f"{round(100 * share, 6):g} %")
@@ -291,3 +293,20 @@ def ablation(recipe: str, stored: Stored, path: Path) -> Path:
         panels[0].set_yticks(range(len(parts)), parts)
         panels[0].tick_params(axis="y", labelcolor=plots.BLACK)
     return path
+
+
+IN_README = ("recipe", "backend", "seeds", "parameters", "epochs", "test", "with TTA", "minutes")
+
+
+def readme(recipes: Mapping[str, Summaries], folder: str) -> str:
+    """Return the README's table of what the recipes reached, by name; links into ``folder``.
+
+    A test holds the README to it.
+    """
+    rows = []
+    for recipe, summaries in recipes.items():
+        for row in runs_table(summaries):
+            named = dict(zip(COLUMNS, row, strict=True))
+            named["recipe"] = f"[`{recipe}`]({folder}/{recipe}/README.md)"
+            rows.append([named[column] for column in IN_README])
+    return "\n".join(tables.markdown_table(IN_README, rows))

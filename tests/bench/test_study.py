@@ -8,8 +8,12 @@ import yaml
 
 from bench import __main__ as command
 from bench import findings, study
-from fmnist_keras3 import UserError, recipes
+from fmnist_keras3 import UserError, recipes, runtime
 
+once = pytest.mark.skipif(
+    runtime.choose_backend() != "jax",
+    reason="its processes choose their own backend: once is enough",
+)
 RECIPE = """
 header:
   about: for tests
@@ -103,6 +107,7 @@ def test_every_part_of_a_recipe_is_on_in_it_and_off_without(name):
         assert any(full[key] != without[key] for key in off), job.part
 
 
+@once
 def test_a_study_runs_stores_and_does_nothing_twice(tiny, tmp_path, capsys, monkeypatch):
     words = ["study", tiny, "--seeds", "2", "--backends", "jax", "--set", "data=synthetic"]
     assert command.main(words) == 2
@@ -126,6 +131,7 @@ def test_a_study_runs_stores_and_does_nothing_twice(tiny, tmp_path, capsys, monk
     assert (results / "jax-0" / "summary.json").stat().st_mtime_ns == before
 
 
+@once
 def test_a_repetition_is_compared_value_by_value(tiny, tmp_path, capsys):
     words = ["study", tiny, "--seeds", "1", "--set", "data=synthetic", "--output", "out"]
     assert command.main([*words, "--again"]) == 2
@@ -140,6 +146,7 @@ def test_a_repetition_is_compared_value_by_value(tiny, tmp_path, capsys):
     assert "stored" in capsys.readouterr().out
 
 
+@once
 def test_minutes_stop_within_a_run_which_goes_on(tiny, tmp_path, capsys):
     words = ["study", tiny, "--seeds", "1", "--output", "out"]
     words += ["--set", "data=synthetic", "epochs=400", "limit_train_batches=20"]
@@ -166,6 +173,7 @@ def test_stored_runs_of_other_settings_are_not_mixed_in(tiny, tmp_path):
         study.check(job, folder)
 
 
+@once
 def test_a_run_that_fails_ends_the_study_with_its_message(tiny, capsys):
     words = ["study", tiny, "--output", "out", "--set", "data=synthetic", "model=lenet:depth=3"]
     assert command.main(words) == 2
@@ -227,3 +235,37 @@ def test_bad_options_end_with_one_message(words, capsys, tmp_path, monkeypatch):
     said = capsys.readouterr().err
     assert said.startswith("bench: ")
     assert len(said.splitlines()) == 1
+
+
+def genuine():
+    """The stored runs of the recipes, by name, and the folder."""
+    results = command.DEFAULT_OUTPUT
+    found = {name: study.stored(results / name) for name in recipes.names()}
+    return results, {name: stored for name, stored in found.items() if None in stored}
+
+
+def test_the_readme_shows_the_stored_runs():
+    results, found = genuine()
+    text = findings.readme({n: stored[None] for n, stored in found.items()}, "bench/results")
+    assert text in (results.parents[1] / "README.md").read_text()
+
+
+def test_each_study_says_what_is_stored():
+    results, found = genuine()
+    for name, stored in found.items():
+        text = findings.markdown(name, recipes.read(name)[0]["about"], stored)
+        assert text == (results / name / "README.md").read_text()
+        pictures = {"curves.png"} | ({"ablation.png"} if study.FULL in stored else set())
+        assert pictures <= {path.name for path in (results / name).iterdir()}
+
+
+def test_stored_runs_are_those_of_the_recipes_of_today():
+    results, found = genuine()
+    for name, stored in found.items():
+        seeds = {s["seed"] for s in stored[None]}
+        backends = {s["backend"] for s in stored[None]}
+        parts = None if study.FULL not in stored else [p for p in stored if p not in (None, "full")]
+        jobs = study.plan(name, sorted(backends), max(seeds) + 1)
+        jobs += [] if parts is None else study.plan(name, ["jax"], max(seeds) + 1, parts)
+        for job in jobs:
+            study.check(job, results / name / job.place)
