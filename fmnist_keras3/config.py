@@ -54,7 +54,7 @@ class TrainConfig:
         0.1, "fraction of the training set held out, 0 <= f < 1", least=0, below=1, fixed=True
     )
     augment: str = _setting(
-        "flip,crop:2",
+        "altflip,crop:1",
         "none, or a list of flip[:P] or altflip, crop[:PIXELS], rotate[:DEGREES], brightness[:S], "
         "contrast[:S], erase[:P], cutout[:SIZE], mixup[:ALPHA] or cutmix[:ALPHA]",
         fixed=True,
@@ -68,7 +68,7 @@ class TrainConfig:
         "auto", "images on the device, or through tf.data", choices=("auto", "resident", "stream")
     )
     optimizer: str = _setting("adamw", "optimizer's name, with options as sgd:momentum=0.85")
-    lr: float = _setting(1e-3, "learning rate, the schedule's peak", above=0)
+    lr: float = _setting(2e-3, "learning rate, the schedule's peak", above=0)
     schedule: str = _setting(
         "cosine", "constant, cosine, linear, one_cycle, step, triangular or wsd"
     )

@@ -161,3 +161,12 @@ def test_a_file_of_ones_own_is_a_recipe(capsys, inside):
             (inside / name).write_text(text)
         assert main(["train", "--recipe", name]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_baseline_is_the_default_on_all_training_images():
+    _, settings = recipes.read("baseline")
+    default, baseline = TrainConfig().to_dict(), TrainConfig(**settings).to_dict()
+    differ = {name for name in default if default[name] != baseline[name]}
+    entry = MODELS["baseline"]
+    assert (baseline["dropout"], baseline["l2"]) == (entry.dropout, entry.l2)
+    assert differ == {"validation", "dropout", "l2"}  # None: the model's own

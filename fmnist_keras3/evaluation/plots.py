@@ -213,20 +213,32 @@ def curves_figure(records: Records, title: str, synthetic: bool = False) -> Pict
     return picture
 
 
-def compare(runs: Mapping[str, Records], path: Path | str, title: str, synthetic=False) -> Path:
-    """Draw the validation curves of several runs, by name, over one another."""
+def _shared(runs: Mapping[str, Records], event: str) -> dict[str, dict[str, dict[int, float]]]:
+    """Return the points of ``event`` by key and run, without those that have none."""
     panels = {}
     for key in KEYS:
-        lines = {name: _series(records, "validation", key) for name, records in runs.items()}
+        lines = {name: _series(records, event, key) for name, records in runs.items()}
         if lines := {name: points for name, points in lines.items() if points}:
             panels[key] = lines
+    return panels
+
+
+def compare(runs: Mapping[str, Records], path: Path | str, title: str, synthetic=False) -> Path:
+    """Draw the validation curves of several runs, by name, over one another.
+
+    Those of the training where no run has been validated.
+    """
+    validated = _shared(runs, "validation")
+    panels = validated or _shared(runs, "train")
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
     subtitle = f"{len(names)} of {len(runs)} runs have been validated"
+    if not validated:
+        subtitle = "no run has been validated: the curves are of the training"
     height = 3.5 + 0.2 * math.ceil(len(names) / 2)
     with _figure(path, (10, height), title, subtitle, synthetic) as (_, body):
         handles = {}
         if not panels:
-            _sentence(body, "No run has recorded a validation.")
+            _sentence(body, "No run has recorded an epoch.")
         for index, (key, lines) in enumerate(panels.items()):
             axes = body.add_subplot(1, len(panels), index + 1)
             _epoch_panel(axes, key, {epoch for points in lines.values() for epoch in points})

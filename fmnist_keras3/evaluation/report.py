@@ -74,7 +74,7 @@ def build(run_dirs: Sequence[Path | str] | Path | str, path: Path | str | None =
         picture = Path(folder) / "curves.png"
         if single is None:
             lines = {run.name + " (generated)" * run.synthetic: run.records for run in runs}
-            plots.compare(lines, picture, "Validation curves", all(run.synthetic for run in runs))
+            plots.compare(lines, picture, "Curves", all(run.synthetic for run in runs))
         else:
             _read_plots(single)
             if "curves" not in single.plots:  # a run that was stopped draws none

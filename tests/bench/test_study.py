@@ -169,7 +169,7 @@ def test_stored_runs_of_other_settings_are_not_mixed_in(tiny, tmp_path):
     (folder / "config.yaml").write_text(yaml.safe_dump(config | {"data_dir": "/elsewhere"}))
     study.check(job, folder)
     (folder / "config.yaml").write_text(yaml.safe_dump(config | {"lr": 0.5}))
-    with pytest.raises(UserError, match=r"made with lr 0.5; .* has 0.001 now"):
+    with pytest.raises(UserError, match=r"made with lr 0.5; .* has 0.002 now"):
         study.check(job, folder)
 
 

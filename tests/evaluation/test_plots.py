@@ -129,7 +129,11 @@ def test_comparison_overlays_only_validated_runs(tmp_path, drawn):
     assert len(lines(drawn[0], "first")) == len(lines(drawn[0], "second")) == 2
     assert "2 of 3 runs have been validated" in texts(drawn[0])
     pixels(plots.compare({"none": []}, tmp_path / "nothing.png", "Validation"))
-    assert "No run has recorded a validation." in texts(drawn[1])
+    assert "No run has recorded an epoch." in texts(drawn[1])
+    trained = [record for record in history(3) if record["event"] == "train"]
+    pixels(plots.compare({"one": trained}, tmp_path / "trained.png", "Training"))
+    assert any("no run has been validated" in text for text in texts(drawn[2]))
+    assert "No run has recorded an epoch." not in texts(drawn[2])
 
 
 def test_confusion_matrix_shows_counts_and_shares(tmp_path, drawn):
