@@ -24,8 +24,9 @@ from bench.cells import CONTESTANTS, DEVICES, PRECISIONS, Settings
 from fmnist_keras3 import recipes, runtime
 from fmnist_keras3.cli import Parser, add_option
 from fmnist_keras3.config import typed
-from fmnist_keras3.errors import EXIT_USER, UserError
+from fmnist_keras3.errors import EXIT_USER, UserError, exit_code
 from fmnist_keras3.models import MODELS
+from fmnist_keras3.training.signals import terminable
 
 DEFAULT_OUTPUT = Path(__file__).parent / "results"
 QUICK = {"contestants": ("trainer", "fit"), "epochs": 2, "rounds": 1, "limit_train": 3840}
@@ -316,15 +317,16 @@ def main(words: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if words is None else words)
     try:
         commands = {"compare": compare, "scaling": scaling, "study": run_study}
-        if words and words[0] in commands:
-            return commands[words[0]](words[1:])
-        return measure(words)
+        with terminable():
+            if words and words[0] in commands:
+                return commands[words[0]](words[1:])
+            return measure(words)
     except UserError as error:
         print(f"bench: {error}", file=sys.stderr)
         return EXIT_USER
-    except KeyboardInterrupt:
-        print("bench: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        print("bench: interrupted; what was measured is kept", file=sys.stderr)
+        return exit_code(getattr(error, "signal", "SIGINT"))
 
 
 if __name__ == "__main__":

@@ -306,7 +306,7 @@ def readme(recipes: Mapping[str, Summaries], folder: str) -> str:
     rows = []
     for recipe, summaries in recipes.items():
         for row in runs_table(summaries):
-            named = dict(zip(COLUMNS, row, strict=True))
+            named: dict[str, str] = dict(zip(COLUMNS, row, strict=True))
             named["recipe"] = f"[`{recipe}`]({folder}/{recipe}/README.md)"
             rows.append([named[column] for column in IN_README])
     return "\n".join(tables.markdown_table(IN_README, rows))

@@ -166,7 +166,8 @@ def told(summary: dict[str, Any]) -> str:
 def train(job: Job, folder: Path, seconds: float | None) -> bool:
     """Train to the end, or for so many seconds to a checkpoint; returns whether it is complete.
 
-    Raises UserError if the training fails.
+    Raises UserError if the training fails, and KeyboardInterrupt for a signal to the study, which
+    stops the training at a checkpoint, too.
     """
     own = {f"FMNIST_{name}" for name in OWN_VARIABLES}
     # Settings in the environment would rule over the recipe.
@@ -178,15 +179,22 @@ def train(job: Job, folder: Path, seconds: float | None) -> bool:
     command = [sys.executable, "-m", "fmnist_keras3", "train", *job.words, *place]
     log = folder.with_name(f"{folder.name}.log")
     with log.open("a") as output:
-        process = subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT)
+        # A session of its own: Ctrl-C must reach it once, from here; a second one would kill it.
+        process = subprocess.Popen(
+            command, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
             code = process.wait(seconds)
         except (subprocess.TimeoutExpired, KeyboardInterrupt) as reason:
             process.send_signal(signal.SIGTERM)
-            code = process.wait()
+            try:
+                code = process.wait()
+            except KeyboardInterrupt:
+                process.kill()
+                raise
             if isinstance(reason, KeyboardInterrupt):
                 raise
-    if code in (130, 143):
+    if code in (130, 143, -signal.SIGTERM):
         return False
     if code:
         last = (log.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1]

@@ -1,13 +1,18 @@
 """The study: its plan, that nothing runs twice, stops, repetition, and what it says it found."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import yaml
 
 from bench import __main__ as command
-from bench import findings, study
+from bench import cells, findings, study
 from fmnist_keras3 import UserError, recipes, runtime
 
 once = pytest.mark.skipif(
@@ -159,6 +164,24 @@ def test_minutes_stop_within_a_run_which_goes_on(tiny, tmp_path, capsys):
     job = study.plan(tiny, ["jax"], 1, None, {"data": "synthetic", "epochs": 400})[0]
     with pytest.raises(UserError, match=r"limit_train_batches 20; .* has 3 now"):
         study.check(job, run)
+
+
+@once
+def test_a_signal_to_the_study_stops_its_training_at_a_checkpoint(tiny, tmp_path):
+    words = [sys.executable, "-m", "bench", "study", tiny, "--seeds", "1", "--output", "out"]
+    words += ["--set", "data=synthetic", "epochs=2000", "limit_train_batches=20"]
+    env = {**os.environ, "PYTHONPATH": str(cells.ROOT)}
+    process = subprocess.Popen(words, env=env, stderr=subprocess.PIPE, text=True)
+    run = tmp_path / "runs" / "study" / "tiny" / "jax-0"
+    deadline = time.monotonic() + 120
+    while not list(run.glob("checkpoints/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == "bench: interrupted; what was measured is kept\n"
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["status"], summary["reason"]) == ("interrupted", "SIGTERM")
 
 
 def test_stored_runs_of_other_settings_are_not_mixed_in(tiny, tmp_path):
