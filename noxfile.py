@@ -61,6 +61,6 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Our Trainer beside plain Keras; `-- --quick`, `-- --peers`, `-- compare A.json B.json`."""
+    """Our Trainer beside plain Keras; `-- --quick`, `-- --peers`, `-- study RECIPE`."""
     session.install(".[peers]" if "--peers" in session.posargs else ".")
     session.run("python", "-m", "bench", *session.posargs, env={"PYTHONDONTWRITEBYTECODE": ""})
