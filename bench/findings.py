@@ -31,12 +31,15 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
 
 
 def percent(values: Sequence[float | None]) -> str:
-    """Return mean and standard deviation of shares, in per cent; "-" where a run has none."""
+    """Return mean and standard deviation of shares, in per cent; "-" where a run has none.
+
+    One value has no deviation.
+    """
     known = [v for v in values if v is not None]
     if not known or len(known) < len(values):
         return "-"
     mean, deviation = spread(known)
-    return f"{100 * mean:.2f} ± {100 * deviation:.2f}"
+    return f"{100 * mean:.2f}" + f" ± {100 * deviation:.2f}" * (len(known) > 1)
 
 
 def by_backend(summaries: Summaries) -> dict[str, Summaries]:
