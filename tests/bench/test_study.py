@@ -171,14 +171,17 @@ def test_a_signal_to_the_study_stops_its_training_at_a_checkpoint(tiny, tmp_path
     words = [sys.executable, "-m", "bench", "study", tiny, "--seeds", "1", "--output", "out"]
     words += ["--set", "data=synthetic", "epochs=2000", "limit_train_batches=20"]
     env = {**os.environ, "PYTHONPATH": str(cells.ROOT)}
-    process = subprocess.Popen(words, env=env, stderr=subprocess.PIPE, text=True)
     run = tmp_path / "runs" / "study" / "tiny" / "jax-0"
-    deadline = time.monotonic() + 120
-    while not list(run.glob("checkpoints/step-*")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
+    with subprocess.Popen(words, env=env, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            deadline = time.monotonic() + 120
+            while not list(run.glob("checkpoints/step-*")) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            process.send_signal(signal.SIGTERM)  # SIGINT is ignored below a shell's background job
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 143
     assert said == "bench: interrupted; what was measured is kept\n"
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["status"], summary["reason"]) == ("interrupted", "SIGTERM")

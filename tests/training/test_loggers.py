@@ -349,7 +349,7 @@ def test_the_command_line_sends_the_test_figures(tmp_path, monkeypatch, services
     assert [r["event"] for r in records] == ["train", "validation", "test"]
     assert sorted(run.points) == points(records)
     assert run.params["model"] == "lenet"
-    assert run.params["lr"] == 1e-3
+    assert run.params["lr"] == 2e-3
     assert run.ends == ["finished"]
     assert Path("r/metrics.csv").exists()
 
