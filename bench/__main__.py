@@ -207,7 +207,7 @@ def study_parser() -> Parser:
     add_option(made, "set", nargs="+", metavar="NAME=VALUE", help=text)
     text = "stop after so many, within a run if need be; type the same to go on"
     add_option(made, "minutes", type=float, metavar="M", help=text)
-    text = "run stored seeds once more and compare every value; keeps nothing"
+    text = "run stored seeds once more and compare every value"
     add_option(made, "again", action="store_true", help=text)
     add_option(made, "output", metavar="DIR", help="folder for the results [bench/results]")
     text = "folder for the runs themselves [runs/study]"
@@ -271,7 +271,7 @@ def tell(recipe: str, about: str, results: Path, console: Any) -> None:
     synthetic = any(map(tables.is_synthetic, itertools.chain(*stored.values())))
     title = f"Recipe {recipe}" + ", SYNTHETIC DATA" * synthetic
     if None in stored:
-        said = [text for text in [findings.agreement(stored[None])] if text]
+        said = list(filter(None, [findings.agreement(stored[None])]))
         rows = findings.runs_table(stored[None])
         console.print(tables.rich_table(title, findings.COLUMNS, rows, said))
         console.print(yaml.safe_dump(findings.header(stored[None]), sort_keys=False), end="")

@@ -82,9 +82,10 @@ def agreement(summaries: Summaries) -> str | None:
     shared = {s["seed"]: s["test_accuracy"] for s in first}
     same = [s["seed"] for s in second if shared.get(s["seed"]) == s["test_accuracy"]]
     far = 100 * (statistics.mean(ones) - statistics.mean(others))
-    error = 100 * np.hypot(*(spread(v)[1] / len(v) ** 0.5 for v in (ones, others)))
     text = f"{a} (n={len(ones)}) minus {b} (n={len(others)}): {far:+.3f} points"
-    text += f", standard error of the difference {error:.3f}"
+    if min(len(ones), len(others)) > 1:
+        error = 100 * np.hypot(*(statistics.stdev(v) / len(v) ** 0.5 for v in (ones, others)))
+        text += f", standard error of the difference {error:.3f}"
     equal = f"; the same test accuracy with seeds {', '.join(map(str, same))}" if same else ""
     return text + equal
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -207,16 +208,12 @@ def store(job: Job, folder: Path, target: Path) -> dict[str, Any]:
     summary = json.loads((folder / FILES[0]).read_text())
     summary["command"] = job.command
     data = os.environ.get("FMNIST_DATA_DIR")
-    texts = {name: (folder / name).read_text() for name in FILES[1:]}
-    text = json.dumps(summary, indent=2)
-    if data:  # a path of this machine
-        for path in dict.fromkeys((str(Path(data).resolve()), data)):
-            texts = {name: t.replace(path, "$FMNIST_DATA_DIR") for name, t in texts.items()}
-            text = text.replace(path, "$FMNIST_DATA_DIR")
+    if data and Path(summary["dataset"]["source"]).resolve() == Path(data).resolve():
+        summary["dataset"]["source"] = "$FMNIST_DATA_DIR"  # not a path of this machine
     target.mkdir(parents=True, exist_ok=True)
-    for name, content in texts.items():
-        write(target / name, content.encode())
-    write_json(target / FILES[0], json.loads(text))  # last: it says that the run is stored
+    for name in FILES[1:]:
+        write(target / name, (folder / name).read_bytes())
+    write_json(target / FILES[0], summary)  # last: it says that the run is stored
     return summary
 
 
@@ -229,6 +226,7 @@ def again(jobs: Sequence[Job], results: Path, work: Path, say: Callable[[str], N
     for job in stored:
         check(job, results / job.place)
         folder = work / "again" / job.place
+        shutil.rmtree(folder, ignore_errors=True)  # a finished run would only be read once more
         say(f"{job}: {job.command}")
         if not train(job, folder, None):
             raise KeyboardInterrupt
