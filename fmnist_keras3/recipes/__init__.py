@@ -23,7 +23,7 @@ def names() -> list[str]:
 def read(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the header and the settings of a recipe, or of a file of one's own, by its path.
 
-    The header of a file may lack. Raises UserError for an unknown name, with the nearest one, and
+    A file needs no header. Raises UserError for an unknown name, with the nearest one, and
     for a file that is no recipe.
 
     Example: ``header, settings = read("baseline")``
