@@ -184,7 +184,7 @@ def markdown(recipe: str, about: str, stored: Stored) -> str:
 
 
 def header(summaries: Summaries) -> dict[str, Any]:
-    """Return what a recipe's header has to say of these runs."""
+    """Return what a recipe's header has to say of these runs: accuracies of the first backend."""
     first = next(iter(by_backend(summaries).values()))
     found: dict[str, Any] = {
         "seconds": round(statistics.median(s["total_seconds"] for s in summaries)),

@@ -30,8 +30,7 @@ def _figures(header: dict[str, Any]) -> list[str]:
         if name in header
     )
     return [
-        f"test accuracy {said} (n={header['test_accuracy']['n']}, "
-        f"{' and '.join(header['backends'])})",
+        f"test accuracy {said} (n={header['test_accuracy']['n']} on {min(header['backends'])})",
         f"{header['seconds'] / 60:.1f} minutes on {header['hardware']}; "
         f"figures in {header['results']}",
     ]

@@ -297,3 +297,13 @@ def test_stored_runs_are_those_of_the_recipes_of_today():
         jobs += [] if parts is None else study.plan(name, ["jax"], max(seeds) + 1, parts)
         for job in jobs:
             study.check(job, results / name / job.place)
+
+
+def test_the_stored_runs_of_baseline_are_equal_across_backends():
+    results, _ = genuine()
+    jax, tensorflow = (
+        list(study.values(results / "baseline" / f"{backend}-0" / "metrics.jsonl"))
+        for backend in runtime.BACKENDS
+    )
+    assert len(jax) > 200
+    assert jax == tensorflow
