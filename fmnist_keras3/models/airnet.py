@@ -14,7 +14,7 @@ from keras import layers
 from fmnist_keras3.errors import UserError
 from fmnist_keras3.models.blocks import convolution, logits, normalized
 from fmnist_keras3.models.initial import Dirac
-from fmnist_keras3.models.layers import Conv2D, MaxPooling2D
+from fmnist_keras3.models.layers import Activation, Conv2D, GlobalMaxPooling2D, MaxPooling2D
 
 # What PyTorch draws convolutions from.
 TORCH = {"scale": 1 / 3, "mode": "fan_in", "distribution": "uniform"}
@@ -37,7 +37,7 @@ def build(
 
     def norm(x, name):
         x = normalized(x, name, bn_momentum, bn_scale)
-        return layers.Activation(activation, name=f"{activation}{name}")(x)
+        return Activation(activation, name=f"{activation}{name}")(x)
 
     def conv(x, filters, name):
         initializer = Dirac(**TORCH) if dirac else "he_normal"
@@ -46,7 +46,7 @@ def build(
     if whiten:
         filters = 2 * whiten * whiten * x.shape[-1]
         x = Conv2D(filters, whiten, trainable=False, name="whiten")(x)
-        x = layers.Activation(activation, name=f"{activation}0")(x)
+        x = Activation(activation, name=f"{activation}0")(x)
     for group, width in enumerate(widths, 1):
         if min(x.shape[1:3]) < 2:
             raise UserError(
@@ -56,5 +56,5 @@ def build(
         x = conv(x, width, f"{group}a")
         x = norm(MaxPooling2D(2, name=f"pool{group}")(x), f"{group}a")
         x = norm(conv(x, width, f"{group}b"), f"{group}b")
-    x = dropout(layers.GlobalMaxPooling2D(name="pool")(x))
+    x = dropout(GlobalMaxPooling2D(name="pool")(x))
     return logits(layers.Rescaling(1 / 9, name="scale")(x), classes, l2, use_bias=False)

@@ -6,7 +6,7 @@ from typing import Any
 
 from keras import layers, regularizers
 
-from fmnist_keras3.models.layers import Conv2D
+from fmnist_keras3.models.layers import BatchNormalization, Conv2D
 
 
 def convolution(
@@ -26,9 +26,7 @@ def convolution(
 
 def normalized(x: Any, name: str, momentum: float = 0.9, scale: bool = True) -> Any:
     """Normalise ``x`` over the batch (Ioffe & Szegedy 2015), with PyTorch's defaults."""
-    return layers.BatchNormalization(
-        momentum=momentum, epsilon=1e-5, scale=scale, name=f"bn{name}"
-    )(x)
+    return BatchNormalization(momentum=momentum, epsilon=1e-5, scale=scale, name=f"bn{name}")(x)
 
 
 def logits(x: Any, classes: int, l2: float, use_bias: bool = True) -> Any:

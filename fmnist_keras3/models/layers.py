@@ -1,9 +1,9 @@
-"""Conv2D, MaxPooling2D and Dropout with Keras' arguments and results, in forms XLA:CPU likes.
+"""Keras' layers with the same arguments and results, in forms XLA:CPU likes.
 
-The forms are in kernels.py; here is who takes them. A convolution that is followed by 2x2
-max-pooling is computed together with it where an engine has found the two to be neighbours
-(`pooled_convolutions`). The maximum then comes before bias and ReLU, a quarter of the work for the
-same bits, because both are monotone.
+The forms are in kernels.py, winograd.py and normalization.py; here is who takes them. A convolution
+that is followed by 2x2 max-pooling is computed together with it where an engine has found the two
+to be neighbours (`pooled_convolutions`). The maximum then comes before bias and ReLU, a quarter of
+the work for the same bits, because both are monotone.
 
 The layers hold no state of their own and are written to `.keras` files as the plain Keras layers,
 so that a file loads where this package is not installed. Strides, dilation, groups and
@@ -23,8 +23,9 @@ import keras
 from keras import ops
 from keras.src import api_export
 
-from fmnist_keras3.models.kernels import convolve, convolve_and_pool, window_max
+from fmnist_keras3.models.kernels import convolve, convolve_and_pool, global_max, window_max
 from fmnist_keras3.models.losses import SparseCategoricalCrossentropy
+from fmnist_keras3.models.normalization import batch_normalize, channel_moments, gelu
 
 Pooled = Mapping[keras.layers.Layer, tuple[int, int]]
 
@@ -104,6 +105,14 @@ class MaxPooling2D(keras.layers.MaxPooling2D):
             return False
         fits = all(n % size == 0 for n, size in zip(shape[1:3], self.pool_size, strict=True))
         return self.strides == self.pool_size and (self.padding == "valid" or fits)
+
+
+class GlobalMaxPooling2D(keras.layers.GlobalMaxPooling2D):
+    """`keras.layers.GlobalMaxPooling2D`: same arguments and results, equal bits everywhere."""
+
+    def call(self, inputs):
+        fast = self.data_format == "channels_last" and not self.keepdims and _fast()
+        return global_max(inputs) if fast else super().call(inputs)
 
 
 def pooled_convolutions(model: keras.Model) -> Pooled:
@@ -193,21 +202,62 @@ class Dropout(keras.layers.Dropout):
         return ops.where(keep, inputs * (1 / (1 - self.rate)), ops.zeros_like(inputs))
 
 
+class BatchNormalization(keras.layers.BatchNormalization):
+    """`keras.layers.BatchNormalization`: same arguments, statistics and results.
+
+    Faster in training on XLA:CPU, with the same bits on every backend.
+    """
+
+    def call(self, inputs, training=None, mask=None):
+        if not (training and self.trainable and mask is None and self._has_fast_form(inputs)):
+            return super().call(inputs, training=training, mask=mask)
+        mean, variance = channel_moments(ops.stop_gradient(inputs))
+        kept = self.momentum
+        self.moving_mean.assign(self.moving_mean * kept + mean * (1 - kept))
+        self.moving_variance.assign(self.moving_variance * kept + variance * (1 - kept))
+        gamma = ops.convert_to_tensor(self.gamma) if self.scale else ops.ones_like(mean)
+        beta = ops.convert_to_tensor(self.beta) if self.center else ops.zeros_like(mean)
+        return batch_normalize(inputs, gamma, beta, self.epsilon)
+
+    def _has_fast_form(self, inputs: Any) -> bool:
+        return (
+            self.axis in (-1, len(inputs.shape) - 1)
+            and not (self.renorm or self.synchronized)
+            and None not in inputs.shape
+            and keras.backend.standardize_dtype(inputs.dtype) == self.compute_dtype == "float32"
+            and _fast()
+        )
+
+
+class Activation(keras.layers.Activation):
+    """`keras.layers.Activation`: same arguments and results; GELU has equal bits everywhere."""
+
+    def call(self, inputs):
+        plain = self.activation is not keras.activations.gelu
+        return super().call(inputs) if plain or not _fast() else gelu(inputs)
+
+
 # A `.keras` file names a layer by this table. With these lines our layers are written as the
 # plain ones they stand for, and a reader needs Keras only; a test holds Keras to it.
 api_export.REGISTERED_OBJS_TO_NAMES[Conv2D] = "keras.layers.Conv2D"
 api_export.REGISTERED_OBJS_TO_NAMES[MaxPooling2D] = "keras.layers.MaxPooling2D"
+api_export.REGISTERED_OBJS_TO_NAMES[GlobalMaxPooling2D] = "keras.layers.GlobalMaxPooling2D"
 api_export.REGISTERED_OBJS_TO_NAMES[Dropout] = "keras.layers.Dropout"
+api_export.REGISTERED_OBJS_TO_NAMES[BatchNormalization] = "keras.layers.BatchNormalization"
+api_export.REGISTERED_OBJS_TO_NAMES[Activation] = "keras.layers.Activation"
 
 _FAST_CLASS = {
     keras.layers.Conv2D: Conv2D,
     keras.layers.MaxPooling2D: MaxPooling2D,
+    keras.layers.GlobalMaxPooling2D: GlobalMaxPooling2D,
     keras.layers.Dropout: Dropout,
+    keras.layers.BatchNormalization: BatchNormalization,
+    keras.layers.Activation: Activation,
 }
 
 
 def accelerate(model: keras.Model) -> keras.Model:
-    """Give the plain Conv2D and MaxPooling2D layers of ``model`` their fast form; returns it.
+    """Give the plain layers of ``model`` their fast form; returns it.
 
     In place: weights, names and results stay. For models that were loaded from a `.keras` file.
     The plain cross-entropy becomes ours (see losses.py).

@@ -18,6 +18,7 @@ import pytest
 from keras import ops
 
 from fmnist_keras3.models.layers import Conv2D, MaxPooling2D, accelerate, traced_for_xla_cpu
+from fmnist_keras3.models.winograd import winograd_conv
 
 BACKEND = keras.backend.backend()
 TOLERANCE = {"float32": 2e-5, "float16": 1e-2, "bfloat16": 6e-2}  # of the largest value
@@ -40,6 +41,9 @@ FAST_CONVS = [
     conv(3, channels=3, use_bias=False),
     conv((5, 2), "same", channels=16, use_bias=False, activation="relu"),
     conv((7, 6), channels=16),  # a kernel as large as the image
+    # By Winograd's algorithm, whose windows reach over the edge of 7 rows.
+    conv(3, "same", channels=32, filters=32),
+    conv(3, "valid", channels=32, filters=40, use_bias=False, activation="relu"),
 ]
 PLAIN_CONVS = [
     conv(3, "same", strides=2),
@@ -56,6 +60,7 @@ HALF_CONVS = [
     conv(5, "valid", channels=8, activation="relu"),
     conv(3, "same", channels=16),
     conv(2, "valid", channels=16, activation="relu"),
+    conv(3, "same", channels=32, filters=32),
 ]
 
 
@@ -323,6 +328,38 @@ def test_the_fast_form_ends_with_its_block(calls_of_keras):
         raise RuntimeError
     layer(np.zeros((1, 5, 5, 16), np.float32))
     assert bool(calls_of_keras) == (BACKEND != "jax")
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "expected"),
+    [
+        ((12, 12, 32), {}, True),
+        ((7, 7, 64), {"padding": "same"}, True),
+        ((12, 12, 31), {}, False),
+        ((12, 12, 32), {"filters": 31}, False),
+        ((12, 12, 32), {"kernel_size": (3, 1)}, False),
+        ((3, 3, 32), {"padding": "same"}, False),  # of 4x4 outputs, seven would be thrown away
+        ((12, 12, 32), {"dtype": "mixed_bfloat16"}, False),  # the transforms would round
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("pooled", [False, True])
+def test_who_is_convolved_by_winograds_algorithm(monkeypatch, shape, options, expected, pooled):
+    calls = []
+
+    def recorded(*args):
+        calls.append(args)
+        return winograd_conv(*args)
+
+    monkeypatch.setattr("fmnist_keras3.models.kernels.winograd_conv", recorded)
+    layer = Conv2D(**{"filters": 32, "kernel_size": 3, **options})
+    inputs = keras.Input(shape)
+    layer(inputs)
+    pairs = {layer: (1, 1)} if pooled else {}
+    with traced_for_xla_cpu(pooled=pairs):
+        _trace(layer, np.zeros((2, *shape), np.float32))
+    # Pooled, no window is thrown away.
+    assert bool(calls) == (expected or (pooled and shape[0] == 3))
 
 
 def test_sizes_known_only_when_called(calls_of_keras):

@@ -103,6 +103,8 @@ def check(options, tolerance=2e-5):
         {"shape": (5, 5, 2), "kernel": 4},  # one window
         {"shape": (6, 6, 2), "kernel": 5},
         {"shape": (12, 12, 3), "padding": "same", "pool_padding": "same"},
+        {"shape": (13, 10, 32), "filters": 33},  # by Winograd's algorithm
+        {"shape": (13, 10, 32), "filters": 33, "padding": "same", "activation": None},
     ],
     ids=str,
 )

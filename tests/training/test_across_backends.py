@@ -29,10 +29,16 @@ def losses(model, data, steps, optimizer, augment="flip,crop,erase") -> list[flo
 
 
 @pytest.mark.parametrize(
-    ("model", "optimizer"), [("baseline", "adamw"), ("lenet", "adamw"), ("lenet", "sgd")]
+    ("model", "optimizer", "steps"),
+    [
+        ("baseline", "adamw", 100),
+        ("lenet", "adamw", 50),
+        ("lenet", "sgd", 50),
+        ("airnet:widths=16-32", "adamw", 50),
+        ("resnet:depth=8,width=32", "sgd", 20),
+    ],
 )
-def test_a_hundred_steps_have_the_same_losses(other_backend, model, optimizer):
-    steps = 100 if model == "baseline" else 50
+def test_many_steps_have_the_same_losses(other_backend, model, optimizer, steps):
     call = (model, "synthetic", steps, optimizer)
     here, there = np.array(losses(*call)), np.array(other_backend(losses, *call))
     assert len(here) == steps
