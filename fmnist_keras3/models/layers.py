@@ -48,11 +48,15 @@ def traced_for_xla_cpu(active: bool = True, pooled: Pooled | None = None) -> Ite
 def _fast() -> bool:
     if _xla_cpu.get() is not None:
         return True
-    if keras.backend.backend() != "jax":
+    if not _on_jax():
         return False  # outside XLA, TensorFlow's own kernels are the faster ones
     import jax
 
     return jax.default_backend() == "cpu"
+
+
+def _on_jax() -> bool:
+    return keras.backend.backend() == "jax"
 
 
 class Conv2D(keras.layers.Conv2D):
@@ -86,13 +90,14 @@ class Conv2D(keras.layers.Conv2D):
 class MaxPooling2D(keras.layers.MaxPooling2D):
     """`keras.layers.MaxPooling2D`: same arguments and results, faster where windows tile the input.
 
-    As with Keras, the gradient goes to the first of equal maxima.
+    As with Keras, the gradient goes to the first of equal maxima. On JAX, GPUs take this form, too:
+    Keras' gradient adds by scatter there, in any order.
     """
 
     def call(self, inputs):
         if self in (_xla_cpu.get() or {}):
             return inputs  # the convolution before has done it
-        if not self.has_fast_form(inputs.shape) or not _fast():
+        if not self.has_fast_form(inputs.shape) or not (_fast() or _on_jax()):
             return super().call(inputs)
         (height, width), shape = self.pool_size, inputs.shape
         rows, cols = shape[1] // height, shape[2] // width

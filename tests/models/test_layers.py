@@ -330,6 +330,16 @@ def test_the_fast_form_ends_with_its_block(calls_of_keras):
     assert bool(calls_of_keras) == (BACKEND != "jax")
 
 
+@pytest.mark.skipif(BACKEND != "jax", reason="TensorFlow's own pooling is for GPUs, too")
+def test_on_a_gpu_pooling_alone_takes_the_fast_form(calls_of_keras, monkeypatch):
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    with traced_for_xla_cpu(False):
+        _trace(MaxPooling2D(2), np.zeros((2, 6, 6, 3), np.float32))
+        assert not calls_of_keras
+        _trace(Conv2D(2, 3), np.zeros((2, 6, 6, 16), np.float32))
+        assert calls_of_keras == ["Conv2D"]
+
+
 @pytest.mark.parametrize(
     ("shape", "options", "expected"),
     [
