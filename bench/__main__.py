@@ -272,8 +272,8 @@ def tell(recipe: str, about: str, results: Path, console: Any) -> None:
     title = f"Recipe {recipe}" + ", SYNTHETIC DATA" * synthetic
     if None in stored:
         said = list(filter(None, [findings.agreement(stored[None])]))
-        rows = findings.runs_table(stored[None])
-        console.print(tables.rich_table(title, findings.COLUMNS, rows, said))
+        columns, rows = findings.columns(stored[None]), findings.runs_table(stored[None])
+        console.print(tables.rich_table(title, columns, rows, said))
         console.print(yaml.safe_dump(findings.header(stored[None]), sort_keys=False), end="")
         findings.curves(recipe, stored[None], results / "curves.png")
     if study.FULL in stored:

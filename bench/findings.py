@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from bench import tables
 from bench.study import FULL
+from fmnist_keras3.commands.recipes import duration
 from fmnist_keras3.evaluation import plots
 
 Summaries = list[dict[str, Any]]
@@ -20,7 +21,7 @@ Stored = dict[str | None, Summaries]
 TESTED = ("test_accuracy", "test_accuracy_tta")
 HELD_OUT = ("validation_accuracy", "validation_accuracy_tta", "validation_loss")
 COLUMNS = (
-    "backend", "seeds", "parameters", "epochs", "test", "with TTA", "each seed", "minutes",
+    "backend", "on", "seeds", "parameters", "epochs", "test", "with TTA", "each seed", "training",
 )  # fmt: skip
 PARTS = ("without", "seeds", "validation", "with TTA", "loss", "difference", "loss difference")
 
@@ -51,20 +52,41 @@ def by_backend(summaries: Summaries) -> dict[str, Summaries]:
     }
 
 
+def measured_on(summaries: Summaries) -> tuple[str, tuple[str, ...]]:
+    """Return "test" or, of a study that leaves it alone, "validation", and the two accuracies."""
+    if all(s.get(TESTED[0]) is not None for s in summaries):
+        return "test", TESTED
+    return "validation", HELD_OUT[:2]
+
+
+def columns(summaries: Summaries) -> tuple[str, ...]:
+    """Return `COLUMNS` with the split that was measured on."""
+    split, _ = measured_on(summaries)
+    return tuple(split if column == "test" else column for column in COLUMNS)
+
+
 def runs_table(summaries: Summaries) -> list[list[str]]:
-    """Return a row a backend, in the order of `COLUMNS`; accuracies in per cent."""
+    """Return a row a backend, in the order of `columns`; accuracies in per cent."""
+    _, names = measured_on(summaries)
     return [
         [
             backend,
+            ", ".join(dict.fromkeys(map(machine, mine))),
             str(len(mine)),
             f"{mine[0]['parameters']:,}",
             str(mine[0]["epochs"]),
-            *(percent([s.get(name) for s in mine]) for name in TESTED),
-            ", ".join(f"{100 * s['test_accuracy']:.2f}" for s in mine),
-            f"{statistics.median(training_seconds(s) for s in mine) / 60:.1f}",
+            *(percent([s.get(name) for s in mine]) for name in names),
+            ", ".join(f"{100 * s[names[0]]:.2f}" for s in mine),
+            duration(statistics.median(map(training_seconds, mine))),
         ]
         for backend, mine in by_backend(summaries).items()
     ]
+
+
+def machine(summary: dict[str, Any]) -> str:
+    """Return what a run was trained on, in short: the GPU, or how many cores."""
+    on_cpu = summary["device"] == "CPU"
+    return f"{summary['hardware']['cores']} cores" if on_cpu else summary["device"]
 
 
 def training_seconds(summary: dict[str, Any]) -> float:
@@ -78,15 +100,17 @@ def agreement(summaries: Summaries) -> str | None:
     if len(found) < 2:
         return None
     (a, first), (b, second) = list(found.items())[:2]
-    ones, others = ([s["test_accuracy"] for s in runs] for runs in (first, second))
-    shared = {s["seed"]: s["test_accuracy"] for s in first}
-    same = [s["seed"] for s in second if shared.get(s["seed"]) == s["test_accuracy"]]
+    split, (name, _) = measured_on(summaries)
+    ones, others = ([s[name] for s in runs] for runs in (first, second))
+    shared = {s["seed"]: s[name] for s in first}
+    same = [s["seed"] for s in second if shared.get(s["seed"]) == s[name]]
     far = 100 * (statistics.mean(ones) - statistics.mean(others))
     text = f"{a} (n={len(ones)}) minus {b} (n={len(others)}): {far:+.3f} points"
     if min(len(ones), len(others)) > 1:
         error = 100 * np.hypot(*(statistics.stdev(v) / len(v) ** 0.5 for v in (ones, others)))
         text += f", standard error of the difference {error:.3f}"
-    equal = f"; the same test accuracy with seeds {', '.join(map(str, same))}" if same else ""
+    seeds = f"seed{'s' * (len(same) > 1)} {', '.join(map(str, same))}"
+    equal = f"; the same {split} accuracy with {seeds}" if same else ""
     return text + equal
 
 
@@ -140,19 +164,16 @@ def markdown(recipe: str, about: str, stored: Stored) -> str:
         lines += [f"**{tables.SYNTHETIC}**", ""]
     if None in stored:
         runs = stored[None]
-        machine = runs[0]["hardware"]
-        versions = runs[0]["versions"]
+        split, _ = measured_on(runs)
         lines += [
             f"{runs[0]['dataset']['train']:,} training images, "
-            f"{runs[0]['dataset']['validation'] or 0:,} held out; test accuracy in per cent after "
-            "the last epoch, mean ± standard deviation; minutes of training (median).",
+            f"{runs[0]['dataset']['validation'] or 0:,} held out; {split} accuracy in per cent "
+            "after the last epoch, mean ± standard deviation; time of training without "
+            "compilation and test (median).",
             "",
-            *tables.markdown_table(COLUMNS, runs_table(runs)),
+            *tables.markdown_table(columns(runs), runs_table(runs)),
             "",
-            f"{machine['processor']}, {machine['cores']} cores, {runs[0]['device']}; "
-            f"keras {versions['keras']}, "
-            + ", ".join(f"{n} {versions[n]}" for n in ("jax", "tensorflow") if versions.get(n))
-            + ".",
+            *dict.fromkeys(map(environment, runs)),
             "",
         ]
         found = by_backend(runs)
@@ -181,6 +202,17 @@ def markdown(recipe: str, about: str, stored: Stored) -> str:
         ]
     lines += ["Made by", "", "```bash", *commands, "```", ""]
     return "\n".join(lines)
+
+
+def environment(summary: dict[str, Any]) -> str:
+    """Return hardware and versions of a run in a sentence."""
+    hardware, versions = summary["hardware"], summary["versions"]
+    packages = [
+        f"{name} {versions[name]}" for name in ("keras", "jax", "tensorflow") if versions.get(name)
+    ]
+    device = "" if summary["device"] == "CPU" else f", {summary['device']}"
+    chip = f"{hardware['processor']}, {hardware['cores']} cores{device}"
+    return f"{chip}; {', '.join(packages)}."
 
 
 def header(summaries: Summaries) -> dict[str, Any]:
@@ -234,9 +266,10 @@ def curves(recipe: str, summaries: Summaries, path: Path) -> Path:
 
 
 def _dots(axes: Any, found: dict[str, Summaries], colours: Mapping[str, str]) -> None:
-    """Draw the test accuracy of each seed, plain and with TTA, with the mean as a stroke."""
+    """Draw the accuracy of each seed, plain and with TTA, with the mean as a stroke."""
     labels = []
-    for column, (name, label) in enumerate(zip(TESTED, ("plain", "with TTA"), strict=True)):
+    split, names = measured_on(list(itertools.chain(*found.values())))
+    for column, (name, label) in enumerate(zip(names, ("plain", "with TTA"), strict=True)):
         groups = [(b, [s[name] for s in runs if s.get(name)]) for b, runs in found.items()]
         if not any(shares for _, shares in groups):
             continue
@@ -253,7 +286,7 @@ def _dots(axes: Any, found: dict[str, Summaries], colours: Mapping[str, str]) ->
                 f"{100 * mean:.2f}", (middle + 0.12, mean), textcoords="offset points",
                 xytext=(3, 0), va="center", fontsize=9.5,
             )  # fmt: skip
-    axes.set(title="test accuracy, last epoch", xlim=(-0.5, len(labels) - 0.4))
+    axes.set(title=f"{split} accuracy, last epoch", xlim=(-0.5, len(labels) - 0.4))
     axes.margins(y=0.18)
     axes.set_xticks([place for place, _ in labels], [label for _, label in labels])
     axes.yaxis.set_major_formatter(lambda share, _: f"{round(100 * share, 6):g} %")
@@ -299,7 +332,9 @@ def ablation(recipe: str, stored: Stored, path: Path) -> Path:
     return path
 
 
-IN_README = ("recipe", "backend", "seeds", "parameters", "epochs", "test", "with TTA", "minutes")
+IN_README = (
+    "recipe", "backend", "on", "seeds", "parameters", "epochs", "test", "with TTA", "training",
+)  # fmt: skip
 
 
 def readme(recipes: Mapping[str, Summaries], folder: str) -> str:

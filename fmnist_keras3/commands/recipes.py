@@ -20,6 +20,13 @@ def show() -> int:
     return 0
 
 
+def duration(seconds: float) -> str:
+    """Return a time as "1.6 s", "54 s" or "10.8 min"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min"
+
+
 def _figures(header: dict[str, Any]) -> list[str]:
     """Return what was measured, or that nothing was, in lines."""
     if "test_accuracy" not in header:
@@ -31,6 +38,6 @@ def _figures(header: dict[str, Any]) -> list[str]:
     )
     return [
         f"test accuracy {said} (n={header['test_accuracy']['n']} on {min(header['backends'])})",
-        f"{header['seconds'] / 60:.1f} minutes on {header['hardware']}; "
+        f"{duration(header['seconds'])} a run on {header['hardware']}; "
         f"figures in {header['results']}",
     ]

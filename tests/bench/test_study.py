@@ -218,12 +218,13 @@ def test_the_tables_say_mean_deviation_and_difference_of_pairs(tmp_path):
             write(tmp_path, f"ablation/{part}/jax-{seed}", found)
     stored = study.stored(tmp_path)
     jax, tensorflow = findings.runs_table(stored[None])
-    assert jax == ["jax", "2", "1,000", "2", "94.50 ± 0.71", "-", "94.00, 95.00", "1.0"]
-    assert tensorflow[4] == "95.00 ± 1.41"
+    row = ["jax", "2 cores", "2", "1,000", "2", "94.50 ± 0.71", "-", "94.00, 95.00", "1.0 min"]
+    assert jax == row
+    assert tensorflow[5] == "95.00 ± 1.41"
     said = findings.agreement(stored[None])
     assert "-0.500 points" in said
     assert "error of the difference 1.118" in said
-    assert said.endswith("seeds 0")
+    assert said.endswith("the same test accuracy with seed 0")
     assert "error" not in findings.agreement([stored[None][0], stored[None][2]])
     full, worst, best = findings.parts_table(stored)
     assert full[0] == "(the full recipe)"
@@ -242,6 +243,25 @@ def test_the_tables_say_mean_deviation_and_difference_of_pairs(tmp_path):
         findings.ablation("r", stored, tmp_path / "ablation.png"),
     ):
         assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_without_a_test_are_told_by_their_validation(tmp_path):
+    found = [summary("jax", seed, 0.9 + 0.01 * seed, part="none") for seed in (0, 1)]
+    assert findings.columns(found)[5] == "validation"
+    assert findings.runs_table(found)[0][5:8] == ["90.50 ± 0.71", "-", "90.00, 91.00"]
+    text = findings.markdown("r", "a recipe", {None: found})
+    assert "validation accuracy in per cent" in text
+    assert findings.curves("r", found, tmp_path / "curves.png").stat().st_size > 10_000
+    assert findings.columns([summary("jax", 0, 0.9)])[5] == "test"
+
+
+def test_the_machine_of_each_run_is_told():
+    gpu = {"device": "NVIDIA H", "hardware": {"processor": "host", "cores": 16}}
+    runs = [summary("jax", 0, 0.9), summary("jax", 1, 0.9, **gpu)]
+    assert findings.runs_table(runs)[0][1] == "2 cores, NVIDIA H"
+    text = findings.markdown("r", "a recipe", {None: runs})
+    assert "a chip, 2 cores; keras 3, jax 1." in text
+    assert "host, 16 cores, NVIDIA H; keras 3, jax 1." in text
 
 
 @pytest.mark.parametrize(
