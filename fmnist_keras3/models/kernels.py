@@ -31,6 +31,8 @@ from fmnist_keras3.models.winograd import winograd_conv
 # Up to this many input channels a convolution is fastest as patches times a matrix: measured
 # on two cores, 1 channel 3,026 against 2,635 images/s (`cnn`); from 32 channels on it is slower.
 IM2COL_CHANNELS = 8
+# From so many channels on, in and out, Winograd's algorithm wins: measured forward and backward on
+# 64 maps of 14x14, 24 channels 11.6 ms against 9.5 by definition, 32 equal, 64 39 against 51.
 WINOGRAD_CHANNELS = 32
 
 
