@@ -76,7 +76,7 @@ def runs_table(summaries: Summaries) -> list[list[str]]:
             f"{mine[0]['parameters']:,}",
             str(mine[0]["epochs"]),
             *(percent([s.get(name) for s in mine]) for name in names),
-            ", ".join(f"{100 * s[names[0]]:.2f}" for s in mine),
+            ", ".join(f"{100 * share:.2f}" for s in mine if (share := s.get(names[0]))) or "-",
             duration(statistics.median(map(training_seconds, mine))),
         ]
         for backend, mine in by_backend(summaries).items()
@@ -96,11 +96,11 @@ def training_seconds(summary: dict[str, Any]) -> float:
 
 def agreement(summaries: Summaries) -> str | None:
     """Return in words how far the backends' means are apart; None for fewer than two of them."""
-    found = by_backend(summaries)
+    split, (name, _) = measured_on(summaries)
+    found = by_backend([s for s in summaries if s.get(name) is not None])
     if len(found) < 2:
         return None
     (a, first), (b, second) = list(found.items())[:2]
-    split, (name, _) = measured_on(summaries)
     ones, others = ([s[name] for s in runs] for runs in (first, second))
     shared = {s["seed"]: s[name] for s in first}
     same = [s["seed"] for s in second if shared.get(s["seed"]) == s[name]]

@@ -253,6 +253,10 @@ def test_runs_without_a_test_are_told_by_their_validation(tmp_path):
     assert "validation accuracy in per cent" in text
     assert findings.curves("r", found, tmp_path / "curves.png").stat().st_size > 10_000
     assert findings.columns([summary("jax", 0, 0.9)])[5] == "test"
+    for one, backend in zip(found, runtime.BACKENDS, strict=True):  # held nothing out, either
+        one |= {"validation_accuracy": None, "backend": backend}
+    assert findings.runs_table(found)[0][5:8] == ["-", "-", "-"]
+    assert findings.agreement(found) is None
 
 
 def test_the_machine_of_each_run_is_told():
