@@ -338,12 +338,14 @@ IN_README = (
 
 
 def readme(recipes: Mapping[str, Summaries], folder: str) -> str:
-    """Return the README's table of what the recipes reached, by name; links into ``folder``.
+    """Return the README's table of what the recipes reached in the test; links into ``folder``.
 
     A test holds the README to it.
     """
     rows = []
     for recipe, summaries in recipes.items():
+        if measured_on(summaries)[0] != "test":
+            continue
         for row in runs_table(summaries):
             named: dict[str, str] = dict(zip(COLUMNS, row, strict=True))
             named["recipe"] = f"[`{recipe}`]({folder}/{recipe}/README.md)"

@@ -210,7 +210,7 @@ class Dropout(keras.layers.Dropout):
 class BatchNormalization(keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization`: same arguments, statistics and results.
 
-    Faster in training on XLA:CPU, with the same bits on every backend.
+    In training on XLA:CPU with the same bits on every backend.
     """
 
     def call(self, inputs, training=None, mask=None):

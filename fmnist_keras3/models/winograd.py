@@ -104,16 +104,16 @@ def _weighted_sum(factors: list[float], values: Sequence[Any]) -> Any:
     """Add up ``factors`` times ``values``; those of 0, 1 and -1 cost no multiplication."""
     total = None
     for factor, value in zip(factors, values, strict=True):
+        if not factor:
+            continue
         if total is None:
-            total = value if factor == 1 else value * factor if factor else None
-        elif factor:
-            total = (
-                total + value
-                if factor == 1
-                else total - value
-                if factor == -1
-                else total + value * factor
-            )
+            total = value if factor == 1 else value * factor
+        elif factor == 1:
+            total = total + value
+        elif factor == -1:
+            total = total - value
+        else:
+            total = total + value * factor
     return total
 
 

@@ -257,6 +257,10 @@ def test_runs_without_a_test_are_told_by_their_validation(tmp_path):
         one |= {"validation_accuracy": None, "backend": backend}
     assert findings.runs_table(found)[0][5:8] == ["-", "-", "-"]
     assert findings.agreement(found) is None
+    tested = [summary("jax", 0, 0.9)]
+    table = findings.readme({"held": found, "tested": tested}, "results")
+    assert "tested" in table
+    assert "held" not in table  # its accuracies are no test's
 
 
 def test_the_machine_of_each_run_is_told():
