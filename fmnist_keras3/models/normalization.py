@@ -1,9 +1,10 @@
-"""Batch normalisation and GELU in `keras.ops`, with equal bits on every backend.
+"""Batch normalisation and GELU in `keras.ops`, with equal bits on every backend; and for GPUs.
 
 Two things differ between the backends' own: the order in which XLA adds up over the batch (JAX 0.10
 and TensorFlow 2.21 split sums differently), and the formula of GELU (by erf or erfc). Here sums are
 products of matrices, which both hand to the same kernel, on all cores; and the gradients are
-written out, each mean once.
+written out, each mean once. A GPU's 16-bit arrays are read and written as such, and as few times as
+can be: there, memory is what normalisation waits for.
 """
 
 from __future__ import annotations
@@ -52,6 +53,40 @@ def batch_normalize(x: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
         return (x - mean) * (scale * gamma) + beta, grad
 
     return normalize(x, gamma, beta)
+
+
+def channel_moments_16(x: Any) -> tuple[Any, Any]:
+    """Return means and variances ``[C]``, float32, of 16-bit ``x [..., C]``, which is read once."""
+    axes, x = _all_but_channels(x), ops.cast(x, "float32")
+    mean = ops.mean(x, axes)
+    return mean, ops.maximum(ops.mean(ops.square(x), axes) - ops.square(mean), 0)
+
+
+def batch_normalize_16(x: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
+    """Return `batch_normalize` of 16-bit ``x [..., C]``, which it also keeps for the gradient."""
+
+    @ops.custom_gradient
+    def normalize(x, gamma, beta):
+        axes = _all_but_channels(x)
+        mean, variance = channel_moments_16(x)
+        scale = ops.rsqrt(variance + epsilon)
+
+        def grad(*args, upstream=None):
+            g = ops.cast(upstream if upstream is not None else args[0], "float32")
+            whitened = (ops.cast(x, "float32") - mean) * scale
+            g_mean, g_along = ops.mean(g, axes), ops.mean(g * whitened, axes)
+            dx = (g - g_mean - whitened * g_along) * (scale * gamma)
+            count = math.prod(x.shape[:-1])
+            return ops.cast(dx, x.dtype), g_along * count, g_mean * count
+
+        y = (ops.cast(x, "float32") - mean) * (scale * gamma) + beta
+        return ops.cast(y, x.dtype), grad
+
+    return normalize(x, gamma, beta)
+
+
+def _all_but_channels(x: Any) -> tuple[int, ...]:
+    return tuple(range(len(x.shape) - 1))
 
 
 @ops.custom_gradient

@@ -124,6 +124,23 @@ def test_other_normalizations_are_left_to_keras(options, call, dtype, calls_of_k
     assert calls_of_keras == ["BatchNormalization"] * 2
 
 
+@pytest.mark.skipif(BACKEND != "jax", reason="TensorFlow has a kernel of its own on a GPU")
+@pytest.mark.parametrize("options", [{}, {"scale": False}, {"center": False}], ids=str)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_batch_normalization_as_on_a_gpu(options, dtype, calls_of_keras, monkeypatch):
+    monkeypatch.setattr("fmnist_keras3.models.layers._fast", lambda: False)
+    options = {"dtype": f"mixed_{dtype}", "epsilon": 1e-5, **options}
+    layers = BatchNormalization(**options), keras.layers.BatchNormalization(**options)
+    for layer in layers:
+        rng = np.random.default_rng(2)
+        layer.build((None, 5, 4, 3))
+        for variable in layer.weights:
+            variable.assign(rng.uniform(0.5, 1.5, size=variable.shape))
+    # Keras rounds moments and gradients on the way; a step of bfloat16 is 1/256.
+    check(*layers, drawn((64, 5, 4, 3), dtype=dtype), 1 / 128, training=True)
+    assert calls_of_keras == ["BatchNormalization"]
+
+
 def test_a_mask_is_left_to_keras(calls_of_keras):
     x, mask = drawn((4, 6, 3)), ops.convert_to_tensor(np.arange(24).reshape(4, 6) % 3 > 0)
     made = []
