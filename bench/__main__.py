@@ -204,7 +204,7 @@ def study_parser() -> Parser:
     text = "leave out these parts of the recipe, or each, one at a time; on the validation split"
     add_option(made, "ablation", nargs="*", metavar="PART", help=text)
     text = "settings over the recipe's, for a trial: epochs=1 (needs --output)"
-    add_option(made, "set", nargs="+", metavar="NAME=VALUE", help=text)
+    add_option(made, "set", nargs="+", action="extend", metavar="NAME=VALUE", help=text)
     text = "stop after so many, within a run if need be; type the same to go on"
     add_option(made, "minutes", type=float, metavar="M", help=text)
     text = "run stored seeds once more and compare every value"

@@ -139,7 +139,8 @@ def parts_table(stored: Stored) -> list[list[str]]:
                 row.append("-")
                 continue
             mean, deviation = spread([scale * v for v in apart])
-            row.append(f"{mean:+.{digits}f} ± {deviation / len(apart) ** 0.5:.{digits}f}")
+            error = f" ± {deviation / len(apart) ** 0.5:.{digits}f}" * (len(apart) > 1)
+            row.append(f"{mean:+.{digits}f}{error}")
         rows.append(row)
     return rows
 
@@ -186,7 +187,11 @@ def markdown(recipe: str, about: str, stored: Stored) -> str:
         lines += ["![the runs](curves.png)", ""]
     if FULL in stored:
         one = stored[FULL][0]["dataset"]
-        commands.append(f"python -m bench study {recipe} --ablation --seeds {len(stored[FULL])}")
+        backends, seeds = (sorted({s[key] for s in stored[FULL]}) for key in ("backend", "seed"))
+        commands.append(
+            f"python -m bench study {recipe} --ablation --backends {' '.join(backends)} "
+            f"--seeds {len(seeds)}"
+        )
         commands.append(f"# the full recipe, for seed 0, {stored[FULL][0]['command']}")
         lines += [
             "## Ablation",

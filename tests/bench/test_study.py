@@ -202,9 +202,12 @@ def test_stored_runs_of_other_settings_are_not_mixed_in(tiny, tmp_path):
 
 @once
 def test_a_run_that_fails_ends_the_study_with_its_message(tiny, capsys):
-    words = ["study", tiny, "--output", "out", "--set", "data=synthetic", "model=lenet:depth=3"]
+    words = ["study", tiny, "--output", "out", "--set", "data=synthetic"]
+    words += ["--set", "model=lenet:depth=3"]  # given twice, both hold
     assert command.main(words) == 2
-    assert "lenet" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "lenet" in printed.err
+    assert "--data synthetic --model lenet:depth=3" in " ".join(printed.out.split())
 
 
 def test_the_tables_say_mean_deviation_and_difference_of_pairs(tmp_path):
@@ -230,6 +233,8 @@ def test_the_tables_say_mean_deviation_and_difference_of_pairs(tmp_path):
     assert full[0] == "(the full recipe)"
     assert (worst[0], worst[5]) == ("label smoothing", "-1.50 ± 0.50")
     assert (best[0], best[5]) == ("flips", "+0.30 ± 0.10")
+    single = {part: runs[:1] for part, runs in stored.items() if part}
+    assert [row[5] for row in findings.parts_table(single)] == ["-", "-1.00", "+0.20"]
     assert findings.header(stored[None]) == {
         "seconds": 70,
         "backends": ["jax", "tensorflow"],
@@ -237,6 +242,7 @@ def test_the_tables_say_mean_deviation_and_difference_of_pairs(tmp_path):
     }
     text = findings.markdown("r", "a recipe", stored)
     assert "label smoothing" in text
+    assert "--ablation --backends jax --seeds 2" in text
     assert "SYNTHETIC" not in text
     for path in (
         findings.curves("r", stored[None], tmp_path / "curves.png"),
