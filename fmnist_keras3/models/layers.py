@@ -220,10 +220,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """
 
     def call(self, inputs, training=None, mask=None):
-        plain = not (training and self.trainable) or mask is not None
-        moments, normalize = (None, None) if plain else self._fast_form(inputs)
-        if moments is None:
+        fast = self._fast_form(inputs) if training and self.trainable and mask is None else None
+        if fast is None:
             return super().call(inputs, training=training, mask=mask)
+        moments, normalize = fast
         mean, variance = moments(ops.stop_gradient(inputs))
         kept = self.momentum
         self.moving_mean.assign(self.moving_mean * kept + mean * (1 - kept))
@@ -232,8 +232,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         beta = ops.convert_to_tensor(self.beta) if self.center else ops.zeros_like(mean)
         return normalize(inputs, gamma, beta, self.epsilon)
 
-    def _fast_form(self, inputs: Any) -> tuple[Any, Any]:
-        """Return who computes moments and outputs in training, None and None for Keras."""
+    def _fast_form(self, inputs: Any) -> tuple[Any, Any] | None:
+        """Return who computes moments and outputs in training, None for Keras."""
         dtype = keras.backend.standardize_dtype(inputs.dtype)
         ours = (
             self.axis in (-1, len(inputs.shape) - 1)
@@ -245,7 +245,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             return channel_moments, batch_normalize
         if ours and dtype in ("bfloat16", "float16") and _on_jax() and not _fast():
             return channel_moments_16, batch_normalize_16
-        return None, None
+        return None
 
 
 class Activation(keras.layers.Activation):
