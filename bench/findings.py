@@ -13,8 +13,8 @@ from matplotlib.ticker import MaxNLocator
 
 from bench import tables
 from bench.study import FULL
-from fmnist_keras3.commands.recipes import duration
 from fmnist_keras3.evaluation import plots
+from fmnist_keras3.evaluation.report import duration
 
 Summaries = list[dict[str, Any]]
 Stored = dict[str | None, Summaries]

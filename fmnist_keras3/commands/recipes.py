@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fmnist_keras3 import recipes
+from fmnist_keras3.evaluation.report import duration
 
 
 def show() -> int:
@@ -18,13 +19,6 @@ def show() -> int:
         for line in (*_figures(header), header["command"]):
             console.print(f"  {line}", soft_wrap=True)
     return 0
-
-
-def duration(seconds: float) -> str:
-    """Return a time as "1.6 s", "54 s" or "10.8 min"."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min"
 
 
 def _figures(header: dict[str, Any]) -> list[str]:

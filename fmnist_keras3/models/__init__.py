@@ -56,7 +56,6 @@ MODELS = {
             "width": Option(16, "filters of the first stage", least=1),
             "growth": Option(2.0, "factor on the filters from stage to stage", least=1),
             "activation": Option("relu", "after normalisation", choices=("relu", "gelu", "silu")),
-            "excite": Option(0, "squeeze-and-excitation with a share of 1/n; 0: none", least=0),
         },
     ),
     "wrn": Entry(

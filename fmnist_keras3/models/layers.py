@@ -25,13 +25,7 @@ from keras.src import api_export
 
 from fmnist_keras3.models.kernels import convolve, convolve_and_pool, global_max, window_max
 from fmnist_keras3.models.losses import SparseCategoricalCrossentropy
-from fmnist_keras3.models.normalization import (
-    batch_normalize,
-    batch_normalize_16,
-    channel_moments,
-    channel_moments_16,
-    gelu,
-)
+from fmnist_keras3.models.normalization import batch_normalize, channel_moments, gelu
 
 Pooled = Mapping[keras.layers.Layer, tuple[int, int]]
 
@@ -220,32 +214,27 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """
 
     def call(self, inputs, training=None, mask=None):
-        fast = self._fast_form(inputs) if training and self.trainable and mask is None else None
-        if fast is None:
+        if not (training and self.trainable and mask is None and self._has_fast_form(inputs)):
             return super().call(inputs, training=training, mask=mask)
-        moments, normalize = fast
-        mean, variance = moments(ops.stop_gradient(inputs))
+        mean, variance = channel_moments(ops.stop_gradient(inputs))
         kept = self.momentum
         self.moving_mean.assign(self.moving_mean * kept + mean * (1 - kept))
         self.moving_variance.assign(self.moving_variance * kept + variance * (1 - kept))
         gamma = ops.convert_to_tensor(self.gamma) if self.scale else ops.ones_like(mean)
         beta = ops.convert_to_tensor(self.beta) if self.center else ops.zeros_like(mean)
-        return normalize(inputs, gamma, beta, self.epsilon)
+        return batch_normalize(inputs, gamma, beta, self.epsilon)
 
-    def _fast_form(self, inputs: Any) -> tuple[Any, Any] | None:
-        """Return who computes moments and outputs in training, None for Keras."""
+    def _has_fast_form(self, inputs: Any) -> bool:
         dtype = keras.backend.standardize_dtype(inputs.dtype)
-        ours = (
-            self.axis in (-1, len(inputs.shape) - 1)
+        wanted = _fast() if dtype == "float32" else _on_jax() and not _fast()
+        return (
+            wanted
+            and dtype in ("float32", "bfloat16", "float16")
+            and dtype == self.compute_dtype
+            and self.axis in (-1, len(inputs.shape) - 1)
             and not (self.renorm or self.synchronized)
             and None not in inputs.shape
-            and dtype == self.compute_dtype
         )
-        if ours and dtype == "float32" and _fast():
-            return channel_moments, batch_normalize
-        if ours and dtype in ("bfloat16", "float16") and _on_jax() and not _fast():
-            return channel_moments_16, batch_normalize_16
-        return None
 
 
 class Activation(keras.layers.Activation):

@@ -10,8 +10,10 @@ can be: there, memory is what normalisation waits for.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import keras
 from keras import ops
 
 # A product of one row is a loop of XLA's own, not the kernel; two rows are enough.
@@ -26,16 +28,21 @@ def channel_means(x: Any) -> Any:
 
 
 def channel_moments(x: Any) -> tuple[Any, Any]:
-    """Return means and variances ``[C]`` of ``x [..., C]`` over all other axes."""
-    mean = channel_means(x)
-    return mean, channel_means(ops.square(x - mean))
+    """Return means and variances ``[C]``, float32, of ``x [..., C]`` over all other axes."""
+    means, wide = _means_for(x), ops.cast(x, "float32")
+    mean = means(wide)
+    if means is channel_means:
+        return mean, means(ops.square(wide - mean))
+    return mean, ops.maximum(means(ops.square(wide)) - ops.square(mean), 0)  # x is read once
 
 
 def batch_normalize(x: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
     """Return ``(x - mean) / sqrt(variance + epsilon) * gamma + beta`` for ``x [..., C]``.
 
-    With the batch's own moments; the gradient is Ioffe and Szegedy's (2015, section 3).
+    With the batch's own moments; the gradient is Ioffe and Szegedy's (2015, section 3). Computed in
+    float32; arrays of 16 bits come, go and are kept for the gradient as such.
     """
+    means = _means_for(x)
 
     @ops.custom_gradient
     def normalize(x, gamma, beta):
@@ -43,38 +50,9 @@ def batch_normalize(x: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
         scale = ops.rsqrt(variance + epsilon)
 
         def grad(*args, upstream=None):
-            g = upstream if upstream is not None else args[0]
-            whitened = (x - mean) * scale
-            g_mean, g_along = channel_means(g), channel_means(g * whitened)
-            dx = (g - g_mean - whitened * g_along) * (scale * gamma)
-            count = math.prod(x.shape[:-1])
-            return dx, g_along * count, g_mean * count
-
-        return (x - mean) * (scale * gamma) + beta, grad
-
-    return normalize(x, gamma, beta)
-
-
-def channel_moments_16(x: Any) -> tuple[Any, Any]:
-    """Return means and variances ``[C]``, float32, of 16-bit ``x [..., C]``, which is read once."""
-    axes, x = _all_but_channels(x), ops.cast(x, "float32")
-    mean = ops.mean(x, axes)
-    return mean, ops.maximum(ops.mean(ops.square(x), axes) - ops.square(mean), 0)
-
-
-def batch_normalize_16(x: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
-    """Return `batch_normalize` of 16-bit ``x [..., C]``, which it also keeps for the gradient."""
-
-    @ops.custom_gradient
-    def normalize(x, gamma, beta):
-        axes = _all_but_channels(x)
-        mean, variance = channel_moments_16(x)
-        scale = ops.rsqrt(variance + epsilon)
-
-        def grad(*args, upstream=None):
             g = ops.cast(upstream if upstream is not None else args[0], "float32")
             whitened = (ops.cast(x, "float32") - mean) * scale
-            g_mean, g_along = ops.mean(g, axes), ops.mean(g * whitened, axes)
+            g_mean, g_along = means(g), means(g * whitened)
             dx = (g - g_mean - whitened * g_along) * (scale * gamma)
             count = math.prod(x.shape[:-1])
             return ops.cast(dx, x.dtype), g_along * count, g_mean * count
@@ -85,8 +63,11 @@ def batch_normalize_16(x: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
     return normalize(x, gamma, beta)
 
 
-def _all_but_channels(x: Any) -> tuple[int, ...]:
-    return tuple(range(len(x.shape) - 1))
+def _means_for(x: Any) -> Callable[[Any], Any]:
+    """Return `channel_means`, or for 16 bits, which only GPUs bring, sums that XLA can fuse."""
+    if keras.backend.standardize_dtype(x.dtype) == "float32":
+        return channel_means
+    return lambda x: ops.mean(x, axis=tuple(range(len(x.shape) - 1)))
 
 
 @ops.custom_gradient

@@ -12,7 +12,7 @@ from typing import Any
 
 from keras import layers
 
-from fmnist_keras3.models.blocks import convolution, decay, logits, normalized
+from fmnist_keras3.models.blocks import convolution, logits, normalized
 from fmnist_keras3.models.layers import Activation, MaxPooling2D
 
 
@@ -26,7 +26,6 @@ def build(
     width: int,
     growth: float,
     activation: str,
-    excite: int,
 ) -> Any:
     """Return logits ``[N, classes]`` for images ``x [N, H, W, C]`` in 0..1."""
 
@@ -45,22 +44,7 @@ def build(
             name = f"{stage + 1}_{block + 1}"
             y = active(conv_norm(x, filters, 3, f"{name}a"), f"{name}a")
             y = conv_norm(y, filters, 3, f"{name}b")
-            if excite:
-                y = excited(y, max(1, filters // excite), name, l2)
             if x.shape[-1] != filters:
                 x = conv_norm(x, filters, 1, f"{name}s")
             x = active(layers.Add(name=f"add{name}")([x, y]), f"{name}b")
     return logits(dropout(layers.GlobalAveragePooling2D(name="pool")(x)), classes, l2)
-
-
-def excited(x: Any, hidden: int, name: str, l2: float) -> Any:
-    """Weigh the channels of ``x [N, H, W, C]`` by what is in the whole image.
-
-    Hu et al. 2018, Squeeze-and-Excitation Networks; ``hidden`` units between the two layers.
-    """
-    share = layers.GlobalAveragePooling2D(keepdims=True, name=f"squeeze{name}")(x)
-    for units, activation, part in ((hidden, "relu", "a"), (x.shape[-1], "sigmoid", "b")):
-        share = layers.Dense(
-            units, activation, kernel_regularizer=decay(l2), name=f"excite{name}{part}"
-        )(share)
-    return layers.Multiply(name=f"excited{name}")([x, share])

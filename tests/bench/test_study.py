@@ -221,7 +221,7 @@ def test_the_tables_say_mean_deviation_and_difference_of_pairs(tmp_path):
             write(tmp_path, f"ablation/{part}/jax-{seed}", found)
     stored = study.stored(tmp_path)
     jax, tensorflow = findings.runs_table(stored[None])
-    row = ["jax", "2 cores", "2", "1,000", "2", "94.50 ± 0.71", "-", "94.00, 95.00", "1.0 min"]
+    row = ["jax", "2 cores", "2", "1,000", "2", "94.50 ± 0.71", "-", "94.00, 95.00", "1 min 00 s"]
     assert jax == row
     assert tensorflow[5] == "95.00 ± 1.41"
     said = findings.agreement(stored[None])

@@ -12,7 +12,6 @@ from fmnist_keras3.errors import UserError
 from fmnist_keras3.models import MODELS, build_model, check_model, macs, model_label
 from fmnist_keras3.models.initial import Dirac
 from fmnist_keras3.models.layers import Conv2D
-from fmnist_keras3.models.resnet import excited
 
 
 def digest(arrays) -> str:
@@ -203,7 +202,7 @@ def test_unknown_name(given, meant):
         ("airnet:widths=8-16,whiten=3", None),
         ("airnet:whiten=0,activation=relu,bn_scale=1,bn_momentum=0.9,widths=4-4-4-4", None),
         ("resnet", 273_754),  # 272,474 on CIFAR with shortcuts of zeros and three channels
-        ("resnet:depth=8,width=4,growth=1.5,activation=gelu,excite=2", None),
+        ("resnet:depth=8,width=4,growth=1.5,activation=gelu", None),
         ("wrn:depth=10,width=1", None),
     ],
 )
@@ -232,22 +231,9 @@ def test_options_decide_the_layers():
             if isinstance(layer, Conv2D) and layer.kernel_size == (3, 3)
         ]
         assert len(convolutions) == depth - 1
-    model = build_model("resnet:depth=8,width=8,growth=1.4,activation=gelu,excite=4")
+    model = build_model("resnet:depth=8,width=8,growth=1.4,activation=gelu")
     assert [model.get_layer(f"conv{stage}_1a").filters for stage in (1, 2, 3)] == [8, 11, 16]
     assert model.get_layer("gelu1_1a").activation is keras.activations.gelu
-    assert [model.get_layer(f"excite3_1{part}").units for part in "ab"] == [4, 16]
-    names = {layer.name for layer in build_model("resnet:depth=8,width=2").layers}
-    assert not any(name.startswith(("excite", "gelu")) for name in names)
-
-
-def test_excitation_weighs_whole_channels():
-    inputs = keras.Input((6, 6, 4))
-    model = keras.Model(inputs, excited(inputs, 2, "", 0.0))
-    x = np.random.default_rng(0).normal(size=(3, 6, 6, 4)).astype(np.float32)
-    shares = np.asarray(model(x)) / x
-    np.testing.assert_allclose(shares, shares[:, :1, :1] * np.ones((1, 6, 6, 1)), rtol=1e-4)
-    assert ((shares > 0) & (shares < 1)).all()
-    assert np.ptp(shares[:, 0, 0], axis=0).min() > 0  # they follow the image
 
 
 @pytest.mark.parametrize(
@@ -266,7 +252,6 @@ def test_excitation_weighs_whole_channels():
         ("resnet:depth=21", "depth is '21'. It must be one of 8, 14, 20"),
         ("resnet:depth=20.0", "depth is '20.0'"),
         ("resnet:growth=0.5", "growth is '0.5'.*at least 1"),
-        ("resnet:excite=-1", "excite is '-1'.*at least 0"),
     ],
 )
 def test_options_that_are_not_allowed(text, words):
