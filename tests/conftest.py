@@ -159,3 +159,11 @@ def other_backend():
     other = OtherBackend()
     yield other
     other.close()
+
+
+@pytest.fixture(scope="session")
+def on_tensorflow(other_backend):
+    """`other_backend` for a comparison that is the same from either side: made once, by JAX's."""
+    if BACKEND != "jax":
+        pytest.skip("compared once, where JAX is tested")
+    return other_backend

@@ -26,12 +26,15 @@ def _figures(header: dict[str, Any]) -> list[str]:
     if "test_accuracy" not in header:
         return [f"not measured yet; to measure it: {header['to_measure']}"]
     said = "; with test-time augmentation ".join(
-        f"{100 * header[name]['mean']:.2f} % ± {100 * header[name]['std']:.2f}"
-        for name in ("test_accuracy", "test_accuracy_tta")
-        if name in header
+        _percent(header[name]) for name in ("test_accuracy", "test_accuracy_tta") if name in header
     )
     return [
         f"test accuracy {said} (n={header['test_accuracy']['n']} on {min(header['backends'])})",
         f"{duration(header['seconds'])} a run on {header['hardware']}; "
         f"figures in {header['results']}",
     ]
+
+
+def _percent(figure: dict[str, float]) -> str:
+    spread = f" ± {100 * figure['std']:.2f}" if "std" in figure else ""  # one seed has none
+    return f"{100 * figure['mean']:.2f} %{spread}"

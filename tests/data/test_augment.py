@@ -183,8 +183,8 @@ def test_compiled_equals_not_compiled(shape):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=text)
 
 
-def test_equal_on_every_backend(other_backend):
-    assert digests() == other_backend(digests)
+def test_equal_on_every_backend(on_tensorflow):
+    assert digests() == on_tensorflow(digests)
 
 
 def test_how_often_and_how_far():

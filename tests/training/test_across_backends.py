@@ -38,9 +38,9 @@ def losses(model, data, steps, optimizer, augment="flip,crop,erase") -> list[flo
         ("resnet:depth=8,width=32", "sgd", 20),
     ],
 )
-def test_many_steps_have_the_same_losses(other_backend, model, optimizer, steps):
+def test_many_steps_have_the_same_losses(on_tensorflow, model, optimizer, steps):
     call = (model, "synthetic", steps, optimizer)
-    here, there = np.array(losses(*call)), np.array(other_backend(losses, *call))
+    here, there = np.array(losses(*call)), np.array(on_tensorflow(losses, *call))
     assert len(here) == steps
     assert here[-1] < here[0]
     # Measured: equal bits (jax 0.10.2, tensorflow 2.21). Other versions may round elsewhere.
@@ -48,16 +48,16 @@ def test_many_steps_have_the_same_losses(other_backend, model, optimizer, steps)
 
 
 @pytest.mark.parametrize("augment", ["altflip,rotate,mixup", "contrast,cutmix,brightness"])
-def test_mixed_labels_give_the_same_losses(other_backend, augment):
+def test_mixed_labels_give_the_same_losses(on_tensorflow, augment):
     call = ("lenet", "synthetic", 50, "adamw", augment)
-    here, there = np.array(losses(*call)), np.array(other_backend(losses, *call))
+    here, there = np.array(losses(*call)), np.array(on_tensorflow(losses, *call))
     assert here[-1] < here[0]
     assert np.abs(here / there - 1).max() <= 1e-4
 
 
 @pytest.mark.real_data
-def test_a_hundred_steps_on_the_real_data_have_the_same_losses(other_backend, fashion_dir):
+def test_a_hundred_steps_on_the_real_data_have_the_same_losses(on_tensorflow, fashion_dir):
     assert os.environ["FMNIST_DATA_DIR"] == str(fashion_dir)
     call = ("baseline", "auto", 100, "adamw")
-    here, there = np.array(losses(*call)), np.array(other_backend(losses, *call))
+    here, there = np.array(losses(*call)), np.array(on_tensorflow(losses, *call))
     assert np.abs(here / there - 1).max() <= 1e-4
