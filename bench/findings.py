@@ -231,7 +231,10 @@ def header(summaries: Summaries) -> dict[str, Any]:
         known = [s[name] for s in first if s.get(name) is not None]
         if known:
             mean, deviation = spread(known)
-            found[name] = {"mean": round(mean, 4), "std": round(deviation, 4), "n": len(known)}
+            found[name] = {"mean": round(mean, 4)}
+            if len(known) > 1:
+                found[name]["std"] = round(deviation, 4)
+            found[name]["n"] = len(known)
     return found
 
 

@@ -240,6 +240,7 @@ def test_the_tables_say_mean_deviation_and_difference_of_pairs(tmp_path):
         "backends": ["jax", "tensorflow"],
         "test_accuracy": {"mean": 0.945, "std": 0.0071, "n": 2},
     }
+    assert findings.header(stored[None][:1])["test_accuracy"].keys() == {"mean", "n"}
     text = findings.markdown("r", "a recipe", stored)
     assert "label smoothing" in text
     assert "--ablation --backends jax --seeds 2" in text
