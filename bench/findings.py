@@ -285,13 +285,13 @@ def _dots(axes: Any, found: dict[str, Summaries], colours: Mapping[str, str]) ->
         for number, (backend, shares) in enumerate(groups):
             if not shares:
                 continue
-            middle = column + 0.4 * (number - (len(groups) - 1) / 2) - 0.05
+            middle = column + 0.5 * (number - (len(groups) - 1) / 2) - 0.05
             spots = middle + np.linspace(-0.06, 0.06, len(shares)) * (len(shares) > 1)
             axes.plot(spots, shares, "o", color=colours[backend], ms=5, alpha=0.8)
             mean = statistics.mean(shares)
-            axes.plot([middle - 0.12, middle + 0.12], [mean] * 2, color=plots.BLACK, lw=1.4)
+            axes.plot([middle - 0.09, middle + 0.09], [mean] * 2, color=plots.BLACK, lw=1.4)
             axes.annotate(
-                f"{100 * mean:.2f}", (middle + 0.12, mean), textcoords="offset points",
+                f"{100 * mean:.2f}", (middle + 0.09, mean), textcoords="offset points",
                 xytext=(3, 0), va="center", fontsize=9.5,
             )  # fmt: skip
     axes.set(title=f"{split} accuracy, last epoch", xlim=(-0.5, len(labels) - 0.4))
