@@ -123,13 +123,14 @@ def test_draws_are_those_of_the_initializer(model):
 
 @pytest.mark.parametrize(
     "initializer",
-    ["he_normal", "glorot_uniform"],
+    [keras.initializers.HeNormal(seed=0), keras.initializers.GlorotUniform(seed=0)],
+    ids=["he_normal", "glorot_uniform"],
 )
 def test_draws_spread_as_keras_would_spread_them(initializer):
     from fmnist_keras3.models.initial import draw_weights
 
     inputs = keras.Input((6, 6, 20))
-    layer = Conv2D(60, 5, kernel_initializer=initializer)
+    layer = Conv2D(240, 5, kernel_initializer=initializer)
     model = keras.Model(inputs, layer(inputs))
     keras_own = np.abs(np.asarray(layer.kernel.value))
     draw_weights(model, seed=5)
