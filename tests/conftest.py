@@ -163,7 +163,7 @@ def other_backend():
 
 @pytest.fixture(scope="session")
 def on_tensorflow(other_backend):
-    """`other_backend` for a comparison that is the same from either side: made once, by JAX's."""
+    """`other_backend`, for what both sides would compare alike: JAX's process does it."""
     if BACKEND != "jax":
         pytest.skip("compared once, where JAX is tested")
     return other_backend
