@@ -189,7 +189,7 @@ def engine(spec: dict[str, Any]) -> dict[str, Any]:
     """Measure the compiled loop alone: batches that lie ready, one chunk an epoch."""
     model = our_model(spec)
     from fmnist_keras3.engines import make_engine
-    from fmnist_keras3.engines.base import Chunk
+    from fmnist_keras3.engines.base import Chunk, StepPlan
 
     def chunk(x: np.ndarray, y: np.ndarray) -> Chunk:
         steps = len(x) // size
@@ -200,12 +200,12 @@ def engine(spec: dict[str, Any]) -> dict[str, Any]:
     size = spec["batch_size"]
     runner = make_engine(model, chunk_steps=len(x) // size)
     training, validation, clock = chunk(x, y), chunk(x_val, y_val), Clock()
-    rates = np.full(training.count, LEARNING_RATE, np.float32)
-    runner.train(dataclasses.replace(training, count=1), rates)
+    step_plan = StepPlan(np.full(training.count, LEARNING_RATE, np.float32))
+    runner.train(dataclasses.replace(training, count=1), step_plan)
     clock.first_step()
     for _ in range(1 + spec["epochs"]):
         clock.start()
-        runner.train(training, rates)  # waits for the device
+        runner.train(training, step_plan)  # waits for the device
         clock.stop()
         logs, _ = runner.infer([validation])
         clock.validated(logs["loss"], logs["accuracy"])

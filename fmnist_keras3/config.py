@@ -152,6 +152,13 @@ class TrainConfig:
     limit_test_batches: int | float | None = _setting(
         None, "batches to test on, or a fraction; 0: no test"
     )
+    last_batch: str = _setting(
+        "keep",
+        "an epoch's last, short batch: keep it as it is, drop it, or fill it up by repeats, which "
+        "count in batch normalisation only",
+        choices=("keep", "fill", "drop"),
+        fixed=True,
+    )
     overfit_batches: int | float = _setting(
         0,
         "train and validate on so few batches (or a fraction), to see that they can be learnt",

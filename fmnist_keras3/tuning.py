@@ -22,10 +22,10 @@ from fmnist_keras3.data.datamodule import DataModule, as_datamodule, overfitted
 from fmnist_keras3.data.feeds import Feed
 from fmnist_keras3.data.plan import EpochPlan, epoch_plan
 from fmnist_keras3.engines import out_of_memory
-from fmnist_keras3.engines.base import Chunk, Engine
+from fmnist_keras3.engines.base import Chunk, Engine, StepPlan
 from fmnist_keras3.errors import UserError, nearest
 from fmnist_keras3.lightning import explained
-from fmnist_keras3.training.arguments import batches
+from fmnist_keras3.training.accumulation import Accumulation
 from fmnist_keras3.training.pace import Pace
 
 if TYPE_CHECKING:
@@ -187,13 +187,14 @@ class Tuner:
                 "The optimizer has a learning-rate schedule of its own, which would rule the "
                 "search. Compile the model with a number as learning_rate."
             )
-        total = batches(trainer.limit_train_batches, -(-len(data.train) // data.batch_size))
-        feed = trainer._feed(data.train, engine, data.augment)
+        accumulation = trainer.accumulation(data)
+        total = accumulation.steps_in_epoch
+        feed = trainer._feed(data.train, engine, data.augment, training=True)
         search = _Search(early_stop_threshold)
         with _restored(engine, feed):
             for chunk in _chunks(feed, num_training, lambda epoch: self._plan(data, epoch, total)):
                 first = len(search.losses)
-                logs = engine.train(chunk, _padded(rates[first:], engine.chunk_steps))
+                logs = engine.train(chunk, _step_plan(engine, accumulation, first, rates))
                 if not search.add(logs.loss):
                     break
         taken = len(search.losses)
@@ -275,15 +276,16 @@ class Tuner:
         trainer._engine, data.batch_size = None, size
         try:
             engine = trainer._engine_for(model, data.train, data.batch_size)
-            feed = trainer._feed(data.train, engine, data.augment)
+            feed = trainer._feed(data.train, engine, data.augment, training=True)
             try:
                 plan = self._plan(data, 0, engine.chunk_steps)
                 rates = np.full(engine.chunk_steps, engine.learning_rate(), np.float32)
+                step_plan = _step_plan(engine, trainer.accumulation(data), 0, rates)
 
                 def run(steps: int) -> float:
                     images, started = 0, time.perf_counter()
                     for chunk in _chunks(feed, steps, lambda _: plan):
-                        engine.train(chunk, rates)
+                        engine.train(chunk, step_plan)
                         images += int(chunk.valid[: chunk.count].sum())
                     return images / (time.perf_counter() - started)
 
@@ -361,8 +363,13 @@ def _chunks(feed: Feed, steps: int, plan_of: Callable[[int], EpochPlan]) -> Iter
                 return
 
 
-def _padded(rates: np.ndarray, length: int) -> np.ndarray:
-    return np.pad(rates[:length], (0, max(0, length - len(rates))), mode="edge")
+def _step_plan(
+    engine: Engine, accumulation: Accumulation, first: int, rates: np.ndarray
+) -> StepPlan:
+    """Return what a chunk's steps from ``first`` on take; past the last, its rate again."""
+    steps = np.arange(first, first + engine.chunk_steps)
+    rates = rates[np.minimum(steps, len(rates) - 1)]
+    return StepPlan(rates, accumulated=accumulation.means(steps))
 
 
 def _check_mode(mode: str, allowed: tuple[str, ...]) -> None:

@@ -88,6 +88,7 @@ def probe() -> None:
     from fmnist_keras3.data.feeds import ResidentFeed
     from fmnist_keras3.data.plan import epoch_plan
     from fmnist_keras3.engines import make_engine
+    from fmnist_keras3.engines.base import StepPlan
     from fmnist_keras3.models import build_model
 
     steps, batch = 16, 128
@@ -97,11 +98,11 @@ def probe() -> None:
     engine = make_engine(build_model("lenet"), chunk_steps=steps)
     feed = ResidentFeed(Split(images, labels), engine)
     plan = epoch_plan(0, 0, examples=len(images), batch_size=batch)
-    rates = np.full(steps, 1e-3, np.float32)
+    step_plan = StepPlan(np.full(steps, 1e-3, np.float32))
 
     def chunk() -> None:
         feed.open(plan)
-        engine.train(feed.take(steps), rates)
+        engine.train(feed.take(steps), step_plan)
 
     chunk()
     started, done = time.perf_counter(), 0

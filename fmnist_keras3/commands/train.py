@@ -102,6 +102,7 @@ def build(config: TrainConfig, console: Any) -> tuple[Any, Any, Any]:
         limit_train_batches=config.limit_train_batches,
         limit_val_batches=config.limit_val_batches,
         limit_test_batches=config.limit_test_batches,
+        last_batch=config.last_batch,
         overfit_batches=config.overfit_batches,
         fast_dev_run=config.fast_dev_run,
         val_check_interval=config.val_every,

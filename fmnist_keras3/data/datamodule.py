@@ -130,8 +130,9 @@ class FashionMNIST(DataModule):
 class ArrayData(DataModule):
     """Arrays in memory: ``x [N, ...]``, ``y [N, ...]`` and perhaps ``sample_weight [N]``.
 
-    Each may be a tuple, list or dict of arrays, as the model takes it. ``validation`` is a
-    fraction, or examples ``(x, y)`` or ``(x, y, sample_weight)``; ``test`` such examples, too.
+    Each may be a tuple, list or dict of arrays, as the model takes it; ``y`` is None for a model
+    whose `compute_loss` needs no targets. ``validation`` is a fraction, or examples ``(x, y)`` or
+    ``(x, y, sample_weight)``; ``test`` such examples, too.
     ``options`` are those of `DataModule`. Raises UserError for arrays of different lengths.
 
     Example: ``ArrayData(x, y, validation=(x_val, y_val), batch_size=64)``
@@ -140,7 +141,7 @@ class ArrayData(DataModule):
     def __init__(
         self,
         x: Any,
-        y: Any,
+        y: Any = None,
         sample_weight: Any = None,
         *,
         validation: float | tuple[Any, ...] = 0.1,
@@ -175,6 +176,8 @@ class ArrayData(DataModule):
 def as_datamodule(data: Any, validation: Any = None) -> DataModule:
     """Return ``data`` as a DataModule; ``(x, y)``, ``(x, y, sample_weight)`` or a dataset of such.
 
+    Or ``x`` alone, an array or a dict of them, for a model whose loss needs no targets.
+
     A `tf.data.Dataset` is read into memory, once, so that its examples can be shuffled exactly; the
     batch size is that of its first batch, else 128 or all examples. ``validation`` is a
     fraction, or examples of the same kinds. Raises UserError for anything else.
@@ -194,21 +197,24 @@ def as_datamodule(data: Any, validation: Any = None) -> DataModule:
 
 
 def _examples(data: Any) -> tuple[tuple[Any, ...], int | None]:
-    """Return ``(x, y)`` or ``(x, y, sample_weight)``, and the batch size if ``data`` has one."""
-    if isinstance(data, tuple) and len(data) in (2, 3):
+    """Return ``(x, y, sample_weight)`` or less, and the batch size if ``data`` has one."""
+    if isinstance(data, tuple) and len(data) in (1, 2, 3):
         return data, None
+    if isinstance(data, (np.ndarray, dict)):
+        return (data,), None
     if hasattr(data, "element_spec") and hasattr(data, "as_numpy_iterator"):
         return _from_dataset(data)
     raise UserError(
         f"Cannot train on a {type(data).__name__}. Give a DataModule (FashionMNIST(...)), arrays "
-        "(x, y) or (x, y, sample_weight), or a finite tf.data.Dataset of such."
+        "(x, y) or (x, y, sample_weight), or a finite tf.data.Dataset of such; x alone for a model "
+        "whose compute_loss needs no targets."
     )
 
 
 def _from_dataset(dataset: Any) -> tuple[tuple[Any, ...], int | None]:
     """Read a `tf.data.Dataset`, batched or not, into arrays; returns also the batch size."""
     spec = dataset.element_spec
-    if not isinstance(spec, tuple) or len(spec) not in (2, 3):
+    if isinstance(spec, tuple) and len(spec) not in (1, 2, 3):
         raise UserError(f"The dataset gives {spec}; it must give (x, y) or (x, y, sample_weight).")
     if int(dataset.cardinality()) == -1:
         raise UserError("The dataset never ends. Leave out repeat(), or add take(N).")
@@ -219,10 +225,12 @@ def _from_dataset(dataset: Any) -> tuple[tuple[Any, ...], int | None]:
         raise UserError("The dataset is empty.")
     join = np.concatenate if batched else np.stack
     arrays = [join(parts) for parts in zip(*elements, strict=True)]
-    return packed(spec, arrays), len(elements[0][0]) if batched else None
+    parts = packed(spec, arrays)
+    parts = parts if isinstance(spec, tuple) else (parts,)  # x alone
+    return parts, len(elements[0][0]) if batched else None
 
 
-def _split_of(x: Any, y: Any, sample_weight: Any = None) -> Split:
+def _split_of(x: Any, y: Any = None, sample_weight: Any = None) -> Split:
     weight = mapped(lambda a: as_array(a).astype(np.float32), sample_weight)
     return Split(mapped(as_array, x), mapped(_labels, y), weight)
 

@@ -30,7 +30,11 @@ GROUP_STEPS = 16
 
 
 class Feed(ABC):
-    """Gives chunks of a split in the order of a plan."""
+    """Gives chunks of a split in the order of a plan.
+
+    A short last batch comes filled up by repeats where that gives the same numbers ``training`` (or
+    evaluating) the engine's model, else at its true size, as a chunk of its own.
+    """
 
     name: str  # of the pipeline
 
@@ -39,15 +43,18 @@ class Feed(ABC):
         split: Split,
         engine: Engine,
         augment: tuple[tuple[str, Augmentation], ...] = (),
+        *,
+        training: bool = False,
     ) -> None:
         self.split, self.engine = split, engine
+        self._fills = engine.fills_training if training else engine.fills_evaluation
         self._arrays = (split.x, split.y, split.weight)
         self._augment = None
         self._mixing: Any = next((pair for pair in augment if is_mixing(pair[1])), None)
-        if self._mixing is not None and engine.whole_batches:
+        if self._mixing is not None and engine.loss_obstacles:
             raise UserError(
                 f"{self._mixing[0]} mixes labels, for a loss that is the mean over the examples. "
-                "The model has a loss or metrics of its own, which see whole batches; leave "
+                f"The model's may be something else (by {engine.loss_obstacles[0]}); leave "
                 f"{self._mixing[0]} out of augment."
             )
         if augment:
@@ -76,11 +83,14 @@ class Feed(ABC):
         self.open(plan)
         done = 0
         while done < plan.steps and not stop():
-            limit = plan.steps_before_partial(done) if self.engine.whole_batches else plan.steps
-            count, started = pace.steps(limit - done), time.perf_counter()
+            count, started = pace.steps(self.ends_at(plan, done) - done), time.perf_counter()
             yield self.take(count)
             pace.measured(count, time.perf_counter() - started)
             done += count
+
+    def ends_at(self, plan: EpochPlan, step: int) -> int:
+        """Return the step of ``plan`` before which a chunk from ``step`` on must end."""
+        return plan.steps if self._fills else plan.steps_before_partial(step)
 
     def close(self) -> None:  # noqa: B027 - a feed may have nothing to close
         """Let go of threads."""
@@ -107,8 +117,8 @@ class Feed(ABC):
                 name, mixing = self._mixing
                 share = mixing.share(draws[name], *self.split.image_shape[:2])
                 mix = partner, self.engine.put(share)
-        if self.engine.whole_batches and self._plan.is_partial(steps):
-            x, y, weight = mapped(lambda a: a[:1, : valid[0]], (x, y, weight))
+        if not self._fills and self._plan.is_partial(steps):
+            x, y, weight, mix = mapped(lambda a: a[:1, : valid[0]], (x, y, weight, mix))
             valid = valid[:1]
         return Chunk(x, y, valid, steps.stop - steps.start, weight, mix)
 
@@ -124,8 +134,8 @@ class ResidentFeed(Feed):
 
     name = "resident"
 
-    def __init__(self, split: Split, engine: Engine, augment=()) -> None:
-        super().__init__(split, engine, augment)
+    def __init__(self, split: Split, engine: Engine, augment=(), **options: bool) -> None:
+        super().__init__(split, engine, augment, **options)
         if engine.platform != "cpu":
             self._arrays = mapped(engine.put, self._arrays)
             self._gather = engine.program("gather", _gather)
@@ -161,8 +171,8 @@ class StreamFeed(Feed):
 
     name = "stream"
 
-    def __init__(self, split: Split, engine: Engine, augment=()) -> None:
-        super().__init__(split, engine, augment)
+    def __init__(self, split: Split, engine: Engine, augment=(), **options: bool) -> None:
+        super().__init__(split, engine, augment, **options)
         from fmnist_keras3.runtime import import_tensorflow_for_data
 
         self._tf = import_tensorflow_for_data()

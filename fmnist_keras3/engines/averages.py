@@ -70,6 +70,13 @@ def batch_statistics(
     return ops.fori_loop(0, count, body, [ops.zeros_like(others[place]) for place in places])
 
 
+def zeros_like(variable: keras.Variable) -> keras.Variable:
+    """Return a variable of the same shape, dtype and name, which holds zeros."""
+    return keras.Variable(
+        np.zeros(variable.shape), trainable=False, dtype=variable.dtype, name=variable.name
+    )
+
+
 def _copy(variable: keras.Variable) -> keras.Variable:
     value = np.array(ops.convert_to_numpy(ops.convert_to_tensor(variable)))
     return keras.Variable(value, trainable=False, dtype=variable.dtype, name=variable.name)

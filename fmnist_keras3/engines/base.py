@@ -25,7 +25,8 @@ import numpy as np
 from keras import ops
 
 from fmnist_keras3.data.dataset import Split
-from fmnist_keras3.engines.averages import Averages, batch_statistics
+from fmnist_keras3.engines.averages import Averages, batch_statistics, zeros_like
+from fmnist_keras3.engines.filling import NORMALIZATION, loss_obstacles, obstacles
 from fmnist_keras3.engines.metrics import Metrics
 from fmnist_keras3.errors import UserError
 from fmnist_keras3.models.layers import pooled_convolutions, traced_for_xla_cpu
@@ -51,6 +52,22 @@ class Chunk:
     count: int
     weight: Any = None
     mix: tuple[Any, Any] | None = None
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What the steps of a chunk take, arrays ``[K]``, float32; the device waits for none of it.
+
+    ``rates`` are learning rates. ``shares``, in 0..1, are those of the new weights in their
+    averages (None: the averages stay), ``pulls`` those of the averages in the weights after that.
+    ``accumulated`` says after which steps the optimizer makes an update: over how many batches it
+    takes the mean of the gradients, 0 where it waits for more. None: after each, over one.
+    """
+
+    rates: np.ndarray
+    shares: np.ndarray | None = None
+    pulls: np.ndarray | None = None
+    accumulated: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -88,8 +105,9 @@ class Engine(ABC):
     ``example`` is a `Split` of one example that the model is trained on: its inputs build a model
     that is not built yet, and by its labels Keras chooses the metrics; without it, there are none
     but those that the name of the loss tells. ``averaging`` keeps averages of the weights beside
-    them, ``gradient_norms`` has the norms reported.
-    ``deterministic`` asks for programs that give the same bits each time, see `determinism`.
+    them, ``accumulation`` sums of gradients, and ``gradient_norms`` has the norms reported.
+    ``fill_last_batch`` lets BatchNormalization count the repeats by which a short batch is filled
+    up. ``deterministic`` asks for programs that give the same bits each time, see `determinism`.
     """
 
     device: str  # what the programs run on, as a person would name it
@@ -104,23 +122,30 @@ class Engine(ABC):
         label_smoothing: float = 0.0,
         example: Split | None = None,
         averaging: bool = False,
+        accumulation: bool = False,
         gradient_norms: bool = False,
+        fill_last_batch: bool = False,
         deterministic: bool | str | None = None,
     ):
         _check_trainable(model, label_smoothing)
         if not model.built:
             _build(model, example)
+        _check_loss(model, example)
         self.model = model
         self.chunk_steps = chunk_steps
         self.deterministic = deterministic
         self.label_smoothing = label_smoothing
         self._norms_asked = gradient_norms
         self.optimizer = model.optimizer
+        self.scales_loss = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
         self.optimizer.build(model.trainable_variables)
         self.metrics = Metrics(model, example)
         self.metric_variables = self.metrics.variables
-        self.whole_batches = own_loss(model) or self.metrics.see_losses
+        self.loss_obstacles = list(loss_obstacles(model, example))
+        self.fills_training = _fills(model, self.metrics, example, fill_last_batch)
+        self.fills_evaluation = not obstacles(model, self.metrics, example, training=False)
         self.averages = Averages(model) if averaging else None
+        self.gradient_sums = [zeros_like(v) for v in model.trainable_variables * accumulation]
         self._programs: dict[Hashable, Callable] = {}  # those that prepare chunks
         self._pooled = pooled_convolutions(model)
         lr = self.optimizer.learning_rate
@@ -162,30 +187,21 @@ class Engine(ABC):
         """Copy an array to the device."""
 
     @abstractmethod
-    def train(
-        self,
-        chunk: Chunk,
-        lr: np.ndarray,
-        average: np.ndarray | None = None,
-        pull: np.ndarray | None = None,
-    ) -> StepLogs:
-        """Take ``chunk.count`` steps with learning rates ``lr [K]``; waits for the device.
+    def train(self, chunk: Chunk, plan: StepPlan) -> StepLogs:
+        """Take ``chunk.count`` steps as ``plan`` says; waits for the device."""
 
-        ``average [K]``, float32 in 0..1, is the share of the new weights in their averages; without
-        it these stay. ``pull [K]`` is the share of the averages that the weights get after that.
-        """
-
-    def infer(self, chunks: Iterable[Chunk]) -> tuple[dict[str, float], Any]:
+    def infer(self, chunks: Iterable[Chunk], measure: bool = True) -> tuple[dict[str, float], Any]:
         """Return mean loss and metrics over all chunks, and the outputs ``[N, ...]``.
 
-        The outputs come in the model's structure; None if there was no example.
+        The outputs come in the model's structure; None if there was no example. Unless they are
+        to ``measure``, the loss is 0 and metrics say nothing.
         """
         loss, examples = 0.0, 0
         outputs: list[Any] = []
         metrics = self._begin_inference()
         try:
             for chunk in chunks:
-                losses, predicted, metrics = self._infer_batches(chunk, metrics)
+                losses, predicted, metrics = self._infer_batches(chunk, metrics, measure)
                 loss += float(losses[: chunk.count].sum(dtype=np.float64))
                 for i, valid in enumerate(chunk.valid[: chunk.count].tolist()):
                     outputs.append(mapped(lambda a, i=i, valid=valid: a[i, :valid], predicted))
@@ -237,7 +253,9 @@ class Engine(ABC):
         """Return fresh metric sums; those of the training are kept."""
 
     @abstractmethod
-    def _infer_batches(self, chunk: Chunk, metrics: Any) -> tuple[np.ndarray, Any, Any]:
+    def _infer_batches(
+        self, chunk: Chunk, metrics: Any, measure: bool
+    ) -> tuple[np.ndarray, Any, Any]:
         """Return summed losses ``[K]``, outputs ``[K, B, ...]`` and the metric sums after them."""
 
     @abstractmethod
@@ -284,7 +302,7 @@ class Engine(ABC):
 
     @property
     def variables(self) -> list[tuple[str, keras.Variable]]:
-        """All state in a fixed order: weights, seeds, optimizer, metric sums, averages."""
+        """All state in a fixed order: weights, seeds, optimizer, metrics, averages, gradients."""
         groups = {
             "model": self.model.trainable_variables + self.model.non_trainable_variables,
             "optimizer": self.optimizer.variables,
@@ -292,7 +310,10 @@ class Engine(ABC):
         }
         named = [(f"{group}/{v.path}", v) for group, vs in groups.items() for v in vs]
         averages = self.averages.named if self.averages is not None else []
-        return named + [(f"averages/{path}", v) for path, v in averages]
+        named += [(f"averages/{path}", v) for path, v in averages]
+        sums = zip(self.model.trainable_variables, self.gradient_sums, strict=False)
+        group = "scaled_gradients" if self.scales_loss else "gradients"
+        return named + [(f"optimizer/{group}/{of.path}", v) for of, v in sums]
 
     def learning_rate(self) -> float:
         """Return the optimizer's learning rate as it stands in the Keras model."""
@@ -312,6 +333,15 @@ class Engine(ABC):
         """Set the optimizer's learning rate in the Keras model, unless it follows a schedule."""
         if self.sets_learning_rate:
             self.optimizer.learning_rate.assign(rate)
+
+    def finish_optimizer(self) -> None:
+        """Let the optimizer have its last word on the weights, as Keras does at the end of a fit.
+
+        With ``use_ema`` they become their average.
+        """
+        self.sync_model()
+        self.optimizer.finalize_variable_values(self.model.trainable_variables)
+        self.read_model()
 
     def export_state(self) -> list[tuple[str, np.ndarray]]:
         """Return the whole training state as named arrays, copied to the host."""
@@ -338,36 +368,39 @@ def training_losses(
 
     ``x [B, ...]``, ``y [B, ...]``, ``weight [B]`` or None; the first ``valid`` examples count.
     ``mix``: the other labels ``[B, ...]`` and the share of the own ones ``[B]``, see `Chunk`.
-    Updates the metrics. The loss is the mean over the valid examples, without penalty and without
-    label smoothing; that of a `compute_loss` of the model's own is as it comes.
+    Updates the metrics. The loss is without penalty and label smoothing (see `_losses`).
     """
     model = engine.model
     outputs = model(x, training=True)
-    total, penalty, weight = _losses(engine, x, y, outputs, weight, valid, training=True, mix=mix)
-    objective = total
+    filled = valid if engine.fills_training else None
+    total, loss, penalty, weight = _losses(engine, x, y, outputs, weight, filled, True, mix)
     if engine.label_smoothing:
         # Cross-entropy to (1 - e) * one-hot + e / classes, as a correction of the plain one.
         log_p = log_softmax(ops.cast(outputs, "float32"))
-        true = picked(log_p, y)
+        true = picked(log_p, ops.reshape(y, (-1,)))
         if mix is not None:
-            other = picked(log_p, mix[0])
+            other = picked(log_p, ops.reshape(mix[0], (-1,)))
             true = other + mix[1] * (true - other)
         correction = true - ops.mean(log_p, -1)
         if weight is not None:
-            correction = weight * correction
-        objective = total + engine.label_smoothing * ops.mean(correction)
-    return objective, total if _computes_loss(model) else total - penalty, penalty
+            correction = ops.reshape(weight, (-1,)) * correction
+        total = total + engine.label_smoothing * ops.mean(correction)
+    return total, loss, penalty
 
 
-def evaluation_losses(engine: Engine, x: Any, y: Any, weight: Any, valid: Any) -> tuple[Any, Any]:
-    """Run the forward pass in inference mode; returns the batch's summed loss and the outputs."""
-    model = engine.model
-    outputs = model(x, training=False)
-    if y is None:
+def evaluation_losses(
+    engine: Engine, x: Any, y: Any, weight: Any, valid: Any, measure: bool
+) -> tuple[Any, Any]:
+    """Run the forward pass in inference mode; returns the batch's summed loss and the outputs.
+
+    Unless it is to ``measure``, the loss is 0.
+    """
+    outputs = engine.model(x, training=False)
+    if not measure:
         return ops.zeros(()), outputs
-    total, penalty, _ = _losses(engine, x, y, outputs, weight, valid, training=False)
-    loss = total if _computes_loss(model) else total - penalty
-    return loss * ops.cast(valid, "float32"), outputs
+    filled = valid if engine.fills_evaluation else None
+    loss = _losses(engine, x, y, outputs, weight, filled, False)[1]
+    return ops.cast(loss, "float32") * ops.cast(valid, "float32"), outputs
 
 
 def _losses(
@@ -376,36 +409,50 @@ def _losses(
     y: Any,
     outputs: Any,
     weight: Any,
-    valid: Any,
+    filled: Any,
     training: bool,
     mix: tuple[Any, Any] | None = None,
-) -> tuple[Any, Any, Any]:
-    """Return the model's loss, the penalty in it, and the weights of the examples in the loss.
+) -> tuple[Any, Any, Any, Any]:
+    """Return what Keras minimises, the loss in it, the penalty, and the weights of the examples.
 
-    A batch that is filled up counts its valid examples alone: Keras' losses divide by the full
-    length, so the weights make that the valid one. Losses that do otherwise get whole batches.
-    By weights, too, mixed examples count a share for each of their labels; metrics see the label
-    of the larger one.
+    The loss is without the penalty (of regularisers and `add_loss`), unless it is all that the
+    model has, or the model computes its loss itself.
+
+    ``filled`` is None, or the number of examples in a batch that may be filled up. Keras' losses
+    divide by the full length, so the weights make that the valid one. By weights, too, mixed
+    examples count a share for each of their labels; metrics see the label of the larger one.
     """
-    mask, counted = None, weight
-    if not engine.whole_batches:
+    model, counted, mask = engine.model, weight, None
+    if filled is not None:
         size = leaves(x)[0].shape[0]
-        mask = ops.cast(ops.arange(size, dtype="int32") < valid, "float32")
-        scale = size / ops.cast(valid, "float32")
-        counted = mask if weight is None else mapped(lambda w: _rows(mask, w) * w, weight)
-        weight = mapped(lambda w: w * scale, counted)
-    model = engine.model
+        mask = ops.cast(ops.arange(size, dtype="int32") < filled, "float32")
+        counted = _weighted(mask, weight)
+        weight = _weighted(size / ops.cast(filled, "float32"), counted)
     if mix is None:
         total = model._compute_loss(x, y, outputs, weight, training=training)
     else:
         other, share = mix
-        own, rest = (mapped(lambda w, s=s: _rows(s, w) * w, weight) for s in (share, 1 - share))
+        own, rest = (_weighted(s, weight) for s in (share, 1 - share))
         total = model._compute_loss(x, y, outputs, own, training=training)
         total += model._compute_loss(x, other, outputs, rest, training=training)
-        total -= sum(model.losses, ops.zeros(()))  # which is in both
+        total -= _penalty(model)  # which is in both
         y = mapped(lambda a, b: ops.where(_rows(share, a) >= 0.5, a, b), y, other)
-    engine.metrics.update(y, outputs, mask, counted)
-    return total, sum(model.losses, ops.zeros(())), weight
+    engine.metrics.update(y, outputs, counted, mask)
+    penalty = _penalty(model)
+    whole = computes_loss(model) or model.loss is None
+    return total, total if whole else total - penalty, penalty, weight
+
+
+def _penalty(model: keras.Model) -> Any:
+    """Return the sum of the model's regularisers and of what its layers gave to `add_loss`."""
+    return sum(map(model._aggregate_additional_loss, model.losses), ops.zeros(()))
+
+
+def _weighted(factor: Any, weight: Any) -> Any:
+    """Return the weights of examples times ``factor``, a scalar or ``[B]``; None means ones."""
+    if weight is None:
+        return factor
+    return mapped(lambda w: (_rows(factor, w) if len(factor.shape) else factor) * w, weight)
 
 
 def _rows(mask: Any, like: Any) -> Any:
@@ -418,14 +465,24 @@ def averaged(average: Any, value: Any, share: Any) -> Any:
     return (1 - share) * average + share * value
 
 
-def own_loss(model: keras.Model) -> bool:
-    """Tell whether the loss of a batch is something else than the mean over its examples."""
-    reductions = {getattr(loss, "reduction", None) for loss in leaves(model.loss)}
-    return _computes_loss(model) or not reductions <= {None, "sum_over_batch_size", "mean"}
-
-
-def _computes_loss(model: keras.Model) -> bool:
+def computes_loss(model: keras.Model) -> bool:
+    """Tell whether the model has a `compute_loss` of its own."""
     return type(model).compute_loss is not keras.Model.compute_loss
+
+
+def _fills(
+    model: keras.Model, metrics: Metrics, example: Split | None, with_normalization: bool
+) -> bool:
+    """Tell whether a short batch of the training is filled up; raises UserError if it cannot be."""
+    found = obstacles(model, metrics, example, training=True)
+    if not with_normalization:
+        return not found
+    if found := [part for part in found if not part.startswith(NORMALIZATION)]:
+        raise UserError(
+            f"last_batch is 'fill', but {found[0]} may not look at one example at a time: repeats "
+            "would count. Leave last_batch out, or give 'drop'."
+        )
+    return True
 
 
 def _build(model: keras.Model, example: Split | None) -> None:
@@ -448,8 +505,34 @@ def _check_trainable(model: keras.Model, label_smoothing: float) -> None:
                 "use model.fit."
             )
     plain = isinstance(model.loss, keras.losses.SparseCategoricalCrossentropy)
-    if label_smoothing and not (plain and model.loss.from_logits):
+    if label_smoothing and not (plain and model.loss.from_logits and not [*loss_obstacles(model)]):
         raise UserError(
-            "label_smoothing needs a model compiled with "
+            "label_smoothing needs a model of outputs [N, C] that is compiled with "
             "keras.losses.SparseCategoricalCrossentropy(from_logits=True)."
+        )
+
+
+def check_targets(model: keras.Model, split: Split) -> None:
+    """Raise UserError if the model's loss compares with targets, and ``split`` has none."""
+    if split.y is None and model.loss is not None and not computes_loss(model):
+        raise UserError(
+            "The data has no targets, which the model's loss compares the outputs with. Give "
+            "(x, y), for an autoencoder (x, x), or a model with a compute_loss of its own."
+        )
+
+
+def _check_loss(model: keras.Model, example: Split | None) -> None:
+    """Raise UserError where there is nothing to minimise but the size of the weights."""
+    if computes_loss(model) or model.loss is not None:
+        return
+    added: list[Any] = []  # by add_loss, and by activity regularisers
+    if example is not None:
+        with keras.StatelessScope(collect_losses=True) as scope:  # the model stays as it is
+            model(mapped(ops.convert_to_tensor, example.x), training=True)
+        added = scope.losses
+    if not added:
+        raise UserError(
+            "The model is compiled without a loss, so there is nothing to train for. Type "
+            "model.compile(optimizer=..., loss=keras.losses."
+            "SparseCategoricalCrossentropy(from_logits=True)), or what your labels need."
         )

@@ -20,7 +20,7 @@ from fmnist_keras3.tree import mapped
 
 
 class JaxEngine(Engine):
-    """Trains with `jax.jit` and a device loop; the state is five lists of arrays, donated."""
+    """Trains with `jax.jit` and a device loop; the state is six lists of arrays, donated."""
 
     determinism_by = "each program is compiled with xla_gpu_deterministic_ops"
 
@@ -35,12 +35,13 @@ class JaxEngine(Engine):
             self.optimizer.variables,
             self.metric_variables,
             self.averages.weights if self.averages is not None else [],
+            self.gradient_sums,
         )
         lr = self.optimizer.learning_rate
         self._lr = next((i for i, v in enumerate(self.optimizer.variables) if v is lr), None)
         # Donation lets XLA update the state in place; the arrays passed in are gone afterwards.
         self._train = self.jit(self._train_chunk, donate_argnums=0)
-        self._infer = self.jit(self._infer_chunk, donate_argnums=1)
+        self._infer = self.jit(self._infer_chunk, donate_argnums=1, static_argnums=4)
         self.read_model()
 
     def jit(self, function, **options):
@@ -54,8 +55,9 @@ class JaxEngine(Engine):
     def put(self, array):
         return jnp.asarray(array)
 
-    def train(self, chunk, lr, average=None, pull=None):
-        batches = (chunk.x, chunk.y, chunk.weight, chunk.valid, lr, average, pull, chunk.mix)
+    def train(self, chunk, plan):
+        steps = (plan.rates, plan.shares, plan.pulls, plan.accumulated)
+        batches = (chunk.x, chunk.y, chunk.weight, chunk.valid, chunk.mix, *steps)
         with self.tracing():
             (self._state, values), finite = self._train(self._state, batches, np.int32(chunk.count))
         # The one place where the host waits for the device.
@@ -69,11 +71,13 @@ class JaxEngine(Engine):
 
         values = jnp.zeros((len(batches[3]), self.values_per_step), jnp.float32)
         carry = jax.lax.fori_loop(0, count, body, (state, values))
-        kept = [v for group in carry[0][:3] for v in group if jnp.issubdtype(v, jnp.floating)]
+        trainable, other, optimizer, _, _, sums = carry[0]
+        groups = (trainable, other, optimizer, [] if self.scales_loss else sums)
+        kept = [v for group in groups for v in group if jnp.issubdtype(v, jnp.floating)]
         return carry, jnp.stack([jnp.isfinite(v).all() for v in kept]).all()
 
-    def _step(self, state, x, y, weight, valid, lr, average, pull, mix):
-        trainable, other, optimizer, metrics, averages = state
+    def _step(self, state, x, y, weight, valid, mix, rate, share, pull, accumulated):
+        trainable, other, optimizer, metrics, averages, sums = state
 
         def objective(trainable):
             with self._scope(trainable, other, metrics) as scope:
@@ -86,35 +90,49 @@ class JaxEngine(Engine):
         gradients, logs = jax.grad(objective, has_aux=True)(trainable)
         loss, penalty, scale, other, metrics = logs
         if self._lr is not None:
-            optimizer = [*optimizer[: self._lr], lr, *optimizer[self._lr + 1 :]]
-        trainable, optimizer = self.optimizer.stateless_apply(optimizer, gradients, trainable)
+            optimizer = [*optimizer[: self._lr], rate, *optimizer[self._lr + 1 :]]
         values = [loss, penalty, *self.gradient_norms(gradients, scale)]
-        if average is not None:
-            averages = [averaged(a, w, average) for a, w in zip(averages, trainable, strict=True)]
+        if accumulated is None:
+            trainable, optimizer = self.optimizer.stateless_apply(optimizer, gradients, trainable)
+        else:
+            sums = [a + g for a, g in zip(sums, gradients, strict=True)]
+
+            def update(trainable, optimizer, sums):
+                means = [a / accumulated for a in sums]
+                applied = self.optimizer.stateless_apply(optimizer, means, trainable)
+                return *applied, [jnp.zeros_like(a) for a in sums]
+
+            before = (trainable, optimizer, sums)
+            trainable, optimizer, sums = jax.lax.cond(
+                accumulated > 0, update, lambda *state: state, *before
+            )
+        if share is not None:
+            averages = [averaged(a, w, share) for a, w in zip(averages, trainable, strict=True)]
         if pull is not None:
             trainable = [averaged(w, a, pull) for a, w in zip(averages, trainable, strict=True)]
-        return (trainable, other, optimizer, metrics, averages), values
+        return (trainable, other, optimizer, metrics, averages, sums), values
 
     def _begin_inference(self):
         return self._fresh_metrics()
 
-    def _infer_batches(self, chunk, metrics):
+    def _infer_batches(self, chunk, metrics, measure):
         with self.tracing():
             losses, metrics, outputs = self._infer(
                 self._state[:2],
                 metrics,
                 (chunk.x, chunk.y, chunk.weight, chunk.valid),
                 np.int32(chunk.count),
+                measure,
             )
         return np.asarray(losses), mapped(np.asarray, outputs), metrics
 
     def _inference_results(self, metrics):
         return self._results(metrics)
 
-    def _infer_chunk(self, weights, metrics, batches, count):
+    def _infer_chunk(self, weights, metrics, batches, count, measure):
         def one(metrics, i):
             with self._scope(weights[0], weights[1], metrics) as scope:
-                loss, outputs = evaluation_losses(self, *mapped(lambda a: a[i], batches))
+                loss, outputs = evaluation_losses(self, *mapped(lambda a: a[i], batches), measure)
             return loss, self._read(scope, 3)[0], outputs
 
         def body(i, carry):
@@ -150,7 +168,7 @@ class JaxEngine(Engine):
             return [jnp.array(scope.get_current_value(v)) for v in self.metric_variables]
 
     def reset_metrics(self):
-        self._state = (*self._state[:3], self._fresh_metrics(), self._state[4])
+        self._state = (*self._state[:3], self._fresh_metrics(), *self._state[4:])
 
     def read_model(self):
         # Copies: the model keeps arrays of its own, which donation cannot take away.

@@ -14,13 +14,13 @@ from fmnist_keras3.tree import leaves, mapped
 class Metrics:
     """What ``compile(metrics=..., weighted_metrics=...)`` asked for, and the model's own.
 
-    Keras makes the first when it sees labels and outputs: those of ``example``, else zeros of the
-    kind that the loss takes; ``known`` is False where nothing tells. Own ones (trackers in
-    `compute_loss`, the losses of several outputs) update themselves: ``see_losses``.
+    Keras makes the first, ``compiled``, when it sees labels and outputs: those of ``example``, else
+    zeros of the kind that the loss takes; ``known`` is False where nothing tells. ``own`` ones
+    (trackers in `compute_loss`, the losses of several outputs) update themselves.
     """
 
     def __init__(self, model: keras.Model, example: Split | None) -> None:
-        self._compiled = model._compile_metrics
+        self._container = model._compile_metrics
         self.known = False
         if example is not None and example.y is not None:
             self.known = True
@@ -29,42 +29,44 @@ class Metrics:
         elif isinstance(shape := getattr(model, "output_shape", None), tuple):
             outputs = np.zeros((1, *shape[1:]), np.float32)
             self._build(model, _labels_like(model.loss, outputs), outputs)
-        own = [m for m in model.metrics if m not in (self._compiled, model._loss_tracker)]
-        self.see_losses = bool(own)
-        self._own = own
-        self._all = [*(self._compiled.metrics if self._compiled else ()), *own]
-        self.variables = [v for metric in self._all for v in metric.variables]
+        self.own = [m for m in model.metrics if m not in (self._container, model._loss_tracker)]
+        self.compiled = self._container.metrics if self._container else []
+        self.variables = [v for metric in (*self.compiled, *self.own) for v in metric.variables]
 
     def _build(self, model: keras.Model, y: Any, outputs: Any) -> None:
         if len(leaves(outputs)) > 1 and model._compile_loss is not None:
             model._compile_loss(y, outputs)  # makes the trackers of the outputs' losses
-        if self._compiled is not None and not self._compiled.built:
-            self._compiled.build(y, outputs)
+        if self._container is not None and not self._container.built:
+            self._container.build(y, outputs)
         self.update(y, outputs, None, None)  # some make their variables only now
         model.reset_metrics()
 
-    def update(self, y: Any, outputs: Any, mask: Any, weight: Any) -> None:
-        """Count a batch: ``mask`` for metrics, ``weight`` for those that are weighted, too."""
-        compiled = self._compiled
-        if compiled is None or not compiled.built:
+    def update(self, y: Any, outputs: Any, weight: Any, mask: Any) -> None:
+        """Count a batch with its sample weights.
+
+        ``mask [B]``, of a batch that is filled up, is 0 for the repeats; ``weight`` has it already.
+        """
+        compiled = self._container
+        if compiled is None or not compiled.built or y is None:
             return
         y, outputs = compiled._flatten_y(y), compiled._flatten_y(outputs)
         weights = [None] if weight is None else compiled._flatten_y(weight)
         if len(weights) < len(y):
             weights = weights[:1] * len(y)
-        for kind, counts in (
+        for kind, counted in (
             (compiled._flat_metrics, [mask] * len(y)),
             (compiled._flat_weighted_metrics, weights),
         ):
-            for metrics, true, predicted, count in zip(kind, y, outputs, counts, strict=False):
+            for metrics, true, predicted, count in zip(kind, y, outputs, counted, strict=False):
                 for metric in metrics.metrics if metrics else ():
-                    metric.update_state(true, predicted, sample_weight=count)
+                    # One of a user's may not know the argument, if it is not needed.
+                    counts = {} if count is None else {"sample_weight": count}
+                    metric.update_state(true, predicted, **counts)
 
     def results(self) -> dict[str, float]:
         """Return the values by Keras' names; one of a vector is ``name_0`` and so on."""
-        compiled = self._compiled
-        found = dict(compiled.result()) if compiled is not None and compiled.built else {}
-        found |= {metric.name: metric.result() for metric in self._own if metric.name != "loss"}
+        found = dict(self._container.result()) if self.compiled else {}
+        found |= {metric.name: metric.result() for metric in self.own if metric.name != "loss"}
         numbers: dict[str, float] = {}
         for name, value in found.items():
             parts = value if isinstance(value, dict) else {name: value}
@@ -79,7 +81,7 @@ class Metrics:
 
     def reset(self) -> None:
         """Begin the sums anew."""
-        for metric in self._all:
+        for metric in (*self.compiled, *self.own):
             metric.reset_state()
 
 

@@ -20,6 +20,7 @@ from fmnist_keras3.engines.base import (
     training_losses,
 )
 from fmnist_keras3.engines.metrics import output_spec
+from fmnist_keras3.training.checkpoint import MAY_BE_INFINITE
 from fmnist_keras3.tree import mapped
 
 
@@ -50,9 +51,10 @@ class TensorFlowEngine(Engine):
     def put(self, array):
         return tf.constant(array)
 
-    def train(self, chunk, lr, average=None, pull=None):
-        on_host = mapped(tf.constant, (chunk.valid, lr, average, pull))
-        batches = (chunk.x, chunk.y, chunk.weight, *on_host, chunk.mix)
+    def train(self, chunk, plan):
+        steps = (plan.rates, plan.shares, plan.pulls, plan.accumulated)
+        valid, *steps = mapped(tf.constant, (chunk.valid, *steps))
+        batches = (chunk.x, chunk.y, chunk.weight, valid, chunk.mix, *steps)
         with self.tracing():
             values, finite = self._train(batches, tf.constant(chunk.count))
         return StepLogs.of(values, chunk.count, finite)
@@ -64,35 +66,53 @@ class TensorFlowEngine(Engine):
 
         values = tf.zeros((batches[3].shape[0], self.values_per_step), tf.float32)
         _, values = tf.while_loop(lambda i, _: i < count, body, (tf.constant(0), values))
-        state = [v.value for group, v in self.variables if not group.startswith("metrics/")]
+        state = [v.value for path, v in self.variables if not path.startswith(MAY_BE_INFINITE)]
         finite = [tf.reduce_all(tf.math.is_finite(v)) for v in state if v.dtype.is_floating]
         return values, tf.reduce_all(finite)
 
-    def _step(self, x, y, weight, valid, lr, average, pull, mix):
+    def _step(self, x, y, weight, valid, mix, rate, share, pull, accumulated):
         if self.sets_learning_rate:
-            self.optimizer.learning_rate.assign(lr)
+            self.optimizer.learning_rate.assign(rate)
         scale = self.optimizer.scale_loss(tf.ones(()))
         with tf.GradientTape() as tape:
             objective, loss, penalty = training_losses(self, x, y, weight, valid, mix)
             objective = self.optimizer.scale_loss(objective)  # for float16
         weights = self.model.trainable_weights
         gradients = tape.gradient(objective, [w.value for w in weights])
-        self.optimizer.apply(gradients, weights)
-        if average is not None and self.averages is not None:
+        if accumulated is None:
+            self.optimizer.apply(gradients, weights)
+        else:
+            self._accumulate(gradients, weights, accumulated)
+        if share is not None and self.averages is not None:
             for of, mean in zip(weights, self.averages.weights, strict=True):
-                mean.assign(averaged(mean.value, of.value, average))
+                mean.assign(averaged(mean.value, of.value, share))
                 if pull is not None:
                     of.assign(averaged(of.value, mean.value, pull))
         return [loss, penalty, *self.gradient_norms(gradients, scale)]
+
+    def _accumulate(self, gradients, weights, accumulated):
+        for total, gradient in zip(self.gradient_sums, gradients, strict=True):
+            if gradient is not None:
+                total.assign_add(tf.convert_to_tensor(gradient))
+
+        def update():
+            means = [total.value / accumulated for total in self.gradient_sums]
+            self.optimizer.apply(
+                [None if g is None else m for g, m in zip(gradients, means, strict=True)], weights
+            )
+            for total in self.gradient_sums:
+                total.assign(tf.zeros_like(total.value))
+
+        tf.cond(accumulated > 0, update, lambda: None)
 
     def _begin_inference(self):
         self._training_metrics = [v.numpy() for v in self.metric_variables]
         self.reset_metrics()
 
-    def _infer_batches(self, chunk, metrics):
+    def _infer_batches(self, chunk, metrics, measure):
         with self.tracing():
             batches = (chunk.x, chunk.y, chunk.weight, tf.constant(chunk.valid))
-            losses, outputs = self._infer(batches, tf.constant(chunk.count))
+            losses, outputs = self._infer(batches, tf.constant(chunk.count), measure)
         return losses.numpy(), mapped(lambda a: a.numpy(), outputs), metrics
 
     def _inference_results(self, metrics):
@@ -102,9 +122,9 @@ class TensorFlowEngine(Engine):
         for variable, value in zip(self.metric_variables, self._training_metrics, strict=True):
             variable.assign(value)
 
-    def _infer_chunk(self, batches, count):
+    def _infer_chunk(self, batches, count, measure):
         def body(i, losses, outputs):
-            loss, predicted = evaluation_losses(self, *mapped(lambda a: a[i], batches))
+            loss, predicted = evaluation_losses(self, *mapped(lambda a: a[i], batches), measure)
             outputs = mapped(lambda a, new: _set(a, i, new), outputs, predicted)
             return i + 1, _set(losses, i, loss), outputs
 

@@ -92,10 +92,10 @@ def scores(model: Any, split: Split, outputs: np.ndarray) -> dict[str, float]:
     """
     from keras import ops
 
-    from fmnist_keras3.engines.base import own_loss
+    from fmnist_keras3.engines.filling import loss_obstacles
 
     classes = isinstance(split.y, np.ndarray) and split.y.ndim == 1 and split.y.dtype.kind in "iu"
-    if not classes or own_loss(model):
+    if not classes or any(loss_obstacles(model)):
         raise UserError(
             "The scores of tta are for labels that are classes [N], and a loss that is the mean "
             "over the examples. Leave tta out, or use predict(..., tta=...)."

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Lightning's names, and Keras' policies for them.
 PRECISIONS = {"32": "float32", "bf16-mixed": "mixed_bfloat16", "16-mixed": "mixed_float16"}
 PROFILERS = ("simple", "trace")
+LAST_BATCH = ("keep", "fill", "drop")  # what becomes of an epoch's last batch, if it is short
 _TIME = re.compile(r"(?:(\d+):)?(\d+):(\d{1,2}):(\d{1,2})")
 
 Amount = int | float
@@ -44,6 +45,7 @@ _AMOUNTS = {  # and how many batches at least
 }
 _CHOICES = {
     "gradient_clip_algorithm": ("norm", "value"),
+    "last_batch": LAST_BATCH,
     "pipeline": ("auto", "resident", "stream"),
     "deterministic": (None, True, False, "warn"),
     "on_nonfinite": ("stop", "rollback"),
@@ -126,6 +128,11 @@ def batches(value: Amount | None, total: int) -> int:
     if value is None:
         return total
     return min(total, value) if isinstance(value, int) else max(1, int(value * total))
+
+
+def batches_in_epoch(examples: int, batch_size: int, last_batch: str) -> int:
+    """Return how many batches of the training an epoch has, at least one."""
+    return max(1, examples // batch_size) if last_batch == "drop" else -(-examples // batch_size)
 
 
 def check_precision(value: str | int | None) -> str | None:

@@ -33,6 +33,9 @@ T = TypeVar("T")
 LABEL = 150  # characters of a label, at most: names of files have 255, and half a name beside it
 _LABEL = re.compile(rf"[\w.,=+@%-]{{1,{LABEL}}}", re.ASCII)
 _NAME = re.compile(rf"step-(\d{{8,}})(?:-{_LABEL.pattern}?)??(?:-(\d+))?", re.ASCII)
+# Sums of metrics may be anything: they begin anew with each epoch and touch no weight. Gradients of
+# a scaled loss may overflow; the optimizer then leaves that update out.
+MAY_BE_INFINITE = ("metrics/", "optimizer/scaled_gradients/")
 _HEADER = 10_000  # bytes that a safetensors header may take for each array, at most
 
 
@@ -50,12 +53,9 @@ class Checkpoint:
 
 
 def check_finite(state: State, step: int) -> None:
-    """Raise Diverged, naming the array, if a weight or an optimizer's value is not finite.
-
-    Sums of metrics may be anything: they begin anew with each epoch and touch no weight.
-    """
+    """Raise Diverged, naming the array, if a weight or an optimizer's value is not finite."""
     for name, array in state:
-        kept = array.dtype.kind == "f" and not name.startswith("metrics/")
+        kept = array.dtype.kind == "f" and not name.startswith(MAY_BE_INFINITE)
         if kept and not np.isfinite(array).all():
             raise Diverged(f"{name} is not finite after step {step}.", step)
 

@@ -13,7 +13,8 @@ import numpy as np
 from fmnist_keras3.data.datamodule import DataModule
 from fmnist_keras3.data.feeds import Feed
 from fmnist_keras3.data.plan import EpochPlan, epoch_plan
-from fmnist_keras3.engines.base import Engine, StepLogs
+from fmnist_keras3.engines.base import Engine, StepLogs, StepPlan
+from fmnist_keras3.training.accumulation import Accumulation
 from fmnist_keras3.training.loggers import JSONLLogger, Loggers
 from fmnist_keras3.training.profiler import Profiler
 from fmnist_keras3.training.rundir import RunDirectory
@@ -89,9 +90,10 @@ class Fit:
     min_epochs: int
     val_every_n_steps: int | None  # within an epoch, besides at its end
     check_val_every_n_epoch: int
-    steps_in_epoch: int
+    accumulation: Accumulation
     schedule: Schedule | None = None  # None: the optimizer's own learning rate
-    iterations_before: int = 0  # of the optimizer, more than steps: those of earlier fits
+    iterations_before: int = 0  # of the optimizer, more than updates: those of earlier fits
+    last_batch: str = "keep"
     log_every_n_steps: int = 50
     num_sanity_val_steps: int = 0
     on_nonfinite: str = "stop"
@@ -106,6 +108,11 @@ class Fit:
     stop_reason: str | None = None
     epoch_complete: bool = False
     sound: bool = True  # the engine's state is that of the position
+
+    @property
+    def steps_in_epoch(self) -> int:
+        """How many batches an epoch has."""
+        return self.accumulation.steps_in_epoch
 
     def stop(self, reason: str, *, force: bool = False) -> None:
         """Ask the loop to end at the next boundary; the first reason is kept.
@@ -149,21 +156,20 @@ class Fit:
         if self.schedule is not None:
             return self.schedule(steps) * np.float32(self.position.lr_scale)
         if not self.engine.sets_learning_rate:
-            return self.engine.scheduled_rates(steps + self.iterations_before)
+            updates = self.accumulation.updates(steps)
+            return self.engine.scheduled_rates(updates + self.iterations_before)
         return np.full(len(steps), self.engine.learning_rate(), np.float32)
 
-    def rates(self, first: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-        """Return what a chunk's steps take, from step ``first`` on, each float32 ``[K]``.
-
-        Learning rates, shares of the weights in their averages, and shares of the averages in the
-        weights; the last two are None where there are none.
-        """
+    def step_plan(self, first: int) -> StepPlan:
+        """Return what the steps of a chunk take, from step ``first`` on."""
         steps = np.arange(first, first + self.engine.chunk_steps)
         rates = self.learning_rates(steps)
+        accumulated = self.accumulation.means(steps, self.position.skipped)
         if (averaging := self.averaging) is None:
-            return rates, None, None
+            return StepPlan(rates, accumulated=accumulated)
         rates = averaging.learning_rates(self, steps, rates)
-        return rates, averaging.shares(self, steps), averaging.pulls(self, steps)
+        shares, pulls = averaging.shares(self, steps), averaging.pulls(self, steps)
+        return StepPlan(rates, shares, pulls, accumulated)
 
     def log(self, event: str, epoch: int, step: int, values: dict[str, Any]) -> None:
         """Hand a record to every logger."""
@@ -202,6 +208,7 @@ class Fit:
             "batch_size": self.data.batch_size,
             "augment": [repr(augmentation) for _, augmentation in self.data.augment],
             "steps in an epoch": self.steps_in_epoch,
+            **({"last_batch": self.last_batch} if self.last_batch == "fill" else {}),
         }
 
 

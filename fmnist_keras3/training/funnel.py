@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import keras
+import numpy as np
 
 from fmnist_keras3.data.plan import evaluation_plan
 from fmnist_keras3.errors import Diverged, told
@@ -34,7 +35,8 @@ def run_fit(fit: Fit, found: Checkpoint | None) -> FitResult:
         else:
             resume.restore(fit, found)
             checkpoint.point(fit.run.checkpoints, "last", found.path.name)
-        fit.iterations_before = fit.engine.iterations() - fit.position.step
+        done = fit.accumulation.updates(np.array(fit.position.step))
+        fit.iterations_before = fit.engine.iterations() - int(done)
         _train(fit, peak)
         fit.run.write_model(fit.model)
         status, reason = "completed", fit.stop_reason
@@ -95,6 +97,8 @@ def _train(fit: Fit, peak: float) -> None:
                 roll_back(failure)
         fit.notify("on_fit_end")
     fit.engine.sync_model()
+    if not fit.signals.received:
+        fit.engine.finish_optimizer()
     if fit.schedule is not None:
         fit.engine.set_learning_rate(peak)
     if fit.averaging is not None and not fit.signals.received:
@@ -158,15 +162,16 @@ def _sanity_check(fit: Fit, steps: int) -> None:
 
 def _compile(fit: Fit) -> float:
     """Compile the programs by running chunks of no steps, and return the seconds it took."""
-    rates = fit.rates(0)
+    steps = fit.step_plan(0)
     plan = fit.open_epoch(0)  # at the position there may be no step left
     starts = [0]
-    if fit.engine.whole_batches and plan.steps_before_partial(0) < plan.steps:
-        starts.append(plan.steps - 1)  # a batch of another size is another program
+    short = fit.feed.ends_at(plan, 0)  # a batch of another size is another program
+    if short < min(plan.steps, fit.max_steps or plan.steps):
+        starts.append(short)
     with fit.profiler.section("compile"):
         for start in starts:
             fit.feed.open(plan, start)
-            fit.engine.train(dataclasses.replace(fit.feed.take(1), count=0), *rates)
+            fit.engine.train(dataclasses.replace(fit.feed.take(1), count=0), steps)
         if (feed := fit.validation_feed) is not None:
             feed.open(evaluation_plan(len(feed.split), fit.data.batch_size))
             fit.engine.infer([dataclasses.replace(feed.take(1), count=0)])

@@ -45,13 +45,13 @@ def train(fit: Fit) -> None:
 def train_chunk(fit: Fit, plan: EpochPlan, count: int, pace: Pace) -> None:
     """Take ``count`` steps on the device; the results come back when all are done."""
     position, first = fit.position, fit.position.step
-    rates, *averages = fit.rates(first)
+    step_plan = fit.step_plan(first)
     started = time.perf_counter()
     with fit.profiler.section("data"):
         chunk = fit.feed.take(count)
     fit.sound = False  # the state moves on, the position not yet
     with fit.profiler.section("step"):
-        logs = fit.engine.train(chunk, rates, *averages)  # waits for the device
+        logs = fit.engine.train(chunk, step_plan)  # waits for the device
     seconds = time.perf_counter() - started
     pace.measured(count, seconds)
     if (bad := logs.first_bad()) is not None:
@@ -63,13 +63,13 @@ def train_chunk(fit: Fit, plan: EpochPlan, count: int, pace: Pace) -> None:
     fit.sound, fit.step_logs = True, logs
     for i in range(count):
         if fit.log_every_n_steps and (first + i + 1) % fit.log_every_n_steps == 0:
-            values = {"loss": float(logs.loss[i]), "lr": float(rates[i])}
+            values = {"loss": float(logs.loss[i]), "lr": float(step_plan.rates[i])}
             fit.log("step", position.epoch + 1, first + i + 1, values)
     fit.logs = {
         "loss": position.loss_sum / position.examples,
         **fit.engine.metric_results(),
         "penalty": position.penalty,
-        "lr": float(rates[count - 1]),
+        "lr": float(step_plan.rates[count - 1]),
     }
     fit.notify("on_chunk_end")
 
@@ -133,13 +133,17 @@ def evaluate(
     batch_size: int,
     pace: Pace | None = None,
     stop: Callable[[], bool] = lambda: False,
+    *,
+    measure: bool = True,
 ) -> tuple[dict[str, float], np.ndarray]:
     """Return loss and metrics over the feed's whole split, and the outputs in its order.
 
-    Where ``stop`` comes to be true between two chunks, what was seen until then.
+    Where ``stop`` comes to be true between two chunks, what was seen until then. Unless it is to
+    ``measure``, only the outputs mean something.
     """
     plan = evaluation_plan(len(feed.split), batch_size)
-    return engine.infer(feed.chunks(plan, pace or Pace(engine.chunk_steps, first=8), stop))
+    pace = pace or Pace(engine.chunk_steps, first=8)
+    return engine.infer(feed.chunks(plan, pace, stop), measure)
 
 
 def stopping(fit: Fit) -> bool:
@@ -161,9 +165,7 @@ def unended(fit: Fit) -> bool:
 def steps_to_boundary(fit: Fit, plan: EpochPlan) -> int:
     """Return how many steps may be taken before something has to happen between two steps."""
     step, step_in_epoch = fit.position.step, fit.position.step_in_epoch
-    ends = [step + plan.steps - step_in_epoch, fit.max_steps]
-    if fit.engine.whole_batches:
-        ends.append(step - step_in_epoch + plan.steps_before_partial(step_in_epoch))
+    ends = [step - step_in_epoch + fit.feed.ends_at(plan, step_in_epoch), fit.max_steps]
     ends += [skipped - 1 for skipped in fit.position.skipped if skipped > step]
     if step < fit.single_steps_until:
         ends.append(step + 1)

@@ -1,4 +1,4 @@
-"""What the Trainer's arguments change about a compiled model: precision, accumulation, clipping."""
+"""What the Trainer's arguments change about a compiled model: precision and clipping."""
 
 from __future__ import annotations
 
@@ -23,20 +23,6 @@ def set_precision(model: keras.Model, name: str) -> None:
     scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     if name == "16-mixed" and not scaled:
         model.optimizer = keras.optimizers.LossScaleOptimizer(model.optimizer)
-
-
-def set_accumulation(model: keras.Model, batches: int) -> None:
-    """Let the optimizer take one update for the mean gradient of every ``batches`` batches."""
-    optimizer = inner_optimizer(model.optimizer)
-    now = optimizer.gradient_accumulation_steps or 1
-    if now == batches:
-        return
-    if optimizer.built:
-        raise UserError(
-            f"accumulate_grad_batches is {batches}, but the optimizer is built already, for {now}. "
-            "Compile the model anew before."
-        )
-    optimizer.gradient_accumulation_steps = batches
 
 
 def set_clipping(model: keras.Model, value: float, algorithm: str) -> None:

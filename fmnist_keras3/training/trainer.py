@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import keras
+import numpy as np
 
 from fmnist_keras3.data.datamodule import (
     DataModule,
@@ -23,14 +24,16 @@ from fmnist_keras3.data.datamodule import (
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.data.feeds import Feed, ResidentFeed, StreamFeed
 from fmnist_keras3.engines import make_engine
-from fmnist_keras3.engines.base import Engine
+from fmnist_keras3.engines.base import Engine, check_targets
 from fmnist_keras3.errors import UserError
 from fmnist_keras3.evaluation.tta import TTA, parse_tta, scores
 from fmnist_keras3.lightning import explained
 from fmnist_keras3.training import checkpoint, resume, rundir
+from fmnist_keras3.training.accumulation import Accumulation
 from fmnist_keras3.training.arguments import (
     Amount,
     batches,
+    batches_in_epoch,
     check,
     check_inputs,
     check_precision,
@@ -54,7 +57,8 @@ from fmnist_keras3.training.funnel import run_fit
 from fmnist_keras3.training.hparams import check_hparams, describe
 from fmnist_keras3.training.loggers import JSONLLogger, Logger, Loggers, make_loggers
 from fmnist_keras3.training.loop import evaluate
-from fmnist_keras3.training.prepare import set_accumulation, set_clipping, set_precision
+from fmnist_keras3.training.optimizers import inner_optimizer
+from fmnist_keras3.training.prepare import set_clipping, set_precision
 from fmnist_keras3.training.result import FitResult
 from fmnist_keras3.training.schedules import make_schedule
 from fmnist_keras3.training.signals import StopSignals
@@ -76,7 +80,8 @@ class Trainer:
     ``max_epochs`` (10, or what ``max_steps`` takes), ``max_steps`` (None or -1: no limit) and
     ``max_time`` ("00:10:00", seconds, a timedelta) end the training, whichever comes first; before
     ``min_epochs`` neither a time nor a callback does.
-    ``accumulate_grad_batches`` batches make one update of their mean gradient.
+    ``accumulate_grad_batches`` batches make one update of their mean gradient; those left over at
+    an epoch's end make one, too.
     ``gradient_clip_val`` limits the global norm of the gradients ("norm") or each number ("value",
     ``gradient_clip_algorithm``). ``precision`` is "32", "bf16-mixed" or "16-mixed" (with loss
     scaling; None: as the model is). ``schedule``
@@ -85,6 +90,9 @@ class Trainer:
     leaves the rate to the optimizer. ``label_smoothing`` is a rate in 0..1.
     ``limit_train_batches``, ``limit_val_batches`` and ``limit_test_batches`` are numbers of batches
     or fractions (0.1).
+    ``last_batch`` is what becomes of an epoch's last batch of training, if it is short: "keep"
+    trains on it at its true size, "drop" leaves it out, and "fill" fills it up by repeats that
+    count in BatchNormalization's statistics and nowhere else, which saves the second program.
     ``overfit_batches`` trains and validates on the same few batches. ``fast_dev_run`` takes one
     batch, or so many, of everything and leaves no files. ``num_sanity_val_steps`` batches are
     validated before the first epoch (-1: all). ``val_check_interval`` (steps, or a fraction of an
@@ -131,6 +139,7 @@ class Trainer:
         limit_train_batches: Amount | None = None,
         limit_val_batches: Amount | None = None,
         limit_test_batches: Amount | None = None,
+        last_batch: str = "keep",
         overfit_batches: Amount = 0,
         fast_dev_run: bool | int = False,
         num_sanity_val_steps: int = 2,
@@ -179,6 +188,7 @@ class Trainer:
         self.schedule, self.warmup, self.label_smoothing = schedule, warmup, label_smoothing
         self.limit_train_batches, self.limit_val_batches = limit_train_batches, limit_val_batches
         self.pipeline, self.on_nonfinite, self.seed = pipeline, on_nonfinite, seed
+        self.last_batch = last_batch
         self.deterministic = deterministic
         self.callbacks = callbacks
         if sum(isinstance(c, WeightAveraging) for c in self.callbacks) > 1:
@@ -231,6 +241,7 @@ class Trainer:
         data = as_datamodule(data, validation_data)
         if self.overfit_batches:
             data = overfitted(data, self.overfit_batches)
+        check_targets(model, data.train)
         engine = self._engine_for(model, data.train, data.batch_size)
         own = {} if hparams is None else {"hparams": check_hparams(hparams)}
         config = {**(describe(self, model, data) if config is None else config), **own}
@@ -314,6 +325,7 @@ class Trainer:
     ) -> tuple[dict[str, float], Any]:
         views = parse_tta(tta)
         data, split = _examples(data, split_name, limit)
+        check_targets(model, split)
         engine = self._engine_for(model, data.train, data.batch_size)
         logs, outputs = self._evaluate(engine, split, data.batch_size, ckpt_path)
         if views is not None:
@@ -342,7 +354,7 @@ class Trainer:
         check_inputs(model, examples)
         size = min(PREDICT_BATCH, len(examples))
         engine = self._engine_for(model, examples, size)
-        _, outputs = self._evaluate(engine, examples, size, ckpt_path)
+        _, outputs = self._evaluate(engine, examples, size, ckpt_path, measure=False)
         if views is None:
             return outputs
         return self._over_views(views, engine, examples, size, outputs)
@@ -351,12 +363,18 @@ class Trainer:
         self, views: TTA, engine: Engine, split: Split, batch_size: int, outputs: Any
     ) -> Any:
         def outputs_of(x: Any) -> Any:
-            return self._evaluate(engine, Split(x, None), batch_size, None)[1]
+            return self._evaluate(engine, Split(x, None), batch_size, None, measure=False)[1]
 
         return views.mean(split.x, outputs, outputs_of)
 
     def _evaluate(
-        self, engine: Engine, split: Split, batch_size: int, ckpt_path: str | Path | None
+        self,
+        engine: Engine,
+        split: Split,
+        batch_size: int,
+        ckpt_path: str | Path | None,
+        *,
+        measure: bool = True,
     ) -> tuple[dict[str, float], Any]:
         if ckpt_path is not None:
             run, which = rundir.locate(ckpt_path, self._last_run)
@@ -364,7 +382,7 @@ class Trainer:
             engine.import_state(checkpoint.adopt(found.state, engine.export_state()))
         feed = self._feed(split, engine)
         try:
-            return evaluate(engine, feed, batch_size)
+            return evaluate(engine, feed, batch_size, measure=measure)
         finally:
             feed.close()
 
@@ -396,7 +414,9 @@ class Trainer:
             "label_smoothing": self.label_smoothing,
             "deterministic": self.deterministic,
             "averaging": self._first(WeightAveraging) is not None,
+            "accumulation": self.accumulate_grad_batches > 1,
             "gradient_norms": self._first(GradientNorm) is not None,
+            "fill_last_batch": self.last_batch == "fill",
         }
 
     def _first(self, kind: type[T]) -> T | None:
@@ -408,8 +428,12 @@ class Trainer:
             return  # the engine says what is missing
         if self.precision is not None:
             set_precision(model, self.precision)
-        if self.accumulate_grad_batches > 1:
-            set_accumulation(model, self.accumulate_grad_batches)
+        own = inner_optimizer(model.optimizer).gradient_accumulation_steps
+        if self.accumulate_grad_batches > 1 and own:
+            raise UserError(
+                f"accumulate_grad_batches is {self.accumulate_grad_batches}, but the optimizer has "
+                f"gradient_accumulation_steps={own} already. Leave one of them out."
+            )
         if self.gradient_clip_val is not None:
             set_clipping(model, self.gradient_clip_val, self.gradient_clip_algorithm)
 
@@ -420,11 +444,18 @@ class Trainer:
         count = batches(self.limit_val_batches, total)
         return limited(data.validation, count, data.batch_size)
 
-    def _feed(self, split: Split, engine: Engine, augment: Any = ()) -> Feed:
+    def _feed(
+        self, split: Split, engine: Engine, augment: Any = (), *, training: bool = False
+    ) -> Feed:
         name = self.pipeline
         if name == "auto":
             name = "resident" if split.nbytes <= RESIDENT_BYTES else "stream"
-        return PIPELINES[name](split, engine, augment)
+        return PIPELINES[name](split, engine, augment, training=training)
+
+    def accumulation(self, data: DataModule) -> Accumulation:
+        """Return when the optimizer makes its updates in a training on ``data``."""
+        steps = batches_in_epoch(len(data.train), data.batch_size, self.last_batch)
+        return Accumulation(self.accumulate_grad_batches, batches(self.limit_train_batches, steps))
 
     def _run_path(self, model, data) -> Path:
         if self.run_dir is not None:
@@ -434,8 +465,17 @@ class Trainer:
         return rundir.new_run_path(self.default_root_dir, model.name, backend, synthetic)
 
     def _make_fit(self, model, data, engine, run) -> Fit:
-        steps = batches(self.limit_train_batches, -(-len(data.train) // data.batch_size))
+        accumulation = self.accumulation(data)
+        steps = accumulation.steps_in_epoch
         epochs = self.max_epochs or -(-(self.max_steps or 0) // steps)
+        total = min(epochs * steps, self.max_steps or epochs * steps)
+        means = accumulation.means(np.array([total - 1]))
+        if means is not None and not means[0]:
+            warnings.warn(
+                f"Training ends at step {total}, amid an accumulation of {accumulation.batches} "
+                "batches: the last ones make no update, unless the run is resumed.",
+                stacklevel=4,
+            )
         every = self.val_check_interval
         schedule = None
         if self.schedule is not None:
@@ -445,7 +485,6 @@ class Trainer:
                     "a number as learning_rate, or leave out the Trainer's schedule."
                 )
             peak = engine.learning_rate()
-            total = min(epochs * steps, self.max_steps or epochs * steps)
             warmup = round(min(self.warmup, 0.2 * epochs) * steps)
             schedule = make_schedule(self.schedule, peak, total, warmup)
         callbacks: list[Callback] = [Summary(), *self.callbacks]
@@ -468,7 +507,7 @@ class Trainer:
             model=model,
             engine=engine,
             data=data,
-            feed=self._feed(data.train, engine, data.augment),
+            feed=self._feed(data.train, engine, data.augment, training=True),
             validation_feed=self._feed(validation, engine) if validation is not None else None,
             run=run,
             callbacks=callbacks,
@@ -482,8 +521,9 @@ class Trainer:
             min_epochs=self.min_epochs,
             val_every_n_steps=None if every is None else batches(every, steps),
             check_val_every_n_epoch=self.check_val_every_n_epoch,
-            steps_in_epoch=steps,
+            accumulation=accumulation,
             schedule=schedule,
+            last_batch=self.last_batch,
             log_every_n_steps=self.log_every_n_steps,
             num_sanity_val_steps=self.num_sanity_val_steps,
             on_nonfinite=self.on_nonfinite,

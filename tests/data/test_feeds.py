@@ -71,7 +71,7 @@ def test_a_device_of_its_own_gathers_the_same(engine, split, monkeypatch):
 class HostEngine:
     """An engine as far as a feed needs one: arrays stay where they are."""
 
-    platform, whole_batches = "cpu", False
+    platform, fills_evaluation = "cpu", True
 
     def __init__(self, chunk_steps):
         self.chunk_steps, self.put = chunk_steps, np.asarray
@@ -230,6 +230,7 @@ from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.data.feeds import ResidentFeed
 from fmnist_keras3.data.plan import epoch_plan, evaluation_plan
 from fmnist_keras3.engines import make_engine
+from fmnist_keras3.engines.base import StepPlan
 
 model = build_model("lenet", dropout=0.1)
 engine = make_engine(model, chunk_steps=2)
@@ -237,7 +238,7 @@ split = Split(np.zeros((8, 28, 28, 1), np.uint8), np.zeros(8, np.int32))
 augment = parse_augment("flip,crop,erase")
 feed = ResidentFeed(split, engine, augment)
 feed.open(epoch_plan(0, 0, examples=8, batch_size=4, image_shape=(28, 28, 1), augment=augment))
-loss = engine.train(feed.take(2), np.full(2, 1e-3, np.float32)).loss
+loss = engine.train(feed.take(2), StepPlan(np.full(2, 1e-3, np.float32))).loss
 assert np.isfinite(loss).all()
 engine.infer(ResidentFeed(split, engine).chunks(evaluation_plan(8, 4)))
 engine.import_state(engine.export_state())

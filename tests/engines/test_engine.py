@@ -8,7 +8,7 @@ import pytest
 
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.engines import make_engine
-from fmnist_keras3.engines.base import Chunk
+from fmnist_keras3.engines.base import Chunk, StepPlan
 from fmnist_keras3.errors import UserError
 from fmnist_keras3.models.layers import Conv2D, MaxPooling2D
 
@@ -58,7 +58,7 @@ def chunk_of(engine, batches, start=0, count=STEPS, valid=BATCH):
 
 
 def rates(engine, rate=RATE):
-    return np.full(engine.chunk_steps, rate, np.float32)
+    return StepPlan(np.full(engine.chunk_steps, rate, np.float32))
 
 
 def run(engine, batches, counts=(STEPS,), start=0):
@@ -219,19 +219,19 @@ def test_the_learning_rates_are_those_given(batches):
     before = dict(engine.export_state())
     chunk = chunk_of(engine, batches, count=3)
     lr = np.zeros(STEPS, np.float32)
-    engine.train(chunk, lr)
+    engine.train(chunk, StepPlan(lr))
     after = dict(engine.export_state())
     for name in before:
         if name.startswith("model/"):
             np.testing.assert_array_equal(before[name], after[name])
     lr[1] = 0.5
-    engine.train(replace(chunk, count=2), lr)
+    engine.train(replace(chunk, count=2), StepPlan(lr))
     moved = dict(engine.export_state())
     (rate,) = [array for name, array in moved.items() if name.endswith("learning_rate")]
     assert rate == np.float32(0.5)
     # Plain gradient descent: twice the rate, twice as far.
     engine.import_state(list(before.items()))
-    engine.train(replace(chunk, count=2), 2 * lr)
+    engine.train(replace(chunk, count=2), StepPlan(2 * lr))
     twice = dict(engine.export_state())
     for name in before:
         if name.startswith("model/"):
@@ -314,17 +314,25 @@ def test_options_of_the_optimizer_are_kept(batches, name):
     train_both(engine, model, batches)
 
 
-def test_label_smoothing_is_that_of_keras(batches):
+@pytest.mark.parametrize("column", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_label_smoothing_is_that_of_keras(batches, column, weighted):
     def make():
         return build(
             loss=keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.2)
         )
 
     engine, model = make_engine(build(), chunk_steps=3, label_smoothing=0.2), make()
-    logs = engine.train(chunk_of(engine, batches, count=3, valid=5), rates(engine))
-    for x, y in zip(*(part[:3, :5] for part in batches), strict=True):
-        model.train_on_batch(x, np.eye(10, dtype=np.float32)[y])
+    weight = np.random.default_rng(0).random((STEPS, BATCH)).astype(np.float32)
+    chunk = chunk_of(engine, batches, count=3, valid=5)
+    y, w = (a[:3, :, None] if column else a[:3] for a in (batches[1], weight))
+    chunk = replace(chunk, y=engine.put(y), weight=engine.put(w) if weighted else None)
+    logs = engine.train(chunk, rates(engine))
+    for x, y, w in zip(*(part[:3, :5] for part in (*batches, weight)), strict=True):
+        model.train_on_batch(x, np.eye(10, dtype=np.float32)[y], w if weighted else None)
     check_trained_alike(engine, model)
+    if weighted:
+        return
     # What is reported is the loss without smoothing.
     plain = make_engine(build(), chunk_steps=3)
     first = plain.train(chunk_of(plain, batches, count=1, valid=5), rates(plain)).loss[0]

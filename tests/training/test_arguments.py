@@ -51,9 +51,9 @@ def steps_of(result, event):
 def fit_plain(path, optimizer, batch_size=32, validation=0.2, **options):
     x, y = arrays()
     options = {"max_epochs": 1, "enable_progress_bar": False, "log_every_n_steps": 1, **options}
-    model = plain_model(optimizer)
+    model, ckpt_path = plain_model(optimizer), options.pop("ckpt_path", None)
     result = Trainer(run_dir=path, **options).fit(
-        model, ArrayData(x, y, batch_size=batch_size, validation=validation)
+        model, ArrayData(x, y, batch_size=batch_size, validation=validation), ckpt_path=ckpt_path
     )
     return model, result
 
@@ -141,22 +141,6 @@ def test_a_model_with_muon_loads_with_plain_keras(tmp_path):
     assert type(loaded.optimizer) is keras.optimizers.Muon
     for a, b in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
         assert a.shape == b.shape
-
-
-def test_two_accumulated_batches_are_one_of_twice_the_size(tmp_path):
-    one, _ = fit_plain(tmp_path / "one", keras.optimizers.SGD(0.1), 32)
-    two, result = fit_plain(
-        tmp_path / "two", keras.optimizers.SGD(0.1), 16, accumulate_grad_batches=2
-    )
-    assert result.summary["steps"] == 10
-    for a, b in zip(one.get_weights(), two.get_weights(), strict=True):
-        assert np.allclose(a, b, atol=1e-6)
-
-
-def test_accumulation_comes_too_late_for_a_built_optimizer(tmp_path):
-    model, _ = fit_plain(tmp_path / "one", keras.optimizers.SGD(0.1))
-    with pytest.raises(UserError, match="built already"):
-        Trainer(accumulate_grad_batches=2, run_dir=tmp_path / "two").fit(model, data())
 
 
 @pytest.mark.parametrize("algorithm", ["norm", "value"])

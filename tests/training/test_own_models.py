@@ -192,6 +192,118 @@ def test_a_loss_with_another_reduction_gets_whole_batches(tmp_path, reduction):
     check(tmp_path / "run", make, x, x[:, :1], weight, tolerance=1e-4)
 
 
+@seeded
+def normalized():
+    """Batch normalisation, whose statistics are those of the examples of a batch."""
+    first = keras.layers.Dense(4, use_bias=False)  # a bias here has no gradient but rounding
+    layers = [keras.Input((6,)), first, keras.layers.BatchNormalization(), keras.layers.Dense(1)]
+    return compiled(keras.Sequential(layers), "mse")
+
+
+def check_equal_weights(ours, theirs):
+    for a, b in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("pipeline", ["resident", "stream"])
+def test_a_short_last_batch_keeps_its_size(tmp_path, pipeline):
+    x = features()
+    theirs, ours = normalized(), normalized()
+    data = ArrayData(x, x[:, :1], validation=0.0, batch_size=BATCH)
+    result = trainer(tmp_path / "run", pipeline=pipeline).fit(ours, data)
+    values = keras_fit(theirs, x, x[:, :1])
+    check_equal_weights(ours, theirs)
+    assert result.history[-1]["loss"] == pytest.approx(values["loss"], rel=1e-5)
+
+
+def test_a_short_last_batch_may_be_dropped(tmp_path):
+    x, ours, theirs = features(), normalized(), normalized()
+    data = ArrayData(x, x[:, :1], validation=0.0, batch_size=BATCH)
+    result = trainer(tmp_path / "run", last_batch="drop").fit(ours, data)
+    assert [r["step"] for r in result.history] == [3, 6]
+    for epoch in range(EPOCHS):
+        for rows in epoch_plan(0, epoch, examples=N, batch_size=BATCH).indices[:3]:
+            theirs.train_on_batch(x[rows], x[rows, :1])
+    check_equal_weights(ours, theirs)
+
+
+def test_a_short_last_batch_may_be_filled_up(tmp_path):
+    """By repeats that normalisation counts, and the loss does not."""
+    x, ours, theirs = features(), normalized(), normalized()
+    data = ArrayData(x, x[:, :1], validation=0.0, batch_size=BATCH)
+    trainer(tmp_path / "run", last_batch="fill").fit(ours, data)
+    for epoch in range(EPOCHS):
+        plan = epoch_plan(0, epoch, examples=N, batch_size=BATCH)
+        for rows, valid in zip(plan.indices, plan.valid, strict=True):
+            weight = np.where(np.arange(BATCH) < valid, BATCH / valid, 0)
+            theirs.train_on_batch(x[rows], x[rows, :1], weight)
+    check_equal_weights(ours, theirs)
+    model = regression(loss=keras.losses.Dice())()
+    with pytest.raises(UserError, match=r"last_batch is 'fill', but the loss Dice may not"):
+        trainer(tmp_path / "no", last_batch="fill").fit(model, data)
+
+
+class Reconstruction(keras.Model):
+    """An autoencoder that compares its outputs with its inputs, and needs no targets."""
+
+    def __init__(self):
+        super().__init__(name="reconstruction")
+        self.layer = keras.layers.Dense(6)
+
+    def call(self, x):
+        return self.layer(x)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return keras.ops.mean(keras.ops.square(x - y_pred))
+
+
+@pytest.mark.parametrize("kind", ["array", "tuple", "dataset"])
+def test_a_loss_may_need_no_targets(tmp_path, kind):
+    x = features()
+    data = (x, None) if kind == "tuple" else x
+    if kind == "dataset":
+        import tensorflow as tf
+
+        data = tf.data.Dataset.from_tensor_slices(x).batch(BATCH)
+    model = seeded(lambda: compiled(Reconstruction()))()
+    made = trainer(tmp_path / "run")
+    result = made.fit(model, data, validation_data=data)
+    by_hand = np.mean((x - model.predict(x, verbose=0)) ** 2)
+    assert result.history[-1]["loss"] == pytest.approx(by_hand, rel=1e-5)
+    assert made.validate(model, data)["loss"] == pytest.approx(by_hand, rel=1e-5)
+    assert made.predict(model, x).shape == (N, 6)
+
+
+def test_what_there_is_nothing_to_train_for_is_refused(tmp_path):
+    x = features()
+    with pytest.raises(UserError, match="has no targets"):
+        trainer(tmp_path / "run").fit(regression(loss="mse")(), x)
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1, kernel_regularizer="l2")])
+    model.compile("sgd")
+    with pytest.raises(UserError, match="without a loss"):
+        trainer(tmp_path / "run").fit(model, (x, x[:, :1]))
+    assert not (tmp_path / "run").exists()
+
+
+class Shrinking(keras.layers.Layer):
+    """Adds the mean square of what it lets through to the loss."""
+
+    def call(self, x):
+        self.add_loss(keras.ops.mean(keras.ops.square(x)))
+        return x
+
+
+def test_what_layers_add_may_be_the_whole_loss(tmp_path):
+    @seeded
+    def make():
+        model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3), Shrinking()])
+        model.compile(keras.optimizers.SGD(0.1))
+        return model
+
+    record = check(tmp_path / "run", make, features(), features()[:, :1])
+    assert record["loss"] > 0
+
+
 def test_validation_data_may_be_given(tmp_path):
     x = features()
     y = x[:, :1]

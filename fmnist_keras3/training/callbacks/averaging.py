@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -126,12 +126,12 @@ class EMAWeightAveraging(WeightAveraging):
 
     def _updates(self, fit: Fit, done: np.ndarray) -> np.ndarray:
         """Return how many updates there are within the first ``done`` steps."""
-        every = self.update_every_n_steps * _batches_an_update(fit)
+        every = self.update_every_n_steps
         start = self.update_starting_at_step or 0
         if self.update_starting_at_epoch is not None:
             start = self.update_starting_at_epoch * fit.steps_in_epoch
-        before = (max(start, 1) - 1) // every
-        return np.maximum(0, done // every - before)
+        before = _optimizer_steps(fit, max(start, 1) - 1) // every
+        return np.maximum(0, _optimizer_steps(fit, done) // every - before)
 
     def shares(self, fit, steps):
         t = self._updates(fit, steps + 1)
@@ -235,9 +235,6 @@ class Lookahead(WeightAveraging):
         if fit.position.step == 0:
             fit.engine.restart_averages()
 
-    def _every(self, fit: Fit) -> int:
-        return self.every_n_steps * _batches_an_update(fit)
-
     def shares(self, fit, steps):
         total = min(fit.max_epochs * fit.steps_in_epoch, fit.max_steps or np.inf)
         done = np.minimum((steps + 1) / total, 1.0) ** 3 if self.anneal else 1.0
@@ -248,11 +245,14 @@ class Lookahead(WeightAveraging):
         return self._due(fit, steps).astype(np.float32)
 
     def _due(self, fit: Fit, steps: np.ndarray) -> np.ndarray:
-        return (steps + 1) % self._every(fit) == 0
+        done = _optimizer_steps(fit, steps + 1)
+        return (done % self.every_n_steps == 0) & (done > _optimizer_steps(fit, steps))
 
     def began(self, fit):
-        return fit.position.step >= self._every(fit)
+        return bool(_optimizer_steps(fit, np.array(fit.position.step)) >= self.every_n_steps)
 
 
-def _batches_an_update(fit: Fit) -> int:
-    return inner_optimizer(fit.engine.optimizer).gradient_accumulation_steps or 1
+def _optimizer_steps(fit: Fit, batches: Any) -> Any:
+    """Return how many steps the optimizer makes within the first ``batches`` of the training."""
+    own = inner_optimizer(fit.engine.optimizer).gradient_accumulation_steps or 1
+    return fit.accumulation.updates(batches) // own
