@@ -122,6 +122,10 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
+        from fmnist_keras3.lightning import NAMES
+
+        if name in NAMES:  # an AttributeError's message would be lost in `from ... import`
+            raise ImportError(f"There is no {name} in {__name__}. It is {NAMES[name]}.")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from fmnist_keras3 import runtime
 

@@ -131,7 +131,7 @@ class TrainConfig:
     batch_size: int = _setting(128, "examples a step", least=1, fixed=True)
     seed: int = _setting(0, "of weights, order, augmentation and split", least=0, fixed=True)
     early_stopping: int | None = _setting(
-        None, "epochs without a better validation loss after which to stop", least=1
+        None, "epochs without a better validation loss after which to stop", least=0
     )
     checkpoint_every: str | None = _setting(
         None,
@@ -142,7 +142,9 @@ class TrainConfig:
         "when loss or weights are not finite: stop, or rollback to the last good checkpoint",
         choices=("stop", "rollback"),
     )
-    keep_top: int = _setting(1, "best checkpoints to keep, besides the last", least=0)
+    keep_top: int = _setting(
+        1, "best checkpoints to keep, besides the last; -1: every checkpoint", least=-1
+    )
     limit_train_batches: int | float | None = _setting(
         None, "batches of an epoch to train on, or a fraction (0.1)", fixed=True
     )

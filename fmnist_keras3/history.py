@@ -18,9 +18,9 @@ class History(list[dict[str, Any]]):
     """The records of metrics.jsonl, a list of dicts with the keys event, epoch, step and values.
 
     ``records`` are such dicts; ``title`` and ``synthetic`` (trained on generated garments) go onto
-    the plot.
+    the plot. By a name, as in Keras' history, it gives a `column`.
 
-    Example: ``trainer.fit(model, data).history.to_pandas()["val_loss"].min()``
+    Example: ``min(trainer.fit(model, data).history["val_loss"])``
     """
 
     def __init__(
@@ -28,6 +28,10 @@ class History(list[dict[str, Any]]):
     ) -> None:
         super().__init__(records)
         self.title, self.synthetic = title, synthetic
+
+    def __getitem__(self, key: Any) -> Any:
+        """Return a record, a slice of them, or the `column` of a name."""
+        return self.column(key) if isinstance(key, str) else super().__getitem__(key)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one dict an epoch: epoch, step, what was trained, and with val_ the validation."""

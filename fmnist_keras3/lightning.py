@@ -1,4 +1,4 @@
-"""What PyTorch Lightning's users may type that is not here, and what to type instead."""
+"""What users of PyTorch Lightning and Keras may type that is not here, and what to type instead."""
 
 from __future__ import annotations
 
@@ -12,7 +12,23 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _ONE = "a training runs in one process on one device"
 _SECOND = "data comes second, a DataModule or arrays: trainer.fit(model, data)"
+_BOTH = "the examples come second, together: trainer.fit(model, (x, y))"
 _PARTS = dict.fromkeys(("datamodule", "dataloaders", "train_dataloaders"), _SECOND)
+
+# Classes of Lightning's and Keras' that are something else here, and what.
+NAMES = {
+    "LightningModule": "a compiled keras.Model, with a compute_loss of its own if need be",
+    "LightningDataModule": "DataModule, a subclass of which has load()",
+    "TQDMProgressBar": "RichProgressBar, which is on by default",
+    "RichModelSummary": "ModelSummary, which is on by default",
+    "LearningRateFinder": "Tuner(trainer).lr_find(model, data), or `fmnist find lr`",
+    "BatchSizeFinder": "Tuner(trainer).scale_batch_size(model, data), or `fmnist find batch_size`",
+    "GradientAccumulationScheduler": "Trainer(accumulate_grad_batches=...)",
+    "NeptuneLogger": "a Logger of your own, a class of a few lines",
+    "CometLogger": "a Logger of your own, a class of a few lines",
+    "ReduceLROnPlateau": "keras.callbacks.ReduceLROnPlateau, which Trainer(callbacks=) takes",
+    "TensorBoard": "TensorBoardLogger",
+}
 
 # By function or class, and then by argument.
 ARGUMENTS = {
@@ -42,6 +58,23 @@ ARGUMENTS = {
         **_PARTS,
         "val_dataloaders": "give validation_data=(x_val, y_val)",
         "weights_only": "a checkpoint holds nothing but arrays and JSON",
+        # Keras' Model.fit:
+        "x": _BOTH,
+        "y": _BOTH,
+        "epochs": "type Trainer(max_epochs=...)",
+        "initial_epoch": "fit(..., ckpt_path='last') goes on where a run stopped",
+        "batch_size": "type ArrayData(x, y, batch_size=...)",
+        "validation_split": "type ArrayData(x, y, validation=0.1)",
+        "sample_weight": "weights come third: trainer.fit(model, (x, y, sample_weight))",
+        "class_weight": "give each example its weight, trainer.fit(model, (x, y, weights[y])), "
+        "where weights is an array with one a class",
+        "callbacks": "type Trainer(callbacks=[...])",
+        "verbose": "type Trainer(enable_progress_bar=False)",
+        "shuffle": "each epoch has an order of its own, which follows from Trainer(seed=...)",
+        "steps_per_epoch": "type Trainer(limit_train_batches=...)",
+        "validation_steps": "type Trainer(limit_val_batches=...)",
+        "validation_batch_size": "validation has the batch size of the training",
+        "validation_freq": "type Trainer(check_val_every_n_epoch=...)",
     },
     "Trainer.validate": {**_PARTS, "verbose": "print what it returns"},
     "Trainer.test": {**_PARTS, "verbose": "print what it returns"},
@@ -56,7 +89,6 @@ ARGUMENTS = {
     },
     "ModelCheckpoint": {
         "dirpath": "checkpoints lie in the run directory, Trainer(run_dir=...)",
-        "save_last": "the last checkpoint is always kept: fit(..., ckpt_path='last')",
         "save_weights_only": "a checkpoint is there to go on from; for weights alone take "
         "model.keras of the run directory, or model.save_weights",
         "save_on_train_epoch_end": "a checkpoint comes after the epoch's validation",
@@ -82,7 +114,19 @@ ARGUMENTS = {
 _STEPS = "on_chunk_end, after some steps that run as one program (every_n_train_steps: how many)"
 _ALONE = "none: trainer.test and trainer.predict call no callbacks, and return what they find"
 
+_LOAD = "load(), which returns the examples: load = lambda self: ArrayData(x, y).load()"
+
 # By the beginning of the method's name.
+DATA_HOOKS = dict.fromkeys(
+    (
+        "prepare_data",
+        "train_dataloader",
+        "val_dataloader",
+        "test_dataloader",
+        "predict_dataloader",
+    ),
+    _LOAD,
+)
 LOGGER_HOOKS = {"log_metrics": "log, which takes a record with its event, epoch and step"}
 CALLBACK_HOOKS = {
     "on_train_start": "on_fit_start",

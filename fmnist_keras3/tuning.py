@@ -176,7 +176,7 @@ class Tuner:
             )
         if early_stop_threshold is not None and not early_stop_threshold > 1:
             raise UserError(f"early_stop_threshold is {early_stop_threshold}; it must be above 1.")
-        trainer, data = self.trainer, as_datamodule(data)
+        trainer, data = self.trainer, as_datamodule(data, model=model)
         if trainer.overfit_batches:
             data = overfitted(data, trainer.overfit_batches)
         space = np.geomspace if mode == "exponential" else np.linspace
@@ -187,7 +187,7 @@ class Tuner:
                 "The optimizer has a learning-rate schedule of its own, which would rule the "
                 "search. Compile the model with a number as learning_rate."
             )
-        accumulation = trainer.accumulation(data)
+        accumulation = trainer._accumulation(data)
         total = accumulation.steps_in_epoch
         feed = trainer._feed(data.train, engine, data.augment, training=True)
         search = _Search(early_stop_threshold)
@@ -240,7 +240,7 @@ class Tuner:
             max_trials=(max_trials, 1),
             max_val=(max_val, init_val),
         )
-        data = as_datamodule(data)
+        data = as_datamodule(data, model=model)
         most = min(max_val, len(data.train))
         limit = f"max_val {max_val}"
         if most < max_val:
@@ -280,7 +280,7 @@ class Tuner:
             try:
                 plan = self._plan(data, 0, engine.chunk_steps)
                 rates = np.full(engine.chunk_steps, engine.learning_rate(), np.float32)
-                step_plan = _step_plan(engine, trainer.accumulation(data), 0, rates)
+                step_plan = _step_plan(engine, trainer._accumulation(data), 0, rates)
 
                 def run(steps: int) -> float:
                     images, started = 0, time.perf_counter()

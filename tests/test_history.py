@@ -48,7 +48,9 @@ def test_a_row_an_epoch():
 
 
 def test_a_column():
-    assert history().column("val_loss") == [2.0, 1.0]
+    assert history().column("val_loss") == history()["val_loss"] == [2.0, 1.0]
+    assert history()[0]["event"] == "step"
+    assert len(history()[1:3]) == 2
     assert all(math.isnan(value) for value in history().column("accuracy"))
     with pytest.raises(UserError, match=r"Did you mean 'val_loss'.*There is: epoch, step, loss"):
         history().column("vall_loss")

@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 
 from fmnist_keras3.data.augment import parse_augment
-from fmnist_keras3.data.dataset import ImageData, Split
+from fmnist_keras3.data.dataset import ImageData, Split, fits
 from fmnist_keras3.data.plan import generator
 from fmnist_keras3.errors import UserError
+from fmnist_keras3.lightning import DATA_HOOKS, check_hooks
 from fmnist_keras3.tree import leaves, mapped, packed
 
 BATCH_SIZE = 128
+# How much is read of a tf.data.Dataset whose length nobody knows.
+MAX_BYTES, MAX_EXAMPLES = 2**30, 2**20
 
 
 class DataModule:
@@ -23,8 +26,8 @@ class DataModule:
 
     ``batch_size`` >= 1; ``augment`` as for `parse_augment`; ``validation`` is the fraction
     (0 <= f < 1) of the training examples that is held out, stratified over the labels and chosen
-    by ``seed``. After `setup` there are ``train``, ``validation`` (or None) and ``test`` (or None).
-    Raises UserError for values outside their range.
+    by ``seed``. ``train``, ``validation`` (or None) and ``test`` (or None) are read by `setup`, at
+    the latest when they are asked for. Raises UserError for values outside their range.
 
     Example: ``class Mine(DataModule): load = lambda self: ArrayData(x, y).load()``
     """
@@ -33,6 +36,9 @@ class DataModule:
     validation: Split | None
     test: Split | None
     source: ImageData
+
+    def __init_subclass__(cls) -> None:
+        check_hooks(vars(cls), DATA_HOOKS)
 
     def __init__(
         self,
@@ -55,31 +61,52 @@ class DataModule:
         """Return the examples; called once, before training."""
         raise NotImplementedError(f"{type(self).__name__} must define load()")
 
-    def setup(self) -> DataModule:
-        """Load and split the data, once; returns the module."""
+    def __getattr__(self, name: str) -> Any:
+        # Called for what is not there yet only.
+        if name in ("train", "validation", "test", "source") and "_ready" in vars(self):
+            return vars(self.setup())[name]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __repr__(self) -> str:
+        parts = ["not read yet"]
+        if self._ready:
+            splits = {"train": self.train, "validation": self.validation, "test": self.test}
+            parts = [
+                f"{len(split):,} {name}" for name, split in splits.items() if split is not None
+            ]
+        augment = ",".join(name for name, _ in self.augment)
+        parts += [f"batch_size={self.batch_size}", *[f"augment={augment!r}"] * bool(augment)]
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    def setup(self, stage: str | None = None) -> DataModule:
+        """Load and split the data, once; returns the module.
+
+        ``stage`` is Lightning's ("fit", "test") and changes nothing: all splits are read together.
+        """
         if self._ready:
             return self
-        self.source = self.load()
-        self.train, self.validation = self.source.train, self.source.validation
-        if self.validation is None:
-            self.train, self.validation = _split(self.train, self.validation_fraction, self.seed)
-        self.test = self.source.test if len(self.source.test) else None
-        if self.batch_size > len(self.train):
+        source = self.load()
+        train, validation = source.train, source.validation
+        if validation is None:
+            train, validation = _split(train, self.validation_fraction, self.seed)
+        if self.batch_size > len(train):
             raise UserError(
-                f"batch_size {self.batch_size} is larger than the {len(self.train)} training "
-                f"examples. Type --batch_size {len(self.train)} or less."
+                f"batch_size {self.batch_size} is larger than the {len(train)} training "
+                f"examples. Type --batch_size {len(train)} or less."
             )
-        if self.augment and len(self.train.image_shape) != 3:
+        if self.augment and len(train.image_shape) != 3:
             raise UserError(
-                f"augment is for images [N, H, W, C]; these examples are {_shapes(self.train.x)}. "
+                f"augment is for images [N, H, W, C]; these examples are {_shapes(train.x)}. "
                 "Leave augment out."
             )
         for name, augmentation in self.augment:
-            if augmentation.uint8_only and self.train.x.dtype != np.uint8:
+            if augmentation.uint8_only and train.x.dtype != np.uint8:
                 raise UserError(
                     f"The augmentation {name} is for images in uint8, 0..255; these are "
-                    f"{self.train.x.dtype}. Leave {name} out, or give uint8."
+                    f"{train.x.dtype}. Leave {name} out, or give uint8."
                 )
+        self.source, self.train, self.validation = source, train, validation
+        self.test = source.test if len(source.test) else None
         self._ready = True
         return self
 
@@ -173,14 +200,15 @@ class ArrayData(DataModule):
         )
 
 
-def as_datamodule(data: Any, validation: Any = None) -> DataModule:
+def as_datamodule(data: Any, validation: Any = None, model: Any = None) -> DataModule:
     """Return ``data`` as a DataModule; ``(x, y)``, ``(x, y, sample_weight)`` or a dataset of such.
 
     Or ``x`` alone, an array or a dict of them, for a model whose loss needs no targets.
 
     A `tf.data.Dataset` is read into memory, once, so that its examples can be shuffled exactly; the
     batch size is that of its first batch, else 128 or all examples. ``validation`` is a
-    fraction, or examples of the same kinds. Raises UserError for anything else.
+    fraction, or examples of the same kinds. ``model`` is the one that the data is for: its input
+    tells examples from batches. Raises UserError for anything else.
     """
     if isinstance(data, DataModule):
         if validation is not None:
@@ -189,21 +217,21 @@ def as_datamodule(data: Any, validation: Any = None) -> DataModule:
     options = {}
     if validation is not None:
         number = isinstance(validation, float)
-        options["validation"] = validation if number else _examples(validation)[0]
-    examples, batch_size = _examples(data)
+        options["validation"] = validation if number else _examples(validation, model)[0]
+    examples, batch_size = _examples(data, model)
     module = ArrayData(*examples, batch_size=1, **options).setup()
     module.batch_size = min(batch_size or BATCH_SIZE, len(module.train))
     return module
 
 
-def _examples(data: Any) -> tuple[tuple[Any, ...], int | None]:
+def _examples(data: Any, model: Any) -> tuple[tuple[Any, ...], int | None]:
     """Return ``(x, y, sample_weight)`` or less, and the batch size if ``data`` has one."""
     if isinstance(data, tuple) and len(data) in (1, 2, 3):
         return data, None
     if isinstance(data, (np.ndarray, dict)):
         return (data,), None
     if hasattr(data, "element_spec") and hasattr(data, "as_numpy_iterator"):
-        return _from_dataset(data)
+        return _from_dataset(data, model)
     raise UserError(
         f"Cannot train on a {type(data).__name__}. Give a DataModule (FashionMNIST(...)), arrays "
         "(x, y) or (x, y, sample_weight), or a finite tf.data.Dataset of such; x alone for a model "
@@ -211,16 +239,26 @@ def _examples(data: Any) -> tuple[tuple[Any, ...], int | None]:
     )
 
 
-def _from_dataset(dataset: Any) -> tuple[tuple[Any, ...], int | None]:
+def _from_dataset(dataset: Any, model: Any) -> tuple[tuple[Any, ...], int | None]:
     """Read a `tf.data.Dataset`, batched or not, into arrays; returns also the batch size."""
     spec = dataset.element_spec
     if isinstance(spec, tuple) and len(spec) not in (1, 2, 3):
         raise UserError(f"The dataset gives {spec}; it must give (x, y) or (x, y, sample_weight).")
     if int(dataset.cardinality()) == -1:
         raise UserError("The dataset never ends. Leave out repeat(), or add take(N).")
-    first = {part.shape[0] if len(part.shape) else "none" for part in leaves(spec)}
-    batched = len(first) == 1 and first != {"none"}  # all None, or the same number
-    elements = [leaves(element) for element in dataset.as_numpy_iterator()]
+    batched = _is_batched(dataset, model)
+    elements, nbytes, count = [], 0, 0
+    for element in dataset.as_numpy_iterator():
+        elements.append(leaves(element))
+        nbytes += sum(part.nbytes for part in elements[-1])
+        count += len(elements[-1][0]) if batched else 1
+        if int(dataset.cardinality()) < 0 and (nbytes > MAX_BYTES or count > MAX_EXAMPLES):
+            raise UserError(
+                f"The dataset, of unknown length, was read for {count:,} examples "
+                f"({nbytes / 2**20:,.0f} MB) and has not ended; perhaps it never does. Add "
+                "take(N), or tell its length: "
+                "dataset.apply(tf.data.experimental.assert_cardinality(N))."
+            )
     if not elements:
         raise UserError("The dataset is empty.")
     join = np.concatenate if batched else np.stack
@@ -228,6 +266,34 @@ def _from_dataset(dataset: Any) -> tuple[tuple[Any, ...], int | None]:
     parts = packed(spec, arrays)
     parts = parts if isinstance(spec, tuple) else (parts,)  # x alone
     return parts, len(elements[0][0]) if batched else None
+
+
+def _is_batched(dataset: Any, model: Any) -> bool:
+    """Tell whether the elements of ``dataset`` are batches, not single examples."""
+    spec = dataset.element_spec
+    first = {part.shape[0] if len(part.shape) else "none" for part in leaves(spec)}
+    if len(first) != 1 or first == {"none"}:
+        return False  # one example: its parts are of different lengths, or single numbers
+    if first == {None}:
+        return True
+    # Parts of one fixed length are a batch, or an example whose inputs and targets are as long.
+    x = leaves(spec[0] if isinstance(spec, tuple) else spec)
+    takes = getattr(model, "input_shape", None)
+    if isinstance(takes, tuple) and len(x) == 1:
+        as_batch, as_example = (fits(tuple(s), takes[1:]) for s in (x[0].shape[1:], x[0].shape))
+        if as_batch != as_example:
+            return as_batch
+    return _has_batch(dataset)
+
+
+def _has_batch(dataset: Any) -> bool:
+    """Tell whether a `batch` is among the steps by which ``dataset`` was made, and no `unbatch`."""
+    name = type(dataset).__name__
+    if any(word in name for word in ("Unbatch", "FlatMap", "Interleave")):
+        return False
+    if "Batch" in name or "Ragged" in name:
+        return True
+    return any(_has_batch(of) for of in dataset._inputs())
 
 
 def _split_of(x: Any, y: Any = None, sample_weight: Any = None) -> Split:
@@ -240,8 +306,9 @@ def as_array(values: Any) -> np.ndarray:
     array = np.asarray(values)
     if array.ndim == 0:
         raise UserError(
-            f"The data has {values!r} where an array was expected. Lists mean several inputs or "
-            "outputs; give NumPy arrays: np.asarray(...)."
+            f"The data has a single {type(values).__name__} where an array was expected. A list "
+            "means several inputs or outputs here, so give NumPy arrays of the examples: "
+            "np.asarray(x), np.asarray(y)."
         )
     return array
 

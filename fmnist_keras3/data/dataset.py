@@ -77,3 +77,16 @@ class ImageData:
     sha256: str | None = None  # over the four uncompressed IDX files, or over the arrays
     note: str | None = None  # anything a reader of the run should know
     validation: Split | None = None  # where it is given, and not to be held out of ``train``
+
+
+def fits(given: tuple[int | None, ...], takes: tuple[int | None, ...]) -> bool:
+    """Tell whether a Keras model that ``takes`` examples of a shape takes those ``given``.
+
+    None is any length. A last axis of one is added or dropped, as Keras does.
+    """
+    if len(given) == len(takes) + 1 and given[-1] == 1:
+        given = given[:-1]
+    elif len(given) == len(takes) - 1 and takes[-1] == 1:
+        given = (*given, 1)
+    pairs = zip(given, takes, strict=False)
+    return len(given) == len(takes) and all(n == m or None in (n, m) for n, m in pairs)

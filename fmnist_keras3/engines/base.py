@@ -512,15 +512,6 @@ def _check_trainable(model: keras.Model, label_smoothing: float) -> None:
         )
 
 
-def check_targets(model: keras.Model, split: Split) -> None:
-    """Raise UserError if the model's loss compares with targets, and ``split`` has none."""
-    if split.y is None and model.loss is not None and not computes_loss(model):
-        raise UserError(
-            "The data has no targets, which the model's loss compares the outputs with. Give "
-            "(x, y), for an autoencoder (x, x), or a model with a compute_loss of its own."
-        )
-
-
 def _check_loss(model: keras.Model, example: Split | None) -> None:
     """Raise UserError where there is nothing to minimise but the size of the weights."""
     if computes_loss(model) or model.loss is not None:

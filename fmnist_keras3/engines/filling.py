@@ -110,16 +110,14 @@ def _output_ranks(model: keras.Model) -> list[int]:
 
 def _is_listed_loss(loss: Any) -> bool:
     """Tell whether ``loss``, as `compile` takes it, is a mean over examples of a listed one."""
-    if isinstance(loss, str):
-        loss = keras.losses.get(loss)
     mean = getattr(loss, "reduction", "mean") in ("sum_over_batch_size", "mean")
-    return _keras_name(loss) in LOSSES and mean and getattr(loss, "ignore_class", None) is None
+    return exported_name(loss) in LOSSES and mean and getattr(loss, "ignore_class", None) is None
 
 
 def _is_listed_metric(metric: keras.metrics.Metric) -> bool:
     # Keras makes this one of a name or a function, which may be a user's.
     wraps = type(metric) is keras.metrics.MeanMetricWrapper
-    listed = _keras_name(metric._fn if wraps else metric) in METRICS
+    listed = exported_name(metric._fn if wraps else metric) in METRICS
     return listed and getattr(metric, "ignore_class", None) is None
 
 
@@ -140,7 +138,7 @@ def _of_layers(model: keras.Model, training: bool) -> Iterator[str]:
 
 
 def _is_listed_layer(layer: Any, training: bool) -> bool:
-    name = _keras_name(layer)
+    name = exported_name(layer)
     if name in ALONG_ONE_AXIS:
         listed = layer.axis in (-1, [-1], (-1,))
     elif not training:
@@ -161,11 +159,14 @@ def _is_listed_layer(layer: Any, training: bool) -> bool:
     )
 
 
-def _keras_name(thing: Any) -> str | None:
-    """Return the name under which Keras exports a function or an object's class, else None.
+def exported_name(thing: Any) -> str | None:
+    """Return the name under which Keras exports a loss, metric, layer or function, else None.
 
-    Our layers and losses bear the names of the plain ones that they stand for.
+    ``thing`` may be a name of a loss. Our layers and losses bear the names of the plain ones that
+    they stand for.
     """
+    if isinstance(thing, str):
+        thing = keras.losses.get(thing)
     names = api_export.REGISTERED_OBJS_TO_NAMES
     kind = thing if callable(thing) and hasattr(thing, "__name__") else type(thing)
     return names[kind].rsplit(".", 1)[1] if kind in names else None

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.errors import UserError, nearest
 from fmnist_keras3.training.schedules import make_schedule
-
-if TYPE_CHECKING:
-    import keras
 
 # Lightning's names, and Keras' policies for them.
 PRECISIONS = {"32": "float32", "bf16-mixed": "mixed_bfloat16", "16-mixed": "mixed_float16"}
@@ -144,18 +138,3 @@ def check_precision(value: str | int | None) -> str | None:
             f"{', '.join(PRECISIONS)}."
         )
     return None if value is None else name
-
-
-def check_inputs(model: keras.Model, examples: Split) -> None:
-    """Raise UserError unless ``examples`` have the shape of the model's one input, where known."""
-    given, takes = examples.image_shape, getattr(model, "input_shape", None)
-    fits = True
-    if isinstance(takes, tuple) and isinstance(examples.x, np.ndarray):
-        pairs = zip(given, takes[1:], strict=False)
-        fits = len(given) == len(takes) - 1 and all(n == m or m is None for n, m in pairs)
-    if not (fits and len(examples)):
-        shape = f"[N, {', '.join(map(str, takes[1:]))}]" if isinstance(takes, tuple) else "some"
-        raise UserError(
-            f"The images have the shape {(len(examples), *given)}; the model takes {shape}, with "
-            "at least one image."
-        )

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from fmnist_keras3.training.callbacks import WeightAveraging
 
 
+ENDLESS = 2**31 - 1  # epochs, where something else is to end the training
+
+
 @dataclass
 class Position:
     """Where training stands, and the sums over the part of the epoch that is done."""
@@ -113,6 +116,16 @@ class Fit:
     def steps_in_epoch(self) -> int:
         """How many batches an epoch has."""
         return self.accumulation.steps_in_epoch
+
+    @property
+    def endless(self) -> bool:
+        """Whether no number of epochs ends the training."""
+        return self.max_epochs == ENDLESS
+
+    @property
+    def of_epochs(self) -> str:
+        """What is said after the number of an epoch: "/25", if an end is known."""
+        return "" if self.endless else f"/{self.max_epochs}"
 
     def stop(self, reason: str, *, force: bool = False) -> None:
         """Ask the loop to end at the next boundary; the first reason is kept.

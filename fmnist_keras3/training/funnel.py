@@ -95,10 +95,11 @@ def _train(fit: Fit, peak: float) -> None:
                 if fit.on_nonfinite == "stop":
                     raise
                 roll_back(failure)
+        resume.save_last(fit)  # to go on from, so before the optimizer's last word
+        if not fit.signals.received:
+            fit.engine.finish_optimizer()
         fit.notify("on_fit_end")
     fit.engine.sync_model()
-    if not fit.signals.received:
-        fit.engine.finish_optimizer()
     if fit.schedule is not None:
         fit.engine.set_learning_rate(peak)
     if fit.averaging is not None and not fit.signals.received:

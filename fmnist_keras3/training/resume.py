@@ -85,6 +85,14 @@ def saver(fit: Fit) -> ModelCheckpoint:
     return next((c for c in fit.callbacks if isinstance(c, ModelCheckpoint)), ModelCheckpoint())
 
 
+def save_last(fit: Fit) -> None:
+    """Let the callbacks that write checkpoints write the last one."""
+    for callback in fit.callbacks:
+        if isinstance(callback, ModelCheckpoint):
+            with fit.profiler.section(callback.section):
+                callback.save_last(fit)
+
+
 class Rollback:
     """Goes back to the last good checkpoint when a value is not finite, and around the failure.
 

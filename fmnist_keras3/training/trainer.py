@@ -24,7 +24,7 @@ from fmnist_keras3.data.datamodule import (
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.data.feeds import Feed, ResidentFeed, StreamFeed
 from fmnist_keras3.engines import make_engine
-from fmnist_keras3.engines.base import Engine, check_targets
+from fmnist_keras3.engines.base import Engine
 from fmnist_keras3.errors import UserError
 from fmnist_keras3.evaluation.tta import TTA, parse_tta, scores
 from fmnist_keras3.lightning import explained
@@ -35,7 +35,6 @@ from fmnist_keras3.training.arguments import (
     batches,
     batches_in_epoch,
     check,
-    check_inputs,
     check_precision,
     seconds,
 )
@@ -52,7 +51,8 @@ from fmnist_keras3.training.callbacks import (
 )
 from fmnist_keras3.training.callbacks.keras_callback import as_callbacks
 from fmnist_keras3.training.callbacks.model_summary import on_screen
-from fmnist_keras3.training.fit import Fit
+from fmnist_keras3.training.check_data import check_inputs, check_split, not_finite
+from fmnist_keras3.training.fit import ENDLESS, Fit
 from fmnist_keras3.training.funnel import run_fit
 from fmnist_keras3.training.hparams import check_hparams, describe
 from fmnist_keras3.training.loggers import JSONLLogger, Logger, Loggers, make_loggers
@@ -77,9 +77,9 @@ OneOrMore = T | Sequence[T]
 class Trainer:
     """Trains any compiled Keras model; argument names follow Lightning where they exist.
 
-    ``max_epochs`` (10, or what ``max_steps`` takes), ``max_steps`` (None or -1: no limit) and
-    ``max_time`` ("00:10:00", seconds, a timedelta) end the training, whichever comes first; before
-    ``min_epochs`` neither a time nor a callback does.
+    ``max_epochs`` (10, or what ``max_steps`` takes), ``max_steps`` and ``max_time`` ("00:10:00",
+    seconds, a timedelta) end the training, whichever comes first; -1 epochs or steps are no limit.
+    Before ``min_epochs`` neither a time nor a callback does.
     ``accumulate_grad_batches`` batches make one update of their mean gradient; those left over at
     an epoch's end make one, too.
     ``gradient_clip_val`` limits the global norm of the gradients ("norm") or each number ("value",
@@ -165,6 +165,8 @@ class Trainer:
         self._given = {name: value for name, value in locals().items() if name != "self"}
         if max_epochs is None and max_steps is None:
             max_epochs = MAX_EPOCHS
+        if max_epochs == -1:  # as Lightning has it: as many as it takes
+            max_epochs = ENDLESS if max_steps is None else None
         check(self._given | {"max_epochs": max_epochs})
         if fast_dev_run:
             max_epochs, min_epochs, max_steps = 1, 0, int(fast_dev_run)
@@ -238,10 +240,10 @@ class Trainer:
         trained weights afterwards. Raises UserError for input that cannot be used and
         Diverged when the loss or a weight is not finite.
         """
-        data = as_datamodule(data, validation_data)
+        data = as_datamodule(data, validation_data, model)
         if self.overfit_batches:
             data = overfitted(data, self.overfit_batches)
-        check_targets(model, data.train)
+        self._check_data(model, data)
         engine = self._engine_for(model, data.train, data.batch_size)
         own = {} if hparams is None else {"hparams": check_hparams(hparams)}
         config = {**(describe(self, model, data) if config is None else config), **own}
@@ -324,8 +326,10 @@ class Trainer:
         tta: str | None,
     ) -> tuple[dict[str, float], Any]:
         views = parse_tta(tta)
-        data, split = _examples(data, split_name, limit)
-        check_targets(model, split)
+        data, split = _examples(model, data, split_name, limit)
+        check_split(model, split, split_name)
+        if found := not_finite(split, split_name):
+            raise UserError(f"{found} Leave these examples out, or mend them with np.nan_to_num.")
         engine = self._engine_for(model, data.train, data.batch_size)
         logs, outputs = self._evaluate(engine, split, data.batch_size, ckpt_path)
         if views is not None:
@@ -351,7 +355,7 @@ class Trainer:
         if isinstance(images, DataModule):
             raise UserError("Give images to predict: trainer.predict(model, data.setup().test.x)")
         examples = Split(mapped(as_array, images), None)
-        check_inputs(model, examples)
+        check_inputs(model, examples.x)
         size = min(PREDICT_BATCH, len(examples))
         engine = self._engine_for(model, examples, size)
         _, outputs = self._evaluate(engine, examples, size, ckpt_path, measure=False)
@@ -437,6 +441,21 @@ class Trainer:
         if self.gradient_clip_val is not None:
             set_clipping(model, self.gradient_clip_val, self.gradient_clip_algorithm)
 
+    def _check_data(self, model: keras.Model, data: DataModule) -> None:
+        """Raise UserError for data that does not suit the model or holds NaN."""
+        check_split(model, data.train, "training")
+        found = not_finite(data.train, "training")
+        if data.validation is not None:
+            check_split(model, data.validation, "validation", data.train)
+            found = found or not_finite(data.validation, "validation")
+        if found and self.on_nonfinite == "rollback":
+            warnings.warn(f"{found} Their steps will be left out.", stacklevel=4)
+        elif found:
+            raise UserError(
+                f"{found} Leave these examples out, mend them with np.nan_to_num, or train around "
+                "them: on_nonfinite='rollback'."
+            )
+
     def _validation(self, data: DataModule) -> Split | None:
         if data.validation is None or self.limit_val_batches == 0:
             return None
@@ -452,7 +471,7 @@ class Trainer:
             name = "resident" if split.nbytes <= RESIDENT_BYTES else "stream"
         return PIPELINES[name](split, engine, augment, training=training)
 
-    def accumulation(self, data: DataModule) -> Accumulation:
+    def _accumulation(self, data: DataModule) -> Accumulation:
         """Return when the optimizer makes its updates in a training on ``data``."""
         steps = batches_in_epoch(len(data.train), data.batch_size, self.last_batch)
         return Accumulation(self.accumulate_grad_batches, batches(self.limit_train_batches, steps))
@@ -465,7 +484,7 @@ class Trainer:
         return rundir.new_run_path(self.default_root_dir, model.name, backend, synthetic)
 
     def _make_fit(self, model, data, engine, run) -> Fit:
-        accumulation = self.accumulation(data)
+        accumulation = self._accumulation(data)
         steps = accumulation.steps_in_epoch
         epochs = self.max_epochs or -(-(self.max_steps or 0) // steps)
         total = min(epochs * steps, self.max_steps or epochs * steps)
@@ -478,6 +497,11 @@ class Trainer:
             )
         every = self.val_check_interval
         schedule = None
+        if self.schedule not in (None, "constant") and epochs == ENDLESS:
+            raise UserError(
+                f"The schedule {self.schedule} goes by the length of the training, and max_epochs "
+                "is -1. Give a number of epochs or max_steps, or schedule='constant'."
+            )
         if self.schedule is not None:
             if not engine.sets_learning_rate:
                 raise UserError(
@@ -532,13 +556,15 @@ class Trainer:
         )
 
 
-def _examples(data: Any, name: str, limit: Amount | None) -> tuple[DataModule, Split]:
+def _examples(
+    model: keras.Model, data: Any, name: str, limit: Amount | None
+) -> tuple[DataModule, Split]:
     """Return data as a module, and its split ``name``; of arrays and datasets all examples."""
     if isinstance(data, DataModule):
         module = data.setup()
         split = module.validation if name == "validation" else module.test
     else:
-        module = as_datamodule(data, 0.0)
+        module = as_datamodule(data, 0.0, model)
         split = module.train
     if limit == 0:
         short = {"validation": "val"}.get(name, name)

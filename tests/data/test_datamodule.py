@@ -6,7 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from fmnist_keras3 import ArrayData, UserError, seed_everything
+from fmnist_keras3 import ArrayData, DataModule, UserError, seed_everything
+from fmnist_keras3.data import datamodule
 from fmnist_keras3.data.datamodule import as_datamodule
 
 N = 200
@@ -60,10 +61,61 @@ def test_datasets_that_cannot_be_read_are_told(tf, pair):
     for made, words in (
         (dataset.repeat(), "never ends"),
         (dataset.take(0), "is empty"),
-        (dataset.map(lambda x, y: x), "must give .x, y."),
+        (dataset.map(lambda x, y: (x, y, y, y)), "must give .x, y."),
     ):
         with pytest.raises(UserError, match=words):
             as_datamodule(made)
+
+
+@pytest.mark.parametrize("built", [True, False])
+@pytest.mark.parametrize("batch", [None, 4])
+def test_inputs_and_targets_of_one_length_are_no_batch_by_that(tf, built, batch):
+    """An autoencoder's 8 x 8 images: 36 examples, not 288 of 8 numbers."""
+    x = np.random.default_rng(0).random((36, 8, 8), np.float32)
+    model = keras.Sequential([keras.Input((8, 8))] * built + [keras.layers.Dense(8)])
+    dataset = tf.data.Dataset.from_tensor_slices((x, x))
+    if batch:
+        dataset = dataset.batch(batch, drop_remainder=True).prefetch(1)
+    module = as_datamodule(dataset, model=model)
+    assert np.array_equal(module.source.train.x, x)
+    assert batch is None or module.batch_size == batch
+
+
+def test_a_dataset_of_unknown_length_is_read_so_far(tf, monkeypatch):
+    def endless():
+        while True:
+            yield np.zeros(100, np.float32), 0
+
+    signature = (tf.TensorSpec((100,), tf.float32), tf.TensorSpec((), tf.int32))
+    dataset = tf.data.Dataset.from_generator(endless, output_signature=signature)
+    assert len(as_datamodule(dataset.take(20)).train) == 18
+    monkeypatch.setattr(datamodule, "MAX_EXAMPLES", 50)
+    with pytest.raises(UserError, match=r"read for 51 examples .*take\(N\).*assert_cardinality"):
+        as_datamodule(dataset)
+    monkeypatch.setattr(datamodule, "MAX_BYTES", 10 * 404)
+    with pytest.raises(UserError, match="read for 11 examples"):
+        as_datamodule(dataset)
+    known = dataset.take(60).apply(tf.data.experimental.assert_cardinality(60))
+    assert len(as_datamodule(known).source.train) == 60
+
+
+def test_splits_are_read_when_they_are_asked_for(pair):
+    module = ArrayData(*pair, batch_size=8, augment="flip")
+    assert repr(module) == "ArrayData(not read yet, batch_size=8, augment='flip')"
+    assert len(module.train) == 180
+    assert repr(module).startswith("ArrayData(180 train, 20 validation, batch_size=8")
+    assert module.setup("fit") is module.setup(stage="test") is module
+    assert not hasattr(module, "trian")
+    broken = ArrayData(*pair, batch_size=1000)
+    for _ in range(2):
+        with pytest.raises(UserError, match="batch_size 1000 is larger"):
+            len(broken.train)
+
+
+@pytest.mark.parametrize("hook", ["train_dataloader", "prepare_data"])
+def test_a_module_of_lightnings_form_is_told(hook):
+    with pytest.raises(UserError, match=rf"no hook {hook} here. It is load\(\)"):
+        type("Mine", (DataModule,), {hook: lambda self: None})
 
 
 def test_other_things_are_named():

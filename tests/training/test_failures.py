@@ -24,6 +24,7 @@ from fmnist_keras3 import (
 from fmnist_keras3.data.plan import epoch_plan
 from fmnist_keras3.errors import Interrupted
 from fmnist_keras3.training import checkpoint, resume
+from fmnist_keras3.training import trainer as trainer_module
 from fmnist_keras3.training.callbacks import RichProgressBar, Summary, Trace
 from fmnist_keras3.training.pace import CHUNK_SECONDS, Pace
 from fmnist_keras3.training.writer import Writer
@@ -120,8 +121,12 @@ def with_nan_at(step):
 
 
 @pytest.mark.parametrize("step", [1, 4])
-def test_a_loss_that_is_not_finite_is_found_and_its_step_named(tmp_path, step):
+def test_a_loss_that_is_not_finite_is_found_and_its_step_named(tmp_path, step, monkeypatch):
     run = tmp_path / "run"
+    with pytest.raises(UserError, match=r"inputs hold .*NaN.* in 1 of 160 examples \(row \d+\)"):
+        trainer(run).fit(everything_model(), with_nan_at(step))
+    assert not run.exists()
+    monkeypatch.setattr(trainer_module, "not_finite", lambda *_: None)  # as if it came up later
     with pytest.raises(Diverged, match=rf"loss of step {step} \(epoch 1\)") as raised:
         trainer(run).fit(everything_model(), with_nan_at(step))
     assert raised.value.step == step
@@ -204,6 +209,7 @@ def left_out(told):
     return [message for message in messages if "is left out" in message]
 
 
+@pytest.mark.filterwarnings("ignore:The training inputs hold values")
 def test_a_rollback_leaves_the_failing_steps_out(tmp_path):
     """Whatever the chunks, and also after a kill, the same steps are left out."""
     states = []
@@ -251,7 +257,7 @@ def test_a_rollback_halves_the_learning_rate_where_leaving_out_does_not_help(tmp
     assert position["skipped"] == [8, 9]
 
 
-@pytest.mark.filterwarnings("ignore:The loss of step")
+@pytest.mark.filterwarnings("ignore:The loss of step", "ignore:The training inputs hold values")
 def test_a_rollback_that_does_not_help_gives_up(tmp_path):
     x, y = arrays()
     everywhere = ArrayData(np.full(x.shape, np.nan, np.float32), y, batch_size=32, validation=0)
@@ -448,7 +454,7 @@ def test_bad_arguments_are_named(options, words):
 
 
 @pytest.mark.parametrize(
-    "options", [{"save_top_k": -1}, {"every_n_epochs": 0}, {"train_time_interval": -1}]
+    "options", [{"save_top_k": -2}, {"every_n_epochs": 0}, {"train_time_interval": -1}]
 )
 def test_bad_arguments_of_a_checkpointer_are_named(options):
     (name,) = options

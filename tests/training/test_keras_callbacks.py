@@ -5,7 +5,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from everything import EPOCHS, built_model, data, everything_model, trainer
+from everything import EPOCHS, built_model, data, everything_model, last, trainer
 
 from fmnist_keras3 import Trainer, UserError
 
@@ -39,6 +39,7 @@ class Watch(keras.callbacks.Callback):
         self.logs, self.weights = logs, weights
 
     def on_train_end(self, logs=None):
+        self.at_end = [np.array(w) for w in self.model.get_weights()]
         self.calls.append(("train end", None))
 
 
@@ -51,7 +52,10 @@ def test_the_hooks_come_in_order_with_the_values_and_the_weights_of_the_moment(t
     assert watch.calls == [("train begin", 2), *one, *two, ("train end", None)]
     assert watch.logs["val_loss"] == result.summary["validation_loss"]
     assert watch.logs["learning_rate"] == pytest.approx(0.01)
-    for a, b in zip(watch.weights, model.get_weights(), strict=True):
+    kept = dict(last(tmp_path / "run").state)["model/logits/kernel"]
+    assert any(np.array_equal(kept, weight) for weight in watch.weights)
+    # As with Keras, the optimizer's own average (`use_ema`) takes their place before the end.
+    for a, b in zip(watch.at_end, model.get_weights(), strict=True):
         assert np.array_equal(a, b)
 
 
@@ -98,6 +102,12 @@ def test_two_masters_of_the_learning_rate_are_refused(tmp_path, name):
     arguments = [lambda epoch: 0.1] if name == "LearningRateScheduler" else []
     with pytest.raises(UserError, match=f"{name} and the Trainer's schedule"):
         fit(tmp_path / "run", getattr(keras.callbacks, name)(*arguments), schedule="cosine")
+    model = built_model(keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 9)))
+    made = Trainer(
+        1, run_dir=tmp_path / "own", callbacks=getattr(keras.callbacks, name)(*arguments)
+    )
+    with pytest.raises(UserError, match=f"{name} and the optimizer's schedule"):
+        made.fit(model, data())
 
 
 def test_a_model_checkpoint_of_keras_saves_each_epoch(tmp_path):

@@ -26,6 +26,7 @@ from fmnist_keras3 import (
     EMAWeightAveraging,
     LearningRateMonitor,
     Logger,
+    Lookahead,
     MLFlowLogger,
     ModelCheckpoint,
     ModelSummary,
@@ -410,8 +411,8 @@ def test_num_sanity_val_steps(model, data, monkeypatch, count, batches):
     engine = trainer._engine_for(model, data.setup().train, 20)
     infer = engine.infer
 
-    def watched(chunks):
-        logs, outputs = infer(chunks)
+    def watched(chunks, *more):
+        logs, outputs = infer(chunks, *more)
         seen.append(0 if outputs is None else len(outputs))
         return logs, outputs
 
@@ -931,7 +932,10 @@ def test_every_argument_of_lightnings_trainer_is_taken_or_explained():
         (lambda m, d: Trainer().predict(m, d), r"Give images to predict"),
         (lambda m, d: Tuner(Trainer()).lr_find(m, datamodule=d), "lr_find has no datamodule"),
         (lambda m, d: ModelCheckpoint(dirpath="my/path/"), r"Trainer\(run_dir=\.\.\.\)"),
-        (lambda m, d: ModelCheckpoint(save_last=True), "the last checkpoint is always kept"),
+        (lambda m, d: ModelCheckpoint(save_last=False), "the last checkpoint is always kept"),
+        (lambda m, d: Trainer().fit(m, d, epochs=3), r"type Trainer\(max_epochs=\.\.\.\)"),
+        (lambda m, d: Trainer().fit(m, x=1, y=2), r"trainer\.fit\(model, \(x, y\)\)"),
+        (lambda m, d: Trainer().fit(m, d, class_weight={0: 2}), r"\(x, y, weights\[y\]\)"),
         (lambda m, d: ThroughputMonitor(batch_size_fn=len), "Leave it out"),
         (lambda m, d: TensorBoardLogger("logs", version=1), "give another name"),
         (lambda m, d: seed_everything(42, workers=True), "no worker draws numbers"),
@@ -942,6 +946,41 @@ def test_every_argument_of_lightnings_trainer_is_taken_or_explained():
 def test_what_only_lightning_has_is_explained(model, data, call, words):
     with pytest.raises(UserError, match=words):
         call(model, data)
+
+
+@pytest.mark.parametrize("name", lightning_names.NAMES)
+def test_a_class_of_lightnings_that_is_not_here_is_explained(name):
+    """from lightning.pytorch.callbacks import TQDMProgressBar"""
+    with pytest.raises(ImportError, match=f"There is no {name} in fmnist_keras3. It is "):
+        exec(f"from fmnist_keras3 import {name}")
+
+
+def test_as_many_epochs_as_it_takes(model, data):
+    """trainer = Trainer(max_epochs=-1)"""
+    stop = EarlyStopping("val_loss", patience=0, min_delta=1e9)
+    result = Trainer(max_epochs=-1, callbacks=stop).fit(model, data)
+    assert result.reason == "early stopping: val_loss did not improve on " + (
+        f"{stop.best_score:.4f} for 1 validations"
+    )
+    assert result.summary["epochs"] == 2
+    assert Trainer(max_epochs=-1, max_steps=5).fit(model, data).summary["steps"] == 5
+    for options, words in (
+        ({"schedule": "cosine"}, "schedule cosine goes by the length"),
+        ({"callbacks": StochasticWeightAveraging()}, "swa_epoch_start is a fraction"),
+        ({"callbacks": Lookahead(anneal=True)}, "anneal goes by the length"),
+    ):
+        with pytest.raises(UserError, match=words):
+            Trainer(max_epochs=-1, **options).fit(model, data)
+
+
+def test_all_checkpoints_are_kept(model, data):
+    """checkpoint_callback = ModelCheckpoint(save_top_k=-1, save_last=True)"""
+    result = Trainer(
+        max_epochs=4, callbacks=ModelCheckpoint("val_loss", save_top_k=-1, save_last=True)
+    ).fit(model, data)
+    kept = {path.name for path in (result.run_dir / "checkpoints").glob("step-*")}
+    assert len(kept) == 4
+    assert {result.best_checkpoint.name, result.last_checkpoint.name} <= kept
 
 
 @pytest.mark.parametrize(

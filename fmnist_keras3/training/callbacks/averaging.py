@@ -180,6 +180,8 @@ class StochasticWeightAveraging(WeightAveraging):
 
     def setup(self, fit):
         super().setup(fit)
+        if isinstance(self.swa_epoch_start, float) and fit.endless:
+            raise UserError("swa_epoch_start is a fraction, of max_epochs -1. Give an epoch.")
         start = self._start(fit)
         if start >= fit.max_epochs:
             raise UserError(
@@ -230,6 +232,11 @@ class Lookahead(WeightAveraging):
         if not 0 < alpha <= 1:
             raise UserError(f"alpha is {alpha}; it must be more than 0 and at most 1, as 0.5.")
         self.every_n_steps, self.alpha, self.anneal = every_n_steps, alpha, anneal
+
+    def setup(self, fit):
+        super().setup(fit)
+        if self.anneal and fit.endless:
+            raise UserError("anneal goes by the length of the training. Give max_epochs.")
 
     def on_fit_start(self, fit):
         if fit.position.step == 0:

@@ -43,8 +43,8 @@ class EarlyStopping(Callback):
         divergence_threshold: float | None = None,
         check_on_train_epoch_end: bool | None = None,
     ) -> None:
-        if patience < 1:
-            raise UserError(f"patience is {patience}; early stopping needs at least 1 epoch.")
+        if patience < 0:
+            raise UserError(f"patience is {patience}; it must be at least 0.")
         self.monitor, self.patience, self.min_delta = monitor, patience, min_delta
         self.mode = check_mode(mode) or default_mode(monitor)
         self.verbose, self.strict, self.check_finite = verbose, strict, check_finite
@@ -118,7 +118,7 @@ class EarlyStopping(Callback):
         limit = self.divergence_threshold
         if limit is not None and self._gain(value, limit) < 0:
             return f"{name} {value:.4f} is worse than the divergence_threshold {limit:g}"
-        if self.wait_count >= self.patience:
+        if self.wait_count >= max(self.patience, 1):  # 0: the first without an improvement
             checks = "validations" if "val_" in name else "epochs"
             return f"{name} did not improve on {self.best_score:.4f} for {self.wait_count} {checks}"
         return None

@@ -49,9 +49,12 @@ class KerasCallback(Callback):
 
     def setup(self, fit):
         sets_rate = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)
-        if isinstance(self.callback, sets_rate) and fit.schedule is not None:
+        if not isinstance(self.callback, sets_rate):
+            return
+        if fit.schedule is not None or not fit.engine.sets_learning_rate:
+            whose = "optimizer" if fit.schedule is None else "Trainer"
             raise UserError(
-                f"{type(self.callback).__name__} and the Trainer's schedule both set the learning "
+                f"{type(self.callback).__name__} and the {whose}'s schedule both set the learning "
                 "rate. Leave one of them out."
             )
 

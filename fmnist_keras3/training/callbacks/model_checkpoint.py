@@ -26,7 +26,8 @@ class ModelCheckpoint(Callback):
     timedelta) after the last one, and at SIGUSR1. Keeps the last one, the one before it (should the
     disk damage the last), and the ``save_top_k`` best by ``monitor`` (default: val_accuracy, else
     val_loss; without validation there is no best), which are the smallest or largest by ``mode``
-    ("min" or "max"; default: "max" for accuracies). The state is copied at once and written in the
+    ("min" or "max"; default: "max" for accuracies); with -1 every one. ``save_last`` may be True,
+    as it always is. The state is copied at once and written in the
     background; what goes wrong there is raised at the next boundary.
 
     ``filename`` labels the folders: "{epoch:02d}-{val_loss:.2f}" makes
@@ -56,12 +57,18 @@ class ModelCheckpoint(Callback):
         *,
         filename: str | None = None,
         auto_insert_metric_name: bool = True,
+        save_last: bool | None = None,
         verbose: bool = False,
     ) -> None:
+        if save_last not in (None, True):
+            raise UserError(
+                f"save_last is {save_last!r}, but the last checkpoint is always kept, to go on "
+                "from: fit(..., ckpt_path='last'). Leave save_last out."
+            )
         if isinstance(train_time_interval, timedelta):
             train_time_interval = train_time_interval.total_seconds()
         for name, value, least in (
-            ("save_top_k", save_top_k, 0),
+            ("save_top_k", save_top_k, -1),
             ("every_n_train_steps", every_n_train_steps, 1),
             ("every_n_epochs", every_n_epochs, 1),
             ("train_time_interval", train_time_interval, 0),
@@ -143,7 +150,7 @@ class ModelCheckpoint(Callback):
         name = self._new_path(fit).name
         sign = -1 if (self.mode or default_mode(monitor or "")) == "max" else 1
         ranked = sorted([*self.best, [value, name, epoch]], key=lambda entry: sign * entry[0])
-        self.best = ranked[: self.save_top_k]
+        self.best = ranked if self.save_top_k == -1 else ranked[: self.save_top_k]
         better = {"monitor": monitor, "value": value, "epoch": epoch}
         best = self.best[0][1] == name
         self.save(fit, better if best else None)
@@ -152,7 +159,8 @@ class ModelCheckpoint(Callback):
         if best and self.verbose:
             print(f"epoch {epoch}: {monitor} {value:.4f} is the best so far, kept as {name}")
 
-    def on_fit_end(self, fit):
+    def save_last(self, fit) -> None:
+        """Write a checkpoint of the end, unless there is one; before anything follows that."""
         if self._saved != fit.position.place:
             self.save(fit)
         self._writer.wait()
@@ -189,7 +197,7 @@ class ModelCheckpoint(Callback):
         self._saved = fit.position.place
         fit.signals.checkpoint_asked = False
         keep = {path.name, self._before or "", *(name for _, name, _ in self.best)}
-        writer, manifest = self._writer, fit.manifest()
+        writer, manifest, keeps_all = self._writer, fit.manifest(), self.save_top_k == -1
 
         def write() -> None:
             checkpoint.save(path, state, manifest)
@@ -200,7 +208,8 @@ class ModelCheckpoint(Callback):
                 checkpoint.point(folder, "best", path.name, **better)
             checkpoint.point(folder, "last", path.name)
             best = checkpoint.pointed(folder, "best")  # of a killed process, it may be unknown here
-            checkpoint.retire(folder, keep if best is None else keep | {best.name})
+            if not keeps_all:
+                checkpoint.retire(folder, keep if best is None else keep | {best.name})
 
         writer.submit(write)
         return path

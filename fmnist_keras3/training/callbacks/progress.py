@@ -43,7 +43,7 @@ class RichProgressBar(Callback):
     def on_train_epoch_start(self, fit):
         self._shown = fit.position.step
         if self._bar is not None:
-            title = f"epoch {fit.position.epoch + 1}/{fit.max_epochs}"
+            title = f"epoch {fit.position.epoch + 1}{fit.of_epochs}"
             self._bar.begin(title, fit.steps_in_epoch, fit.position.step_in_epoch)
 
     def on_chunk_end(self, fit):
@@ -60,7 +60,7 @@ class RichProgressBar(Callback):
 
     def on_train_epoch_end(self, fit):
         record = fit.records["train"]
-        parts = [f"epoch {record['epoch']:>3}/{fit.max_epochs}"]
+        parts = [f"epoch {record['epoch']:>3}{fit.of_epochs}"]
         labels = {"": "train", "val_": "validation", "val_averaged_": "averaged"}
         for prefix, label in labels.items():
             if f"{prefix}loss" in fit.logs:
