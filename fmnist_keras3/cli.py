@@ -18,6 +18,7 @@ from fmnist_keras3.errors import (
     nearest,
     told,
 )
+from fmnist_keras3.lightning import option_here
 from fmnist_keras3.training.signals import terminable
 
 
@@ -36,11 +37,23 @@ class Parser(argparse.ArgumentParser):
         for word in unknown:
             if word.startswith("-"):
                 options = [o for action in self._actions for o in action.option_strings]
-                guess = nearest(word.split("=")[0], options)
+                here = option_here(word, [option.lstrip("-") for option in options])
+                guess = here or nearest(word.split("=")[0], options)
                 raise UserError(f"There is no option {word}.{guess} Type {self.prog} --help")
         if unknown:
-            raise UserError(f"Unexpected {unknown[0]!r}. Type {self.prog} --help")
+            guess = _named(unknown[0])
+            raise UserError(f"Unexpected {unknown[0]!r}.{guess} Type {self.prog} --help")
         return known
+
+
+def _named(word: str) -> str:
+    """Return what to type for a model's or recipe's name without its option, else ""."""
+    from fmnist_keras3 import recipes
+    from fmnist_keras3.models import MODELS
+
+    known = {"model": MODELS, "recipe": recipes.names()}
+    options = [f"--{option} {word}" for option, names in known.items() if word in names]
+    return f" Perhaps {' or '.join(options)}." if options else ""
 
 
 def add_option(parser: argparse.ArgumentParser, name: str, **options: Any) -> None:
@@ -217,6 +230,14 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None], Callable[[Any], int]]] 
 }
 
 
+COMMANDS_ELSEWHERE = {
+    **dict.fromkeys(("fit", "run", "start"), "train"),
+    **dict.fromkeys(("test", "eval", "validate"), "evaluate"),
+    "lr_find": "find",
+    "download": "data",
+}
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (see the README)."""
     words = list(sys.argv[1:] if words is None else words)
@@ -254,8 +275,9 @@ def _dispatch(words: list[str]) -> int:
     if words and not words[0].startswith("-"):
         name = words[0]
         if name not in COMMANDS:
+            guess = nearest(COMMANDS_ELSEWHERE.get(name, name), COMMANDS)
             raise UserError(
-                f"There is no command {name!r}.{nearest(name, COMMANDS)} "
+                f"There is no command {name!r}.{guess} "
                 f"Commands: {', '.join(COMMANDS)}. Type fmnist --help"
             )
         about, options, run = COMMANDS[name]

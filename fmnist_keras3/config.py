@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmnist_keras3.errors import UserError, nearest
+from fmnist_keras3.lightning import option_here
 
 if TYPE_CHECKING:
     import keras
@@ -203,6 +204,7 @@ class TrainConfig:
         for f in dataclasses.fields(self):
             _check(f, getattr(self, f.name))
         from fmnist_keras3.data.augment import parse_augment
+        from fmnist_keras3.data.sources import check_name
         from fmnist_keras3.evaluation.tta import parse_tta
         from fmnist_keras3.models import check_model
         from fmnist_keras3.training.arguments import check_amount, seconds
@@ -214,6 +216,7 @@ class TrainConfig:
         check_optimizer(self.optimizer)
         parse_lr_groups(self.lr_groups)
         make_schedule(self.schedule, self.lr, 1)
+        check_name(self.data)
         parse_augment(self.augment)
         parse_tta(self.tta)
         make_loggers(self.logger)
@@ -380,7 +383,8 @@ def read_environment() -> dict[str, Any]:
             continue
         if key not in names:
             raise UserError(
-                f"The environment variable {variable} names no setting.{nearest(key, names)} "
+                f"The environment variable {variable} names no setting."
+                f"{option_here(key, FIELDS) or nearest(key, names)} "
                 "`fmnist train --help` lists the settings; unset the variable if it is not ours."
             )
         chosen[names[key]] = convert(names[key], value)
@@ -442,7 +446,8 @@ def typed(values: dict[str, Any], path: str | Path) -> dict[str, Any]:
     for key in values:
         if key not in FIELDS:
             raise UserError(
-                f"{path}: unknown key {key!r}.{nearest(str(key), FIELDS)} "
+                f"{path}: unknown key {key!r}."
+                f"{option_here(str(key), FIELDS) or nearest(str(key), FIELDS)} "
                 "`fmnist train --print_config` shows all keys."
             )
     return {key: convert(key, value) for key, value in values.items()}

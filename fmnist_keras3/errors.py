@@ -46,7 +46,16 @@ def exit_code(signal_name: str) -> int:
     return 128 + signal.Signals[signal_name].value
 
 
+CLOSE = 0.65  # likeness from which a word may be meant: "cvs" for "csv", not "tta" for "output"
+
+
 def nearest(given: str, allowed: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the closest allowed word, or an empty string."""
-    match = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)
-    return f" Did you mean {match[0]!r}?" if match else ""
+    """Return ``" Did you mean 'x'?"`` for the closest allowed word, or "" where none is close."""
+    words = {_bare(word): word for word in allowed}
+    match = difflib.get_close_matches(_bare(given), list(words), n=1, cutoff=CLOSE)
+    return f" Did you mean {words[match[0]]!r}?" if match else ""
+
+
+def _bare(word: str) -> str:
+    # The dashes of two options would be likeness enough.
+    return word.lstrip("-").replace("-", "_").lower()

@@ -15,6 +15,44 @@ _SECOND = "data comes second, a DataModule or arrays: trainer.fit(model, data)"
 _BOTH = "the examples come second, together: trainer.fit(model, (x, y))"
 _PARTS = dict.fromkeys(("datamodule", "dataloaders", "train_dataloaders"), _SECOND)
 
+# Options and keys that other tools have, without dashes and underscores, and what to type here.
+_DEVICE = (
+    "JAX_PLATFORMS=cpu (with TensorFlow CUDA_VISIBLE_DEVICES=-1) before the command; a GPU is "
+)
+_DEVICE += "used if there is one"
+_PRINTS = "`> log.txt` behind the command; a line an epoch is printed then"
+OPTIONS = {
+    **dict.fromkeys(("learningrate", "initlr", "baselr", "maxlr"), "--lr"),
+    **dict.fromkeys(("e", "maxepochs", "numepochs", "nepochs"), "--epochs"),
+    **dict.fromkeys(("b", "bs", "batch", "minibatch", "trainbatchsize"), "--batch_size"),
+    **dict.fromkeys(("o", "output", "out", "outputdir", "outdir", "name"), "--run_dir"),
+    **dict.fromkeys(("savedir", "logdir", "rundirectory", "experiment"), "--run_dir"),
+    **dict.fromkeys(("m", "arch", "net", "network", "architecture"), "--model"),
+    **dict.fromkeys(("dataset", "d"), "--data"),
+    **dict.fromkeys(("datapath", "dataroot", "root", "datafolder"), "--data_dir"),
+    **dict.fromkeys(("opt", "optim"), "--optimizer"),
+    **dict.fromkeys(("scheduler", "lrscheduler", "lrschedule"), "--schedule"),
+    **dict.fromkeys(("wd", "decay"), "--weight_decay"),
+    **dict.fromkeys(("l2reg", "l2regularization", "reg"), "--l2"),
+    **dict.fromkeys(("dropoutrate", "droprate"), "--dropout"),
+    **dict.fromkeys(("patience", "earlystop"), "--early_stopping"),
+    **dict.fromkeys(("amp", "fp16", "bf16", "mixedprecision"), "--precision bf16-mixed"),
+    **dict.fromkeys(("resumefrom", "ckpt", "ckptpath", "checkpoint"), "--resume"),
+    **dict.fromkeys(("clipnorm", "gradclip", "gradientclipval"), "--clip"),
+    **dict.fromkeys(("accumulategradbatches", "gradaccum"), "--accumulate"),
+    **dict.fromkeys(("valsplit", "validationsplit", "valfraction"), "--validation"),
+    **dict.fromkeys(("augmentation", "transforms", "aug"), "--augment"),
+    **dict.fromkeys(("valcheckinterval", "evalevery"), "--val_every"),
+    **dict.fromkeys(("savetopk", "keep"), "--keep_top"),
+    **dict.fromkeys(("profiler",), "--profile simple"),
+    **dict.fromkeys(("s", "randomseed", "randomstate"), "--seed"),
+    **dict.fromkeys(("smoothing",), "--label_smoothing"),
+    "backend": "the environment: KERAS_BACKEND=jax fmnist train (or tensorflow)",
+    **dict.fromkeys(("device", "devices", "gpu", "gpus", "cpu", "cuda", "accelerator"), _DEVICE),
+    **dict.fromkeys(("q", "quiet", "silent", "v", "verbose", "verbosity"), _PRINTS),
+    **dict.fromkeys(("workers", "numworkers", "j"), "nothing: the images stay on the device"),
+}
+
 # Classes of Lightning's and Keras' that are something else here, and what.
 NAMES = {
     "LightningModule": "a compiled keras.Model, with a compute_loss of its own if need be",
@@ -142,6 +180,16 @@ CALLBACK_HOOKS = {
     "on_predict": _ALONE,
     "teardown": "on_fit_end, and on_exception",
 }
+
+
+def option_here(word: str, allowed: Iterable[str]) -> str:
+    """Return ``" Here it is --lr."`` for an option or key of another tool, else "".
+
+    ``allowed`` are the names of those that there are.
+    """
+    ours = OPTIONS.get(word.split("=")[0].replace("-", "").replace("_", "").lower(), "")
+    named = ours.startswith("--") and ours.split()[0].lstrip("-") not in allowed
+    return f" Here it is {ours}." if ours and not named else ""
 
 
 def explained(function: F) -> F:

@@ -4,6 +4,7 @@ import inspect
 import shutil
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -22,13 +23,25 @@ from fmnist_keras3 import (
     load_run,
 )
 from fmnist_keras3.cli import main
-from fmnist_keras3.training import checkpoint
+from fmnist_keras3.training import checkpoint, rundir
 from fmnist_keras3.training.hparams import PLACES
 
 sys.path.insert(0, str(Path(__file__).parent / "training"))
 from everything import STEPS, built_model, data, everything_model, last, trainer
 
 HPARAMS = {"width": 16, "blocks": [1, 2], "note": "a text", "deep": {"rate": 0.5, "none": None}}
+
+
+def test_runs_that_start_in_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(rundir.time, "strftime", lambda form: "20261127-120000")
+    with ThreadPoolExecutor(30) as pool:
+        made = list(pool.map(lambda _: rundir.new_run_path(tmp_path / "runs", "m", "b"), range(30)))
+    assert len(set(made)) == 30
+    assert {path.name for path in made} == {path.name for path in (tmp_path / "runs").iterdir()}
+    assert "20261127-120000-m-b-30" in {path.name for path in made}
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file cannot be written"):
+        rundir.new_run_path(tmp_path / "file", "m", "b")
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fmnist_keras3 import screen
 from fmnist_keras3.data.augment import augmented, parse_augment
 from fmnist_keras3.data.dataset import ImageData
 from fmnist_keras3.data.plan import draws_of
@@ -20,7 +21,6 @@ def describe(
     augment: str | None = None,
 ) -> int:
     """Print name, source, sizes and class counts; draw a preview if asked."""
-    from rich.console import Console
     from rich.table import Table
 
     from fmnist_keras3.data import sources
@@ -33,7 +33,7 @@ def describe(
             f"--preview {preview}: there is no folder {Path(preview).resolve().parent}."
         )
     found = sources.load(data, data_dir)
-    console = Console()
+    console = screen.console()
     table = Table(title=f"{found.name} from {found.source}")
     table.add_column("class")
     table.add_column("training", justify="right")
@@ -46,14 +46,14 @@ def describe(
     table.add_row("all", f"{len(found.train):,}", f"{len(found.test):,}")
     console.print(table)
     shape, pixels = found.train.x.shape[1:], found.train.x
-    console.print(f"images {shape}, {pixels.dtype}, mean {pixels.mean():.1f}", highlight=False)
+    console.print(f"images {shape}, {pixels.dtype}, mean {pixels.mean():.1f}")
     if found.sha256:
-        console.print(f"sha256 {found.sha256}", highlight=False, soft_wrap=True)
+        console.print(f"sha256 {found.sha256}", soft_wrap=True)
     if found.note:
-        console.print(f"note: {found.note}", highlight=False, soft_wrap=True)
+        console.print(f"note: {found.note}", soft_wrap=True)
     if preview:
         draw_preview(found, Path(preview), augment)
-        console.print(f"preview in {preview}", highlight=False, soft_wrap=True)
+        console.print(f"preview in {preview}", soft_wrap=True)
     return 0
 
 

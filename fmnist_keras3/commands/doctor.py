@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from fmnist_keras3 import runtime
+from fmnist_keras3 import runtime, screen
 from fmnist_keras3.errors import EXIT_USER, UserError
 
 PROBE_SECONDS = 1.0
@@ -18,10 +18,9 @@ PROBE_SECONDS = 1.0
 
 def report() -> int:
     """Print versions, hardware and a probe of each backend; returns 2 if the chosen one fails."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = screen.console()
     table = Table(title="versions", show_header=False)
     for name, version in runtime.versions().items():
         table.add_row(name, version)
@@ -34,7 +33,7 @@ def report() -> int:
     try:
         chosen = runtime.choose_backend()
     except UserError as error:
-        console.print(f"[bold red]{error}[/]", soft_wrap=True, highlight=False)
+        console.print(str(error), style="bold red", soft_wrap=True)
         chosen = None
     table = Table(title="backends")
     for column in ("backend", "device", "lenet, one second", "compiled = eager", "flags"):
@@ -47,16 +46,16 @@ def report() -> int:
             continue
         found = _probe_in_process(backend)
         if "error" in found:
-            table.add_row(mark, "[red]failed[/]", "", "", found["error"])
+            table.add_row(mark, screen.styled(("failed", "red")), "", "", found["error"])
             sound = sound and backend != chosen
             continue
-        right = "[green]yes[/]" if found["right"] else "[bold red]NO: results are wrong[/]"
+        right = ("yes", "green") if found["right"] else ("NO: results are wrong", "bold red")
         sound = sound and (found["right"] or backend != chosen)
         speed = f"{found['images_per_second']:,.0f} images/s"
-        table.add_row(mark, found["device"], speed, right, found["flags"])
+        table.add_row(mark, found["device"], speed, screen.styled(right), found["flags"])
     console.print(table)
     if chosen:
-        console.print(f"* the backend that `fmnist train` takes here: {chosen}", highlight=False)
+        console.print(f"* the backend that `fmnist train` takes here: {chosen}")
     return 0 if chosen and sound else EXIT_USER
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from fmnist_keras3 import runtime
+from fmnist_keras3 import runtime, screen
 from fmnist_keras3.errors import UserError
+
+if TYPE_CHECKING:
+    from fmnist_keras3.evaluation.metrics import Evaluation
 
 
 def evaluate(
@@ -20,7 +24,6 @@ def evaluate(
 
     With ``tta`` a second line has the accuracy and loss with test-time augmentation.
     """
-    from rich.console import Console
 
     runtime.prepare()
     runtime.import_keras_alone()
@@ -64,22 +67,18 @@ def evaluate(
             f"{len(module.source.class_names)}."
         )
     evaluation = evaluate_logits(examples.y, logits, module.source.class_names)
-    console = Console()
+    console = screen.console()
     console.print(per_class_table(evaluation))
     marker = " (GENERATED GARMENTS)" if module.source.name == "synthetic" else ""
-    console.print(
-        f"{module.source.name}{marker}, {split} split, {len(examples):,} images: "
-        f"accuracy [bold]{evaluation.accuracy:.4f}[/], loss [bold]{evaluation.loss:.4f}[/]",
-        highlight=False,
-        soft_wrap=True,
-    )
+    about = f"{module.source.name}{marker}, {split} split, {len(examples):,} images: "
+    console.print(_scores(about, evaluation), soft_wrap=True)
     if tta is not None:
         mean = trainer.predict(model, examples.x, tta=tta)
         with_views = evaluate_logits(examples.y, mean, module.source.class_names)
-        console.print(
-            f"with test-time augmentation {tta}: accuracy [bold]{with_views.accuracy:.4f}[/], loss "
-            f"[bold]{with_views.loss:.4f}[/]",
-            highlight=False,
-            soft_wrap=True,
-        )
+        console.print(_scores(f"with test-time augmentation {tta}: ", with_views), soft_wrap=True)
     return 0
+
+
+def _scores(about: str, evaluation: Evaluation) -> Any:
+    accuracy, loss = f"{evaluation.accuracy:.4f}", f"{evaluation.loss:.4f}"
+    return screen.styled(about, "accuracy ", (accuracy, "bold"), ", loss ", (loss, "bold"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fmnist_keras3 import runtime
+from fmnist_keras3 import runtime, screen
 from fmnist_keras3.commands.train import build, command_line
 from fmnist_keras3.config import TrainConfig
 from fmnist_keras3.errors import UserError
@@ -21,9 +21,7 @@ def find(what: str, config: TrainConfig, options: list[str], output: Path) -> in
     ``what`` is "lr" or "batch_size"; ``options`` are the words of the command line for train.
     The plot of the learning rates goes to ``output``.
     """
-    from rich.console import Console
-
-    console = Console(highlight=False)
+    console = screen.console()
     data, model, trainer = build(config, console)
     from fmnist_keras3.tuning import Tuner
 
@@ -53,9 +51,8 @@ def _learning_rate(console: Any, tuner: Any, model: Any, data: Any, output: Path
             "There is no learning rate to suggest: the loss fell nowhere before it diverged, or "
             "too few steps were taken. Look at the plot, and try --lr 1e-3 or another --optimizer."
         )
-    console.print(
-        f"Suggested learning rate, where the loss falls most steeply: [bold]{best:.2g}[/]"
-    )
+    about = "Suggested learning rate, where the loss falls most steeply: "
+    console.print(screen.styled(about, (f"{best:.2g}", "bold")))
     return f"{best:.2g}"
 
 
@@ -65,8 +62,7 @@ def _batch_size(console: Any, tuner: Any, model: Any, data: Any, output: Path) -
     best = found.suggestion()
     if best is None:
         raise UserError("No batch size fits into memory. Take a smaller --model.")
-    console.print(
-        f"Suggested batch size, the smallest that is nearly as fast as any: [bold]{best}[/]\n"
-        "A much larger batch than before wants another learning rate: fmnist find lr."
-    )
+    about = "Suggested batch size, the smallest that is nearly as fast as any: "
+    console.print(screen.styled(about, (str(best), "bold")))
+    console.print("A much larger batch than before wants another learning rate: fmnist find lr.")
     return str(best)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fmnist_keras3 import runtime
+from fmnist_keras3 import runtime, screen
 
 
 def show(chosen: list[str]) -> int:
@@ -11,7 +11,6 @@ def show(chosen: list[str]) -> int:
     Of all that are registered, or of those ``chosen``, as "airnet:widths=16-32". Raises UserError
     for unknown ones.
     """
-    from rich.console import Console
     from rich.table import Table
 
     from fmnist_keras3.models import MODELS, build_model, check_model, macs
@@ -36,7 +35,7 @@ def show(chosen: list[str]) -> int:
             f"{entry.l2:g}",
             entry.about,
         )
-    console = Console()
+    console = screen.console()
     console.print(table)
     options = Table(title="their options: --model NAME:OPTION=VALUE,OPTION=VALUE")
     options.add_column("name", style="bold")

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from fmnist_keras3 import recipes
+from fmnist_keras3 import recipes, screen
 from fmnist_keras3.evaluation.report import duration
 
 
 def show() -> int:
     """Print the headers of all recipes."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
+    console = screen.console()
     for name in recipes.names():
         header, _ = recipes.read(name)
-        console.print(f"[bold]{name}[/]  {header['about']}", soft_wrap=True)
+        console.print(screen.styled((name, "bold"), f"  {header['about']}"), soft_wrap=True)
         for line in (*_figures(header), header["command"]):
             console.print(f"  {line}", soft_wrap=True)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -9,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from fmnist_keras3 import runtime
+from fmnist_keras3 import runtime, screen
 from fmnist_keras3.config import FIELDS, TrainConfig, checkpoint_interval, convert, monitors
 from fmnist_keras3.errors import UserError, exit_code
 from fmnist_keras3.files import storing, write_json
@@ -68,7 +69,7 @@ def _stored_config(run: Path, which: str) -> dict[str, Any]:
 
 def build(config: TrainConfig, console: Any) -> tuple[Any, Any, Any]:
     """Return the data, the model and the Trainer of ``config``, and announce the data."""
-    backend = runtime.prepare()
+    runtime.prepare()
     runtime.import_keras_alone()
     from fmnist_keras3.data.datamodule import FashionMNIST
 
@@ -80,7 +81,6 @@ def build(config: TrainConfig, console: Any) -> tuple[Any, Any, Any]:
         data=config.data,
         data_dir=config.data_dir,
     ).setup()
-    synthetic = data.source.name == "synthetic"
     _announce(console, data)
 
     from fmnist_keras3.models.whitening import whiten
@@ -88,7 +88,6 @@ def build(config: TrainConfig, console: Any) -> tuple[Any, Any, Any]:
 
     model = config.build_model(data.train.image_shape, len(data.source.class_names))
     whiten(model, data.train.x)
-    path = config.run_dir or rundir.new_run_path(RUNS, model.name, backend, synthetic)
     trainer = Trainer(
         max_epochs=config.epochs,
         min_epochs=config.min_epochs,
@@ -117,33 +116,39 @@ def build(config: TrainConfig, console: Any) -> tuple[Any, Any, Any]:
         logger=config.logger,
         profiler=config.profile,
         log_every_n_steps=config.log_every_n_steps,
-        run_dir=path,
+        run_dir=config.run_dir,
+        default_root_dir=RUNS,
     )
     return data, model, trainer
 
 
 def _train(config: TrainConfig, ckpt_path: str | Path | None) -> int:
-    from rich.console import Console
-
-    console = Console()
+    console = screen.console()
     backend = runtime.prepare()
     leaves = not (config.fast_dev_run or config.barebones)
     if ckpt_path is None and config.run_dir is not None and leaves:
         rundir.check_new(Path(config.run_dir))
     data, model, trainer = build(config, console)
-    where = f"run directory [bold]{trainer.run_dir}[/]" if not config.barebones else "no files"
+    if leaves and trainer.run_dir is None:
+        synthetic = data.source.name == "synthetic"
+        trainer.run_dir = rundir.new_run_path(RUNS, model.name, backend, synthetic)
+    where = ["run directory ", (str(trainer.run_dir), "bold")]
     if config.fast_dev_run:
-        where = f"a trial of {config.fast_dev_run} batches, which leaves no files"
-    console.print(
-        f"{config.model} on {backend}, {config.epochs} epochs, batch {config.batch_size}; {where}",
-        highlight=False,
-        soft_wrap=True,
-    )
+        where = [f"a trial of {config.fast_dev_run} batches, which leaves no files"]
+    elif config.barebones:
+        where = ["no files"]
+    about = f"{config.model} on {backend}, {config.epochs} epochs, batch {config.batch_size}; "
+    console.print(screen.styled(about, *where), soft_wrap=True)
     with warnings.catch_warnings(), trainer.loggers.held():  # the test's record is to come
         warnings.showwarning = lambda message, *_: console.print(
-            f"[bold yellow]Warning:[/] {message}", soft_wrap=True, highlight=False
+            screen.styled(("Warning:", "bold yellow"), f" {message}"), soft_wrap=True
         )
-        result = trainer.fit(model, data, ckpt_path=ckpt_path, config=config.to_dict())
+        try:
+            result = trainer.fit(model, data, ckpt_path=ckpt_path, config=config.to_dict())
+        except UserError:
+            with contextlib.suppress(OSError):  # it is not empty, or was never made
+                Path(trainer.run_dir or "").rmdir()
+            raise
         return _conclude(console, config, trainer, model, data, result)
 
 
@@ -154,7 +159,8 @@ def _conclude(
     backend = runtime.choose_backend()
     if result.run_dir is None:
         if result.status == "interrupted":
-            console.print(f"[bold yellow]Stopped by {result.reason}[/]; nothing was kept.")
+            stopped = (f"Stopped by {result.reason}", "bold yellow")
+            console.print(screen.styled(stopped, "; nothing was kept."))
             return exit_code(str(result.reason))
         if config.barebones:
             console.print(f"{result.summary['images_per_second']:,.0f} images/s. Nothing was kept.")
@@ -163,19 +169,17 @@ def _conclude(
         console.print("Training, validation and test work. Nothing was kept.")
         return 0
     if result.status == "interrupted":
-        console.print(
-            f"[bold yellow]Stopped by {result.reason}[/] after step {result.summary['steps']}; "
-            f"nothing is lost. To go on:\n  {_resume_command(backend, result.run_dir)}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        stopped = (f"Stopped by {result.reason}", "bold yellow")
+        after = f" after step {result.summary['steps']}; nothing is lost. To go on:\n  "
+        command = _resume_command(backend, result.run_dir)
+        console.print(screen.styled(stopped, after, command), soft_wrap=True)
         return exit_code(str(result.reason))
     if result.profile is not None:
         console.print(profiler.table(result.profile))
     if config.profile == "trace":
         _say_how_to_read_a_trace(console, result.run_dir / "profile")
     if result.reason:
-        console.print(f"Ended early: {result.reason}.", highlight=False, soft_wrap=True)
+        console.print(f"Ended early: {result.reason}.", soft_wrap=True)
     try:
         with locked(result.run_dir):
             finish(console, trainer, model, data, result, config.tta)
@@ -193,7 +197,7 @@ def _say_how_to_read_a_trace(console: Any, folder: Path) -> None:
     how = f"pip install xprof && xprof --logdir {folder}"
     if files := sorted(folder.rglob("perfetto_trace.json.gz")):
         how = f"open {files[-1]} at https://ui.perfetto.dev, or {how}"
-    console.print(f"Trace: {how}", highlight=False, soft_wrap=True)
+    console.print(f"Trace: {how}", soft_wrap=True)
 
 
 def _callbacks(config: TrainConfig) -> list[Any]:
@@ -283,7 +287,7 @@ def finish(
     keys = [f"{kind}_{name}" for kind in kinds for name in ("accuracy", "loss")]
     for key in (*keys[:2], "test_accuracy_tta", "test_loss_tta", *keys[2:]):
         if summary.get(key) is not None:
-            table.add_row(key.replace("_", " "), f"[bold]{summary[key]:.4f}[/]")
+            table.add_row(key.replace("_", " "), screen.styled((f"{summary[key]:.4f}", "bold")))
     if summary.get("images_per_second"):
         table.add_row("training speed", f"{summary['images_per_second']:,.0f} images/s")
     table.add_row("model", str(run / rundir.MODEL))
@@ -325,11 +329,10 @@ def _announce(console: Any, data: Any) -> None:
     console.print(
         f"{source.name} from {source.source}: {len(data.train):,} training examples{held}, "
         f"{len(source.test):,} for the test",
-        highlight=False,
         soft_wrap=True,
     )
     if source.note and source.name != "synthetic":
-        console.print(f"Note: {source.note}", highlight=False, soft_wrap=True)
+        console.print(f"Note: {source.note}", soft_wrap=True)
     _announce_synthetic(console, data)
 
 

@@ -28,17 +28,24 @@ FILES = {
 IMAGES, LABELS = 2051, 2049
 KINDS = {IMAGES: "images", LABELS: "labels"}
 NEEDED = "The four files needed, each plain or with .gz: " + ", ".join(FILES) + "."
+# Where torchvision puts them, below the folder that it is given.
+BELOW = (".", "FashionMNIST/raw", "raw")
+# MNIST's files have the same names; these are its first training labels (zalando #107, #131).
+MNIST_LABELS = (5, 0, 4, 1, 9, 2, 1, 3, 1, 4, 3, 5, 3, 6, 1, 7, 2, 8, 6, 9)
 
 
 def read_folder(folder: str | Path) -> ImageData:
     """Return the data of the four IDX files in ``folder``, plain or ``.gz`` (plain wins).
 
-    Images are uint8 ``[N, H, W, 1]`` of any size, labels int32 ``[N]`` below 10. The name is
-    "fashion_mnist" for the genuine files; other content is "idx", with a note that says which
-    files differ. For ``sha256`` see `combine`. Raises UserError for whatever cannot be used.
+    Also in a folder below it, as torchvision leaves them, and with a dot in their names
+    (train-images.idx3-ubyte), as on Kaggle. Images are uint8 ``[N, H, W, 1]`` of any size, labels
+    int32 ``[N]`` below 10. The name is "fashion_mnist" for the genuine files and "mnist" for those
+    of the handwritten digits, which have the same names; other content is "idx", with a note that
+    says which files differ. For ``sha256`` see `combine`. Raises UserError for whatever cannot be
+    used.
     """
-    folder = Path(folder).expanduser().absolute()
-    paths = _find(folder)
+    paths = _find(Path(folder).expanduser().absolute())
+    folder = paths[0].parent
     contents = [_content(path) for path in paths]
     digests = [hashlib.sha256(content).hexdigest() for content in contents]
     train = _decode_split(paths[:2], contents[:2])
@@ -49,18 +56,25 @@ def read_folder(folder: str | Path) -> ImageData:
             f"{paths[2].name} of {test.x.shape[1]}x{test.x.shape[2]}. Use the same size."
         )
     differing = [name for name, d in zip(FILES, digests, strict=True) if d != FILES[name]]
-    note = None
-    if differing:
+    name, classes, note = "fashion_mnist", FASHION_CLASSES, None
+    if tuple(train.y[: len(MNIST_LABELS)].tolist()) == MNIST_LABELS:
+        name, classes = "mnist", tuple(str(digit) for digit in range(10))
+        note = (
+            "These are the handwritten digits of MNIST, whose files have the names of "
+            "Fashion-MNIST's: not Fashion-MNIST."
+        )
+    elif differing:
+        name = "idx"
         note = (
             f"Own IDX files, with Fashion-MNIST's class names: {', '.join(differing)} not as in "
             "the genuine release."
         )
     return ImageData(
-        name="idx" if differing else "fashion_mnist",
+        name=name,
         source=str(folder),
         train=train,
         test=test,
-        class_names=FASHION_CLASSES,
+        class_names=classes,
         sha256=combine(digests),
         note=note,
     )
@@ -102,13 +116,25 @@ def _find(folder: Path) -> list[Path]:
             raise UserError(f"The data folder {folder} does not exist. {NEEDED}")
         if not folder.is_dir():
             raise UserError(f"{folder} is a file; give the folder it is in. {NEEDED}")
-        present = {path.name for path in folder.iterdir()}
+        found = [_present(folder / below) for below in BELOW]
     except OSError as error:
         raise UserError(f"The data folder {folder} cannot be read: {error.strerror}.") from error
-    missing = [name for name in FILES if not {name, f"{name}.gz"} & present]
-    if missing:
-        raise UserError(f"{folder} has no {', '.join(missing)}. {NEEDED}")
-    return [folder / (name if name in present else f"{name}.gz") for name in FILES]
+    for paths in found:
+        if all(paths.values()):
+            return [path for path in paths.values() if path]
+    missing = [name for name, path in found[0].items() if path is None]
+    raise UserError(f"{folder} has no {', '.join(missing)}. {NEEDED}")
+
+
+def _present(folder: Path) -> dict[str, Path | None]:
+    """Return which files of ``folder`` are those of FILES, whatever way they are named."""
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    found: dict[str, Path | None] = {}
+    for name in FILES:
+        spellings = (name, name.replace("-idx", ".idx"))
+        names = [spelling + suffix for suffix in ("", ".gz") for spelling in spellings]
+        found[name] = next((folder / n for n in names if n in there), None)
+    return found
 
 
 def _content(path: Path) -> bytes:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import re
+import shlex
 from pathlib import Path
 
 from fmnist_keras3.data import idx, mirrors, tfds
@@ -12,6 +14,7 @@ from fmnist_keras3.data.dataset import ImageData
 from fmnist_keras3.errors import UserError, nearest
 
 NAMES = ("auto", "fashion_mnist", "synthetic")
+FILES_OF_DATA = (".csv", ".npz", ".npy", ".parquet", ".h5", ".pkl", ".mat", ".zip", ".json")
 
 log = logging.getLogger(__name__)
 
@@ -36,16 +39,12 @@ def load(data: str = "auto", data_dir: str | Path | None = None, *, seed: int = 
                 "Leave out --data_dir, or use --data auto."
             )
         return _generate(seed)
-    if data not in NAMES:
-        raise UserError(
-            f"Unknown data {data!r}: {', '.join(NAMES)} or tfds:NAME (for example tfds:mnist) "
-            f"are allowed.{nearest(data, NAMES)}"
-        )
+    check_name(data)
     if data_dir is not None:
-        return _from_folder(data_dir)
+        return _from_folder(data_dir, data)
     if folder := os.environ.get("FMNIST_DATA_DIR"):
         try:
-            return _from_folder(folder)
+            return _from_folder(folder, data)
         except UserError as error:
             raise UserError(f"{error} (FMNIST_DATA_DIR={folder})") from error
     found, failures = _find()
@@ -74,10 +73,42 @@ def is_offline() -> bool:
     return os.environ.get("FMNIST_OFFLINE", "") not in ("", "0")
 
 
-def _from_folder(folder: str | Path) -> ImageData:
+def check_name(data: str) -> None:
+    """Raise UserError, with what to type, unless `load` knows the name ``data``."""
+    if data in NAMES or data.startswith("tfds:"):
+        return
+    plain = data.lower().replace("-", "").replace("_", "")
+    path = Path(data).expanduser()
+    how = nearest(data, NAMES)
+    if plain in ("fashion", "fashionmnist", "fmnist"):
+        how = " Type --data fashion_mnist"
+    elif path.suffix in FILES_OF_DATA:
+        how = (
+            f" Files of this kind are not read: load {path.name} in Python, and give "
+            "ArrayData(x, y) to a Trainer."
+        )
+    elif path.is_dir() or os.sep in data or data.startswith("."):
+        how = (
+            f" If the folder holds the four IDX files, type --data_dir {shlex.quote(data)}; other "
+            "images are loaded in Python: ArrayData(x, y)."
+        )
+    elif not how and re.fullmatch(r"[a-z][a-z0-9_]*", data):
+        how = f" If it is a data set of TensorFlow Datasets, type --data tfds:{data}"
+    raise UserError(
+        f"There is no data {data!r}; {', '.join(NAMES)} and tfds:NAME are allowed.{how}"
+    )
+
+
+def _from_folder(folder: str | Path, data: str) -> ImageData:
     if tfds.is_prepared(data_dir=folder):
         return tfds.load(tfds.FASHION_MNIST, data_dir=folder, download=False)
-    return idx.read_folder(folder)
+    found = idx.read_folder(folder)
+    if found.name == "mnist" and data == "fashion_mnist":
+        raise UserError(
+            f"{found.note} They are in {found.source}. Put Fashion-MNIST's files there, or type "
+            "--data auto to train on the digits."
+        )
+    return found
 
 
 def _find() -> tuple[ImageData | None, list[str]]:

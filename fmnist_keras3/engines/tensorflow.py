@@ -39,11 +39,15 @@ class TensorFlowEngine(Engine):
         if gpus:
             details = tf.config.experimental.get_device_details(gpus[0])
             self.device = details.get("device_name", "GPU")
-        self._train = tf.function(self._train_chunk, jit_compile=True, autograph=False)
-        self._infer = tf.function(self._infer_chunk, jit_compile=True, autograph=False)
+        self._train = self.jit(self._train_chunk)
+        self._infer = self.jit(self._infer_chunk)
 
     def jit(self, function):
-        return tf.function(function, jit_compile=True, autograph=False)
+        compiled = tf.function(function, jit_compile=True, autograph=False)
+        # TensorFlow counts by the line of code, and would warn of the second model's programs as if
+        # one function were traced again and again.
+        compiled._omit_frequent_tracing_warning = True
+        return compiled
 
     def trace(self, folder):
         return tf.profiler.experimental.Profile(str(folder))

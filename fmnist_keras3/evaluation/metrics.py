@@ -148,9 +148,8 @@ def _calibration(confidence: np.ndarray, correct: np.ndarray) -> Calibration:
 
 
 def per_class_table(evaluation: Evaluation) -> Table:
-    """Return the per-class scores, with each class's commonest mistake, for ``rich`` to print."""
+    """Return the per-class scores, with each class's commonest mistake, for a `screen.console`."""
     from rich.table import Table
-    from rich.text import Text
 
     table = Table(
         caption=f"accuracy {100 * evaluation.accuracy:.2f} %, loss {evaluation.loss:.4f}, "
@@ -164,8 +163,7 @@ def per_class_table(evaluation: Evaluation) -> Table:
 
     def row(score: ClassScore, mistake: str) -> None:
         scores = (f"{value:.3f}" for value in (score.precision, score.recall, score.f1))
-        # Text, not str: a class name such as "[red]" is no markup.
-        table.add_row(Text(score.name), *scores, f"{score.support:,}", Text(mistake))
+        table.add_row(score.name, *scores, f"{score.support:,}", mistake)
 
     for index, score in enumerate(evaluation.per_class):
         wrong = evaluation.confusion[index].copy()

@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,25 @@ CHECKPOINTS, PLOTS = "checkpoints", "plots"
 
 
 def new_run_path(root: Path, model: str, backend: str, synthetic: bool = False) -> Path:
-    """Return a folder name below ``root`` that nobody has: time, model, backend."""
+    """Make a folder below ``root`` that nobody has, named by time, model and backend.
+
+    Of processes that start in the same second each gets its own. Raises UserError where ``root``
+    cannot be written.
+    """
     stamp = time.strftime("%Y%m%d-%H%M%S")
     name = f"{stamp}-{model}-{backend}" + ("-synthetic" if synthetic else "")
-    path, n = root / name, 1
-    while path.exists():
-        n += 1
-        path = root / f"{name}-{n}"
-    return path
+    for number in count(1):
+        path = root / (f"{name}-{number}" if number > 1 else name)
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(
+                f"The folder for runs {root} cannot be written ({error.strerror}). Give --run_dir."
+            ) from error
+    raise AssertionError("count() does not end")
 
 
 def has_run(path: Path) -> bool:

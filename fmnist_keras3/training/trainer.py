@@ -258,12 +258,14 @@ class Trainer:
             return dataclasses.replace(
                 result, run_dir=None, last_checkpoint=None, best_checkpoint=None
             )
-        return self._fit(model, data, engine, self._run_path(model, data), ckpt_path, config)
+        return self._fit(model, data, engine, None, ckpt_path, config)
 
     def _fit(self, model, data, engine, path, ckpt_path, config) -> FitResult:
         which = None
         if ckpt_path is not None:
             path, which = rundir.locate(ckpt_path, self.run_dir)
+        elif path is None:
+            path = self._run_path(model, data)
         resumed = which is not None or (ckpt_path == "auto" and rundir.has_run(path))
         if not (self.fast_dev_run or self.barebones):
             self._last_run = path

@@ -85,7 +85,22 @@ def refused(capsys, *words):
         (["train", "--schedule", "cosin"], ["'cosine'"]),
         (["train", "--pipeline", "streem"], ["'stream'"]),
         (["train", "--early_stopping", "2", "--validation", "0"], ["early_stopping"]),
-        (["train", "surplus"], ["'surplus'"]),
+        (["train", "surplus"], ["'surplus'. Type"]),
+        (["train", "lenet"], ["Unexpected 'lenet'. Perhaps --model lenet."]),
+        (["train", "baseline"], ["Perhaps --model baseline or --recipe baseline."]),
+        (["train", "--learning_rate", "1"], ["--learning_rate. Here it is --lr."]),
+        (["train", "--learning-rate=1"], ["Here it is --lr."]),
+        (["train", "-e", "3"], ["There is no option -e. Here it is --epochs."]),
+        (["train", "--output", "x"], ["--output. Here it is --run_dir."]),
+        (["train", "--name", "x"], ["Here it is --run_dir."]),
+        (["train", "--backend", "jax"], ["KERAS_BACKEND=jax fmnist train"]),
+        (["train", "--device", "cpu"], ["JAX_PLATFORMS=cpu"]),
+        (["train", "--quiet"], ["--quiet. Here it is `> log.txt`"]),
+        (["train", "--fp16"], ["Here it is --precision bf16-mixed."]),
+        (["evaluate", ".", "--output", "x"], ["There is no option --output. Type"]),
+        (["train", "--quite_another"], ["There is no option --quite_another. Type"]),
+        (["fit"], ["no command 'fit'. Did you mean 'train'?"]),
+        (["train", "--data", "cifar10"], ["--data tfds:cifar10"]),
         (["train", "--data", "fashon_mnist"], ["'fashon_mnist'", "'fashion_mnist'"]),
         (["train", "--data_dir", "/no/such/folder"], ["/no/such/folder", "t10k-labels-idx1-ubyte"]),
         (["train", "--data", "fashion_mnist"], ["train-images-idx3-ubyte", "--data synthetic"]),
@@ -117,6 +132,7 @@ def test_bad_input_is_named_with_what_to_type(capsys, inside, words, parts):
     [
         ("epochs: [3", ["not YAML", "line"]),
         ("epoch: 3", ["'epoch'", "'epochs'"]),
+        ("learning_rate: 3", ["'learning_rate'. Here it is --lr."]),
         ("- epochs", ["list"]),
         ("epochs: many", ["epochs", "'many'"]),
         ("epochs:", ["epochs has no value"]),
@@ -261,8 +277,8 @@ def test_a_fast_dev_run_leaves_nothing(folder, inside, capsys):
 
 def test_every_default_passes_its_own_checks():
     assert TrainConfig().to_dict().keys() == FIELDS.keys() - {"recipe", "run_dir", "resume"}
-    with pytest.raises(UserError, match="keep_top is -1"):
-        TrainConfig(keep_top=-1)
+    with pytest.raises(UserError, match="keep_top is -2"):
+        TrainConfig(keep_top=-2)
 
 
 SMALL = ["--model", "lenet", "--batch_size", "32", "--augment", "none", "--warmup", "0"]
@@ -275,6 +291,17 @@ def run(folder, tmp_path_factory):
     words = ["train", "--data_dir", str(folder), "--epochs", "2", *SMALL]
     assert main([*words, "--run_dir", str(path)]) == 0
     return path
+
+
+def test_a_name_with_brackets_is_printed_as_it_is(folder, inside, capsys):
+    name = "sweep[lr=0.01] [/a] :fire: $x$"
+    words = ["train", "--data_dir", str(folder), "--epochs", "1", *SMALL, "--run_dir", name]
+    assert main([*words, "--limit_train_batches", "1"]) == 0
+    out = capsys.readouterr().out
+    assert out.count(name) == 3  # at the start, and of model and report
+    assert main(["evaluate", name, "--data_dir", str(folder)]) == 0
+    assert main([*words]) == 2
+    assert f"{name} already holds a run" in capsys.readouterr().err
 
 
 def test_train_leaves_the_run_directory_of_the_contract(run, backend):

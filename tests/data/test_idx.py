@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fmnist_keras3.data import idx
+from fmnist_keras3.data import idx, sources
 from fmnist_keras3.data.dataset import FASHION_CLASSES, ImageData, Split
 from fmnist_keras3.errors import UserError
 
@@ -38,6 +38,30 @@ def refusal(folder: str | Path) -> str:
 def rewrite(path: Path, change) -> None:
     """Replace a compressed file by ``change`` of its uncompressed bytes, compressed."""
     path.write_bytes(gzip.compress(change(gzip.decompress(path.read_bytes()))))
+
+
+@pytest.mark.parametrize("below", ["", "FashionMNIST/raw", "raw"])
+@pytest.mark.parametrize("dot", [False, True])
+def test_files_are_found_as_kaggle_and_torchvision_leave_them(tmp_path, below, dot):
+    idx.write_folder(tmp_path / below, small(), compress=not dot)
+    for path in list((tmp_path / below).iterdir()):
+        if dot:
+            path.rename(path.with_name(path.name.replace("-idx", ".idx")))
+    read = idx.read_folder(tmp_path)
+    np.testing.assert_array_equal(read.train.x, small().train.x)
+    assert Path(read.source) == tmp_path / below
+
+
+def test_mnist_under_the_same_names_is_told(tmp_path):
+    digits, y = small(train=30), list(idx.MNIST_LABELS)
+    train = Split(digits.train.x, np.array([*y, *y[:10]], np.int32))
+    idx.write_folder(tmp_path, ImageData("", "", train, digits.test, FASHION_CLASSES))
+    read = idx.read_folder(tmp_path)
+    assert (read.name, read.class_names[3]) == ("mnist", "3")
+    assert "handwritten digits of MNIST" in read.note
+    assert sources.load("auto", tmp_path).name == "mnist"
+    with pytest.raises(UserError, match=r"digits of MNIST.*--data auto to train on the digits"):
+        sources.load("fashion_mnist", tmp_path)
 
 
 @pytest.mark.parametrize("compress", [True, False])

@@ -452,6 +452,20 @@ def test_what_cannot_be_trained_is_refused():
         make_engine(bare, label_smoothing=0.1)
 
 
+def test_several_models_in_a_process_are_no_reason_for_warnings(batches, caplog):
+    """TensorFlow's: "5 out of the last 5 calls ... triggered tf.function retracing"."""
+    inputs = keras.Input((8, 8, 1))
+    for units in range(2, 9):
+        outputs = keras.layers.Dense(units)(keras.layers.Flatten()(inputs))
+        model = keras.Model(inputs, outputs)
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        engine = make_engine(model, chunk_steps=1)
+        chunk = chunk_of(engine, (batches[0], batches[1] % 2), count=1)
+        engine.train(chunk, rates(engine))
+        engine.infer([chunk])
+    assert "retracing" not in caplog.text
+
+
 def test_says_what_it_runs_on(engine):
     assert engine.platform in ("cpu", "gpu")
     assert engine.device

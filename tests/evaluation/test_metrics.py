@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from rich.console import Console
 
+from fmnist_keras3 import screen
 from fmnist_keras3.errors import UserError
 from fmnist_keras3.evaluation.metrics import evaluate_logits, per_class_table
 
@@ -133,7 +133,7 @@ def test_table_names_the_commonest_mistake_and_takes_no_markup():
     logits = 9 * np.eye(3)[[0, 0, 1, 1, 2]]
     evaluation = evaluate_logits(np.array([0, 0, 1, 2, 2]), logits, ["cat", "[red]dog", "frog"])
     output = io.StringIO()
-    Console(file=output, width=100).print(per_class_table(evaluation))
+    screen.console(file=output, width=100).print(per_class_table(evaluation))
     lines = output.getvalue().splitlines()
     assert any("frog" in line and "[red]dog (50.0 %)" in line for line in lines)
     assert any("macro average" in line for line in lines)

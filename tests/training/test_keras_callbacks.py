@@ -52,7 +52,7 @@ def test_the_hooks_come_in_order_with_the_values_and_the_weights_of_the_moment(t
     assert watch.calls == [("train begin", 2), *one, *two, ("train end", None)]
     assert watch.logs["val_loss"] == result.summary["validation_loss"]
     assert watch.logs["learning_rate"] == pytest.approx(0.01)
-    kept = dict(last(tmp_path / "run").state)["model/logits/kernel"]
+    kept = dict(last(tmp_path / "run").state)["model/everything/logits/kernel"]
     assert any(np.array_equal(kept, weight) for weight in watch.weights)
     # As with Keras, the optimizer's own average (`use_ema`) takes their place before the end.
     for a, b in zip(watch.at_end, model.get_weights(), strict=True):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from fmnist_keras3 import screen
 from fmnist_keras3.errors import UserError
 from fmnist_keras3.models import macs, output_shape
 from fmnist_keras3.training.callbacks.base import Callback
@@ -29,16 +30,12 @@ class ModelSummary(Callback):
 
     def on_fit_start(self, fit):
         if self.max_depth:
-            from rich.console import Console
-
-            (self._console or Console()).print(model_table(fit.model, self.max_depth))
+            (self._console or screen.console()).print(model_table(fit.model, self.max_depth))
 
 
 def on_screen() -> bool:
     """Tell whether stdout is seen by a person: a terminal or a notebook, not a log."""
-    from rich.console import Console
-
-    console = Console()
+    console = screen.console()
     return console.is_terminal or console.is_jupyter
 
 

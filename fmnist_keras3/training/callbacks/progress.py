@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fmnist_keras3 import screen
 from fmnist_keras3.errors import UserError
 from fmnist_keras3.training.callbacks.base import Callback
 
@@ -26,9 +27,7 @@ class RichProgressBar(Callback):
         self._bar: Any = None
 
     def on_fit_start(self, fit):
-        from rich.console import Console
-
-        self._console = self._console or Console()
+        self._console = self._console or screen.console()
         if step := fit.position.step:
             done = f"{fit.position.step_in_epoch} of {fit.steps_in_epoch} steps of epoch"
             self._console.print(
