@@ -1,16 +1,20 @@
 """The TensorFlow engine: a chunk is one `tf.function` with a loop in it, compiled by XLA.
 
-With the forms of models/kernels.py XLA:CPU is the faster way in TensorFlow too. The state is the
+With the forms of models/kernels.py XLA:CPU is the faster way in TensorFlow too. What XLA cannot
+compile, or would draw other random numbers for than Keras does, runs without it. The state is the
 Keras variables themselves.
 """
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from typing import Any
 
 import keras
 import tensorflow as tf
 from keras import ops
+from keras.random import SeedGenerator
 
 from fmnist_keras3.engines.base import (
     Engine,
@@ -20,6 +24,7 @@ from fmnist_keras3.engines.base import (
     training_losses,
 )
 from fmnist_keras3.engines.metrics import output_spec
+from fmnist_keras3.models.layers import Dropout
 from fmnist_keras3.training.checkpoint import MAY_BE_INFINITE
 from fmnist_keras3.tree import mapped
 
@@ -35,6 +40,8 @@ class TensorFlowEngine(Engine):
             tf.config.experimental.enable_op_determinism()
         gpus = tf.config.list_physical_devices("GPU")
         self.platform = "gpu" if gpus else "cpu"
+        # On a CPU Keras does without XLA, whose random numbers are others.
+        self._xla = bool(gpus) or not _draws(model)
         self.device = "CPU"
         if gpus:
             details = tf.config.experimental.get_device_details(gpus[0])
@@ -43,11 +50,34 @@ class TensorFlowEngine(Engine):
         self._infer = self.jit(self._infer_chunk)
 
     def jit(self, function):
-        compiled = tf.function(function, jit_compile=True, autograph=False)
-        # TensorFlow counts by the line of code, and would warn of the second model's programs as if
-        # one function were traced again and again.
-        compiled._omit_frequent_tracing_warning = True
-        return compiled
+        by_xla, without = (_function(function, jit_compile) for jit_compile in (True, False))
+
+        def call(*arguments):
+            if self._xla:
+                try:
+                    return by_xla(*arguments)
+                except tf.errors.InvalidArgumentError as error:  # before anything has run
+                    if "XLA" not in str(error):
+                        raise
+                    self._xla = False
+                    warnings.warn(
+                        f"XLA cannot compile this model, so it is trained without: {_first(error)}",
+                        stacklevel=5,
+                    )
+            return without(*arguments)
+
+        return call
+
+    def tracing(self):
+        # Outside XLA, TensorFlow's own kernels are the faster ones.
+        return super().tracing() if self._xla else contextlib.nullcontext()
+
+    def determinism(self):
+        if self._xla or self.platform != "cpu":
+            return super().determinism()
+        if self.deterministic:
+            return True, self.determinism_by
+        return False, "not asked for: the model runs without XLA, which may add in any order"
 
     def trace(self, folder):
         return tf.profiler.experimental.Profile(str(folder))
@@ -158,6 +188,25 @@ class TensorFlowEngine(Engine):
         if self.platform == "cpu":
             return None
         return round(tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e6, 1)
+
+
+def _function(function, jit_compile):
+    compiled = tf.function(function, jit_compile=jit_compile, autograph=False)
+    # TensorFlow counts by the line of code, and would warn of the second model's programs as if
+    # one function were traced again and again.
+    compiled._omit_frequent_tracing_warning = True
+    return compiled
+
+
+def _draws(model):
+    """Tell whether a layer draws by TensorFlow's generators, as our Dropout does not."""
+    layers = (layer for layer in model._flatten_layers() if type(layer) is not Dropout)
+    return any(isinstance(v, SeedGenerator) for layer in layers for v in vars(layer).values())
+
+
+def _first(error):
+    """Return the first sentence of TensorFlow's message, which is of many lines."""
+    return str(error.message).splitlines()[0].split(" (", 1)[0]
 
 
 def _set(array, i, value):

@@ -452,6 +452,36 @@ def test_what_cannot_be_trained_is_refused():
         make_engine(bare, label_smoothing=0.1)
 
 
+def test_what_xla_cannot_compile_runs_without_it(batches, backend):
+    if backend != "tensorflow":
+        pytest.skip("about TensorFlow only")
+    import tensorflow as tf
+
+    class InPython(keras.layers.Layer):
+        def call(self, x):
+            squared = tf.py_function(lambda a: a * a, [x], x.dtype)
+            squared.set_shape(x.shape)
+            return squared
+
+    def make():
+        inputs = keras.Input((8, 8, 1))
+        x = keras.layers.Rescaling(1 / 255)(inputs)
+        outputs = keras.layers.Dense(10, name="logits")(keras.layers.Flatten()(InPython()(x)))
+        model = keras.Model(inputs, outputs)
+        kernel = np.random.default_rng(0).normal(size=(64, 10))
+        model.get_layer("logits").kernel.assign(0.2 * kernel)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.SGD(RATE), loss, metrics=["accuracy"])
+        return model
+
+    engine, model = twins(make=make)
+    assert engine.determinism()[0]
+    with pytest.warns(UserWarning, match=r"XLA cannot compile this model.*EagerPyFunc"):
+        train_both(engine, model, batches)
+    assert engine.infer([chunk_of(engine, batches, count=1)])[0]["loss"] > 0
+    assert not engine.determinism()[0]
+
+
 def test_several_models_in_a_process_are_no_reason_for_warnings(batches, caplog):
     """TensorFlow's: "5 out of the last 5 calls ... triggered tf.function retracing"."""
     inputs = keras.Input((8, 8, 1))
