@@ -155,7 +155,7 @@ _ALONE = "none: trainer.test and trainer.predict call no callbacks, and return w
 _LOAD = "load(), which returns the examples: load = lambda self: ArrayData(x, y).load()"
 
 # By the beginning of the method's name.
-DATA_HOOKS = dict.fromkeys(
+DATA_HOOKS: dict[str, str] = dict.fromkeys(
     (
         "prepare_data",
         "train_dataloader",

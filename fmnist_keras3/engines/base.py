@@ -389,7 +389,7 @@ def training_losses(
 
 
 def evaluation_losses(
-    engine: Engine, x: Any, y: Any, weight: Any, valid: Any, measure: bool
+    engine: Engine, x: Any, y: Any, weight: Any, valid: Any, *, measure: bool
 ) -> tuple[Any, Any]:
     """Run the forward pass in inference mode; returns the batch's summed loss and the outputs.
 

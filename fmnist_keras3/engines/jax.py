@@ -132,7 +132,9 @@ class JaxEngine(Engine):
     def _infer_chunk(self, weights, metrics, batches, count, measure):
         def one(metrics, i):
             with self._scope(weights[0], weights[1], metrics) as scope:
-                loss, outputs = evaluation_losses(self, *mapped(lambda a: a[i], batches), measure)
+                loss, outputs = evaluation_losses(
+                    self, *mapped(lambda a: a[i], batches), measure=measure
+                )
             return loss, self._read(scope, 3)[0], outputs
 
         def body(i, carry):

@@ -158,7 +158,9 @@ class TensorFlowEngine(Engine):
 
     def _infer_chunk(self, batches, count, measure):
         def body(i, losses, outputs):
-            loss, predicted = evaluation_losses(self, *mapped(lambda a: a[i], batches), measure)
+            loss, predicted = evaluation_losses(
+                self, *mapped(lambda a: a[i], batches), measure=measure
+            )
             outputs = mapped(lambda a, new: _set(a, i, new), outputs, predicted)
             return i + 1, _set(losses, i, loss), outputs
 

@@ -6,6 +6,7 @@ that Keras would train rightly.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,7 +49,7 @@ def not_finite(split: Split, name: str) -> str | None:
     """Return where the examples of the ``name`` split hold NaN or infinity, or None."""
     for what, array in _arrays(split, name):
         if array.dtype.kind == "f":
-            bad = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
+            bad = np.asarray(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
             if bad.any():
                 return (
                     f"The {what} hold values that are not finite (NaN or infinite) in {_rows(bad)}."
@@ -152,7 +153,7 @@ def _check_classes(y: np.ndarray, classes: int, ignored: int | None, name: str) 
 
 
 def _how_to_reshape(given: tuple[int, ...], takes: tuple[int | None, ...]) -> str:
-    if None not in takes and np.prod(given) == np.prod(takes):
+    if None not in takes and math.prod(given) == math.prod(n or 0 for n in takes):
         return f"Type x.reshape(-1, {', '.join(map(str, takes))})."
     if len(given) == len(takes) == 3 and given[2] != takes[2]:
         grey = "x.mean(-1, keepdims=True), or " if takes[2] == 1 else ""
@@ -166,7 +167,7 @@ def _rescales(model: keras.Model) -> bool:
     """Tell whether the first thing a model does is to bring 0..255 to 0..1."""
     passed = (keras.layers.InputLayer, keras.Model)
     layers = model._flatten_layers(include_self=False)
-    first = next((layer for layer in layers if not isinstance(layer, passed)), None)
+    first: Any = next((layer for layer in layers if not isinstance(layer, passed)), None)
     if not isinstance(first, keras.layers.Rescaling):
         return False
     scale = np.asarray(first.scale)
