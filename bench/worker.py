@@ -145,10 +145,9 @@ def trainer(spec: dict[str, Any]) -> dict[str, Any]:
     from fmnist_keras3.training.callbacks import ModelCheckpoint
 
     class Prepared(DataModule):
-        def setup(self):
-            self.train, self.validation, self.test = Split(x, y), Split(x_val, y_val), Split(x, y)
-            self.source = ImageData("bench", spec["folder"], self.train, self.validation, ())
-            return self
+        def load(self):
+            examples, validation = Split(x, y), Split(x_val, y_val)
+            return ImageData("bench", spec["folder"], examples, examples, (), validation=validation)
 
     class Stopwatch(ModelCheckpoint):
         # The last callback: an epoch begins when the one before is saved, and holds its own plan.

@@ -14,6 +14,14 @@ _ONE = "a training runs in one process on one device"
 _SECOND = "data comes second, a DataModule or arrays: trainer.fit(model, data)"
 _BOTH = "the examples come second, together: trainer.fit(model, (x, y))"
 _PARTS = dict.fromkeys(("datamodule", "dataloaders", "train_dataloaders"), _SECOND)
+_EVALUATE = {
+    **_PARTS,
+    "verbose": "print what it returns",
+    # Keras' Model.evaluate:
+    **dict.fromkeys(("x", "y", "sample_weight"), "examples come second: (x, y, sample_weight)"),
+    "batch_size": "type ArrayData(x, y, batch_size=...)",
+    "return_dict": "it always returns one",
+}
 
 # Options and keys that other tools have, without dashes and underscores, and what to type here.
 _DEVICE = (
@@ -114,11 +122,13 @@ ARGUMENTS = {
         "validation_batch_size": "validation has the batch size of the training",
         "validation_freq": "type Trainer(check_val_every_n_epoch=...)",
     },
-    "Trainer.validate": {**_PARTS, "verbose": "print what it returns"},
-    "Trainer.test": {**_PARTS, "verbose": "print what it returns"},
+    "Trainer.validate": _EVALUATE,
+    "Trainer.test": _EVALUATE,
     "Trainer.predict": {
-        **dict.fromkeys(_PARTS, "images come second: trainer.predict(model, images)"),
+        **dict.fromkeys((*_PARTS, "x"), "images come second: trainer.predict(model, images)"),
         "return_predictions": "it returns them",
+        "batch_size": "batches are as large as they are quick",
+        "verbose": "it prints nothing",
     },
     "Tuner.lr_find": _PARTS,
     "Tuner.scale_batch_size": {
@@ -157,6 +167,7 @@ _LOAD = "load(), which returns the examples: load = lambda self: ArrayData(x, y)
 # By the beginning of the method's name.
 DATA_HOOKS: dict[str, str] = dict.fromkeys(
     (
+        "setup",
         "prepare_data",
         "train_dataloader",
         "val_dataloader",

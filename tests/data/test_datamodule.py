@@ -112,7 +112,7 @@ def test_splits_are_read_when_they_are_asked_for(pair):
             len(broken.train)
 
 
-@pytest.mark.parametrize("hook", ["train_dataloader", "prepare_data"])
+@pytest.mark.parametrize("hook", ["train_dataloader", "prepare_data", "setup"])
 def test_a_module_of_lightnings_form_is_told(hook):
     with pytest.raises(UserError, match=rf"no hook {hook} here. It is load\(\)"):
         type("Mine", (DataModule,), {hook: lambda self: None})
