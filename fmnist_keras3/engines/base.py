@@ -514,6 +514,11 @@ def _check_trainable(model: keras.Model, label_smoothing: float) -> None:
 
 def _check_loss(model: keras.Model, example: Split | None) -> None:
     """Raise UserError where there is nothing to minimise but the size of the weights."""
+    if any(getattr(loss, "reduction", "sum") in (None, "none") for loss in leaves(model.loss)):
+        raise UserError(
+            "A loss with reduction 'none' is a number for each example, and nothing to minimise. "
+            "Leave reduction out."
+        )
     if computes_loss(model) or model.loss is not None:
         return
     added: list[Any] = []  # by add_loss, and by activity regularisers

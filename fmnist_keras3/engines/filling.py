@@ -110,8 +110,12 @@ def _output_ranks(model: keras.Model) -> list[int]:
 
 def _is_listed_loss(loss: Any) -> bool:
     """Tell whether ``loss``, as `compile` takes it, is a mean over examples of a listed one."""
-    mean = getattr(loss, "reduction", "mean") in ("sum_over_batch_size", "mean")
-    return exported_name(loss) in LOSSES and mean and getattr(loss, "ignore_class", None) is None
+    return (
+        exported_name(loss) in LOSSES
+        and getattr(loss, "reduction", "mean") in ("sum_over_batch_size", "mean")
+        and getattr(loss, "ignore_class", None) is None
+        and getattr(loss, "axis", -1) in (-1, 1)  # the classes', not the batch's
+    )
 
 
 def _is_listed_metric(metric: keras.metrics.Metric) -> bool:

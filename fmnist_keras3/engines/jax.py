@@ -16,7 +16,16 @@ from fmnist_keras3.engines.base import (
     evaluation_losses,
     training_losses,
 )
+from fmnist_keras3.errors import UserError
 from fmnist_keras3.tree import mapped
+
+_OF_TENSORFLOW = (
+    "Hashing",
+    "HashedCrossing",
+    "IntegerLookup",
+    "StringLookup",
+    "TextVectorization",
+)
 
 
 class JaxEngine(Engine):
@@ -25,6 +34,13 @@ class JaxEngine(Engine):
     determinism_by = "each program is compiled with xla_gpu_deterministic_ops"
 
     def __init__(self, model: keras.Model, **options: Any) -> None:
+        for layer in model._flatten_layers():
+            if type(layer).__name__ in _OF_TENSORFLOW:
+                raise UserError(
+                    f"The layer {type(layer).__name__} {layer.name} computes with TensorFlow, also "
+                    "on JAX, so no program of JAX can hold it. Apply it to the data before, or use "
+                    "KERAS_BACKEND=tensorflow."
+                )
         super().__init__(model, **options)
         device = jax.devices()[0]
         self.platform = device.platform

@@ -447,6 +447,9 @@ def test_what_cannot_be_trained_is_refused():
     own.compile("sgd", "mse")
     with pytest.raises(UserError, match="Own has a train_step of its own"):
         make_engine(own)
+    bare.compile("sgd", keras.losses.MeanSquaredError(reduction="none"))
+    with pytest.raises(UserError, match="reduction 'none'"):
+        make_engine(bare)
     bare.compile("sgd", "mse")
     with pytest.raises(UserError, match=r"label_smoothing needs.*SparseCategoricalCrossentropy"):
         make_engine(bare, label_smoothing=0.1)

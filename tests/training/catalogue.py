@@ -51,9 +51,10 @@ LOSSES = {
         lambda: losses.MeanSquaredError(reduction="mean_with_sample_weight"),
         NUMBERS,
     ),
+    "along the batch": (lambda: losses.CategoricalCrossentropy(axis=0), ROWS),
     "a column": (lambda: losses.SparseCategoricalCrossentropy(), CLASS[:, None]),
 }
-NOT_LOSSES = {"Loss", "CTC"}  # the second is for sequences, see SEQUENCES
+NOT_LOSSES = {"Loss", "CTC"}  # the second is for sequences of labels
 
 
 def own_loss(y, p):
