@@ -140,9 +140,22 @@ class RunDirectory:
 
     def write_model(self, model: Any, name: str = MODEL) -> Path:
         """Write ``model.keras``, which plain `keras.saving.load_model` reads."""
-        with whole(self.path / name) as beside, runtime.keras_without_tensorflow():
-            model.save(beside)
-        return self.path / name
+        path, compiled = self.path / name, model.compiled
+        with whole(path) as beside, runtime.keras_without_tensorflow():
+            try:
+                model.get_compile_config()
+            except Exception as error:  # Keras hands on whatever a loss of one's own raises
+                warnings.warn(
+                    f"{path} holds the model without loss, optimizer and metrics, because one of "
+                    f"them cannot be stored ({error}). Call compile() again after loading it.",
+                    stacklevel=3,
+                )
+                model.compiled = False
+            try:
+                model.save(beside)
+            finally:
+                model.compiled = compiled
+        return path
 
 
 def command_line() -> str:

@@ -1,7 +1,8 @@
 """One epoch of ours is one of plain Keras on the same batches, whatever the loss, metrics, layers.
 
 The last batch is short. Weights, moving statistics and values are compared to 1e-5. Our loss is
-reported without the penalty of regularisers and `add_loss`, Keras' with it.
+reported without the penalty of regularisers and `add_loss`, Keras' with it: for the comparison it
+is added in training, and Keras' loss is computed without it in validation.
 """
 
 import catalogue
@@ -34,8 +35,15 @@ OF_TENSORFLOW = ("Hashing", "HashedCrossing", "IntegerLookup")
 class Seen(Callback):
     """Keeps the values of the epoch; a fit that leaves no files has no history."""
 
+    def __init__(self):
+        self.penalties = []
+
+    def on_chunk_end(self, fit):
+        self.penalties.extend(fit.step_logs.penalty)
+
     def on_train_epoch_end(self, fit):
-        self.logs = dict(fit.logs)
+        valid = epoch_plan(0, 0, examples=len(fit.data.train), batch_size=fit.data.batch_size).valid
+        self.logs = {**fit.logs, "penalty": np.average(self.penalties, weights=valid)}
 
 
 def ours(model, x, y, weight=None, batch=BATCH, **options):
@@ -58,8 +66,11 @@ def validated(*parts):
     return tuple(part[:VALIDATED] for part in parts if part is not None)
 
 
-def kerass(model, x, y, weight=None, batch=BATCH):
-    """Let Keras train on the batches of our plan; returns the values, vectors of several."""
+def kerass(model, x, y, weight=None, batch=BATCH, penalty=False):
+    """Let Keras train on the batches of our plan; returns the values, vectors of several.
+
+    With a ``penalty``, which Keras adds, the loss of the validation is computed without it.
+    """
     parts = [part for part in (x, y, weight) if part is not None]
     plan = epoch_plan(0, 0, examples=len(x), batch_size=batch)
 
@@ -69,10 +80,21 @@ def kerass(model, x, y, weight=None, batch=BATCH):
 
     history = model.fit(batches(), steps_per_epoch=plan.steps, shuffle=False, verbose=0).history
     model.set_weights(model.get_weights())  # Keras shares arrays with the average, and loses them
-    x, y, *weight = validated(*parts)
+    x, y, *weight = kept = validated(*parts)
     options = {"sample_weight": weight[0]} if weight else {}
     found = model.evaluate(x, y, batch_size=batch, verbose=0, return_dict=True, **options)
+    if penalty:
+        found["loss"] = loss_alone(model, batch, kept)
     return {k: v[0] for k, v in history.items()} | {f"val_{k}": v for k, v in found.items()}
+
+
+def loss_alone(model, batch, parts):
+    """Return the mean over batches of Keras' loss, without the penalty."""
+    total, outputs = 0.0, model.predict(parts[0], batch_size=batch, verbose=0)
+    for first in range(0, len(outputs), batch):
+        y, p, *weight = (a[first : first + batch] for a in (parts[1], outputs, *parts[2:]))
+        total += len(p) * float(model._compile_loss(y, p, *weight))
+    return total / len(outputs)
 
 
 def close(a, b):
@@ -90,7 +112,7 @@ def check(make, x, y, weight=None, batch=BATCH, **options):
 
     mine, theirs = made(), made()
     logs = ours(mine, x, y, weight, batch, **options)
-    expected = kerass(theirs, x, y, weight, batch)
+    expected = kerass(theirs, x, y, weight, batch, penalty=bool(logs["penalty"]))
     for a, b in zip(mine.variables, theirs.variables, strict=True):
         if "seed" not in a.path:
             a, b = (keras.ops.convert_to_numpy(v) for v in (a, b))
@@ -98,9 +120,8 @@ def check(make, x, y, weight=None, batch=BATCH, **options):
     for a, b in zip(mine.optimizer.variables, theirs.optimizer.variables, strict=True):
         a, b = (keras.ops.convert_to_numpy(v) for v in (a, b))
         assert close(a, b), "the optimizers differ"
+    logs["loss"] += logs["penalty"]
     for name, value in expected.items():
-        if logs["penalty"] and name in ("loss", "val_loss"):
-            continue  # ours is without it, see the tests of the engines
         if mine.optimizer.use_ema and name.startswith("val_"):
             continue  # measured before the average takes the weights' place, as in Keras' fit
         several = [logs[f"{name}_{i}"] for i in range(np.size(value))] if np.size(value) > 1 else []

@@ -1,5 +1,7 @@
 """Models and data of users' own: the Trainer against Keras' `fit` on the same batches."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -405,3 +407,28 @@ def test_the_rates_of_a_schedule_in_the_optimizer_are_logged(tmp_path, schedule)
         rates = [r["lr"] for r in result.history if r["event"] == "step"]
         expected = [float(made(8 * fit + step)) for step in range(8)]
         assert rates == pytest.approx(expected, rel=1e-5)
+
+
+class Distance:
+    """A loss as an object that Keras can call, but not store."""
+
+    def __call__(self, y, p):
+        return keras.ops.mean(keras.ops.square(y - p), axis=-1)
+
+
+@pytest.mark.parametrize("kind", ["partial", "object", "lambda"])
+def test_a_loss_that_cannot_be_stored_leaves_a_model_without_it(tmp_path, kind):
+    loss = {
+        "partial": functools.partial(keras.losses.huber, delta=0.5),
+        "object": Distance(),
+        "lambda": eval("lambda y, p: keras.ops.mean(keras.ops.abs(y - p), axis=-1)"),
+    }[kind]
+    x = features()
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
+    model.compile("sgd", loss)
+    with pytest.warns(UserWarning, match="holds the model without loss, optimizer and metrics"):
+        trainer(tmp_path / "run").fit(model, (x, x[:, :3]))
+    assert model.compiled
+    again = keras.saving.load_model(tmp_path / "run" / "model.keras")
+    assert not again.compiled
+    np.testing.assert_allclose(again.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-6)
