@@ -27,6 +27,7 @@ from fmnist_keras3.errors import UserError, nearest
 from fmnist_keras3.lightning import explained
 from fmnist_keras3.training.accumulation import Accumulation
 from fmnist_keras3.training.pace import Pace
+from fmnist_keras3.training.session import Session
 
 if TYPE_CHECKING:
     import keras
@@ -181,22 +182,25 @@ class Tuner:
             data = overfitted(data, trainer.overfit_batches)
         space = np.geomspace if mode == "exponential" else np.linspace
         rates = space(min_lr, max_lr, num_training).astype(np.float32)
-        engine = trainer._engine_for(model, data.train, data.batch_size)
-        if not engine.sets_learning_rate:
-            raise UserError(
-                "The optimizer has a learning-rate schedule of its own, which would rule the "
-                "search. Compile the model with a number as learning_rate."
-            )
-        accumulation = trainer._accumulation(data)
-        total = accumulation.steps_in_epoch
-        feed = trainer._feed(data.train, engine, data.augment, training=True)
         search = _Search(early_stop_threshold)
-        with _restored(engine, feed):
-            for chunk in _chunks(feed, num_training, lambda epoch: self._plan(data, epoch, total)):
-                first = len(search.losses)
-                logs = engine.train(chunk, _step_plan(engine, accumulation, first, rates))
-                if not search.add(logs.loss):
-                    break
+        with Session(model, "lr_find") as session:
+            engine = trainer._engine_for(session, data.train, data.batch_size)
+            if not engine.sets_learning_rate:
+                raise UserError(
+                    "The optimizer has a learning-rate schedule of its own, which would rule the "
+                    "search. Compile the model with a number as learning_rate."
+                )
+            accumulation = trainer._accumulation(data)
+            total = accumulation.steps_in_epoch
+            size, augment = data.batch_size, data.augment
+            feed = trainer._feed(data.train, engine, size, augment, training=True)
+            plan_of = lambda epoch: self._plan(data, epoch, total)  # noqa: E731
+            with _restored(engine, feed):
+                for chunk in _chunks(feed, num_training, plan_of):
+                    first = len(search.losses)
+                    logs = engine.train(chunk, _step_plan(engine, accumulation, first, rates))
+                    if not search.add(logs.loss):
+                        break
         taken = len(search.losses)
         if search.stopped:
             search.stopped += f" at step {taken + 1}, learning rate {rates[taken]:.2g}"
@@ -247,9 +251,12 @@ class Tuner:
             limit = f"the training split has {most} examples"
         results: list[dict[str, Any]] = []
         size, fitting, failing = min(init_val, most), 0, most + 1
-        with _restored(self.trainer._engine_for(model, data.train, data.batch_size)):
+        with (
+            Session(model, "scale_batch_size") as session,
+            _restored(self.trainer._engine_for(session, data.train, data.batch_size)),
+        ):
             while len(results) < max_trials:
-                speed = self._speed(model, data, size, steps_per_trial)
+                speed = self._speed(session, data, size, steps_per_trial)
                 fits = speed is not None
                 results.append({"batch_size": size, "fits": fits, "images_per_second": speed})
                 if fits:
@@ -267,7 +274,7 @@ class Tuner:
                 limit = f"max_trials {max_trials}"
         return BatchSizeFinder(results, limit)
 
-    def _speed(self, model, data, size: int, steps: int) -> float | None:
+    def _speed(self, session, data, size: int, steps: int) -> float | None:
         """Return the images a second in batches of ``size``, or None where memory is too small.
 
         With an engine of its own, which takes its programs with it when it goes.
@@ -275,8 +282,8 @@ class Tuner:
         trainer, data = copy.copy(self.trainer), copy.copy(data)
         trainer._engine, data.batch_size = None, size
         try:
-            engine = trainer._engine_for(model, data.train, data.batch_size)
-            feed = trainer._feed(data.train, engine, data.augment, training=True)
+            engine = trainer._engine_for(session, data.train, size)
+            feed = trainer._feed(data.train, engine, size, data.augment, training=True)
             try:
                 plan = self._plan(data, 0, engine.chunk_steps)
                 rates = np.full(engine.chunk_steps, engine.learning_rate(), np.float32)
@@ -301,6 +308,8 @@ class Tuner:
             if not out_of_memory(error):
                 raise
             return None
+        finally:
+            session.engine = None  # its state is of the trial
 
     def _plan(self, data: DataModule, epoch: int, limit: int) -> EpochPlan:
         return epoch_plan(
@@ -356,7 +365,7 @@ def _restored(engine: Engine, feed: Feed | None = None) -> Iterator[None]:
 def _chunks(feed: Feed, steps: int, plan_of: Callable[[int], EpochPlan]) -> Iterator[Chunk]:
     """Yield ``steps`` batches, over as many epochs as it takes."""
     for epoch in count():
-        for chunk in feed.chunks(plan_of(epoch), Pace(feed.engine.chunk_steps, first=steps)):
+        for chunk in feed.chunks(plan_of(epoch), Pace(feed.chunk_steps, first=steps)):
             yield dataclasses.replace(chunk, count=min(chunk.count, steps))
             steps -= chunk.count
             if steps <= 0:

@@ -44,9 +44,11 @@ class Feed(ABC):
         engine: Engine,
         augment: tuple[tuple[str, Augmentation], ...] = (),
         *,
+        chunk_steps: int | None = None,
         training: bool = False,
     ) -> None:
         self.split, self.engine = split, engine
+        self.chunk_steps = chunk_steps or engine.chunk_steps  # programs know chunks of one length
         self._fills = engine.fills_training if training else engine.fills_evaluation
         self._arrays = (split.x, split.y, split.weight)
         self._augment = None
@@ -67,7 +69,7 @@ class Feed(ABC):
 
     @abstractmethod
     def take(self, count: int) -> Chunk:
-        """Return the next ``count`` batches (at most the engine's ``chunk_steps``)."""
+        """Return the next ``count`` batches (at most ``chunk_steps``)."""
 
     def chunks(
         self,
@@ -79,7 +81,7 @@ class Feed(ABC):
 
         Without ``pace``, in the fewest chunks.
         """
-        pace = pace or Pace(self.engine.chunk_steps, first=self.engine.chunk_steps)
+        pace = pace or Pace(self.chunk_steps, first=self.chunk_steps)
         self.open(plan)
         done = 0
         while done < plan.steps and not stop():
@@ -97,13 +99,13 @@ class Feed(ABC):
 
     def _pad(self, array: np.ndarray) -> np.ndarray:
         # Programs are compiled for one chunk length; the tail beyond `count` is never looked at.
-        missing = self.engine.chunk_steps - len(array)
+        missing = self.chunk_steps - len(array)
         return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) if missing else array
 
     def _empty_like(self, array: np.ndarray) -> np.ndarray:
         """Return an array for a whole chunk of batches of ``array``'s rows, ``[K, B, ...]``."""
         size = self._plan.indices.shape[1]
-        return np.empty((self.engine.chunk_steps, size, *array.shape[1:]), array.dtype)
+        return np.empty((self.chunk_steps, size, *array.shape[1:]), array.dtype)
 
     def _chunk(self, batches: tuple[Any, Any, Any], steps: slice) -> Chunk:
         """Return ``batches`` of ``steps``, x, y and weights ``[K, B, ...]``, with augmented x."""
@@ -134,7 +136,7 @@ class ResidentFeed(Feed):
 
     name = "resident"
 
-    def __init__(self, split: Split, engine: Engine, augment=(), **options: bool) -> None:
+    def __init__(self, split: Split, engine: Engine, augment=(), **options: Any) -> None:
         super().__init__(split, engine, augment, **options)
         if engine.platform != "cpu":
             self._arrays = mapped(engine.put, self._arrays)
@@ -171,7 +173,7 @@ class StreamFeed(Feed):
 
     name = "stream"
 
-    def __init__(self, split: Split, engine: Engine, augment=(), **options: bool) -> None:
+    def __init__(self, split: Split, engine: Engine, augment=(), **options: Any) -> None:
         super().__init__(split, engine, augment, **options)
         from fmnist_keras3.runtime import import_tensorflow_for_data
 

@@ -6,8 +6,8 @@ chunk of batches that is on the device already, `infer` runs the forward pass ov
 argument of the program, not a constant in it: a short chunk, or a chunk of no steps by which a
 program is compiled before the clock starts, is no second compilation.
 
-The engine owns the state while it trains. `export_state` and `import_state` move it as a list of
-named NumPy arrays; `sync_model` brings the Keras model up to date.
+The engine owns the state while a session is open. `export_state` and `import_state` move it as a
+list of named NumPy arrays; `sync_model` brings the Keras model up to date.
 """
 
 from __future__ import annotations
@@ -139,6 +139,7 @@ class Engine(ABC):
         self.optimizer = model.optimizer
         self.scales_loss = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
         self.optimizer.build(model.trainable_variables)
+        self.trains_all = _trains_all(model)
         self.metrics = Metrics(model, example)
         self.metric_variables = self.metrics.variables
         self.loss_obstacles = list(loss_obstacles(model, example))
@@ -151,6 +152,18 @@ class Engine(ABC):
         lr = self.optimizer.learning_rate
         # A Keras schedule inside the optimizer is the user's own, and stays in charge.
         self.sets_learning_rate = any(lr is v for v in self.optimizer.variables)
+        self._compiled_from = _compiled_from(model)
+
+    def is_current(self) -> bool:
+        """Tell whether the model is still what the programs were compiled from.
+
+        It is not after another `compile`, where a layer was frozen, or in another precision.
+        """
+        now = _compiled_from(self.model)
+        return len(now) == len(self._compiled_from) and all(
+            a is b or (isinstance(a, str) and a == b)
+            for a, b in zip(now, self._compiled_from, strict=True)
+        )
 
     def program(self, key: Hashable, function: Callable) -> Callable:
         """Return ``function``, of arrays, compiled; the same one again for the same ``key``."""
@@ -274,8 +287,11 @@ class Engine(ABC):
         """Start the training metrics anew, as at the beginning of an epoch."""
 
     @abstractmethod
-    def sync_model(self) -> None:
-        """Copy the state into the Keras model and its optimizer."""
+    def sync_model(self) -> bool:
+        """Copy the state into the Keras model and its optimizer.
+
+        False where there is none any more: a program failed that had taken it over.
+        """
 
     @abstractmethod
     def read_model(self) -> None:
@@ -483,6 +499,31 @@ def _fills(
             "would count. Leave last_batch out, or give 'drop'."
         )
     return True
+
+
+def _compiled_from(model: keras.Model) -> list[Any]:
+    """Return what programs of ``model`` depend on and users change."""
+    parts = [model.optimizer, model.loss, model._compile_loss, model._compile_metrics]
+    policies = [layer.dtype_policy.name for layer in model._flatten_layers()]
+    return [*parts, *model.trainable_variables, *policies]
+
+
+def _trains_all(model: keras.Model) -> bool:
+    """Tell whether the optimizer was built for just the weights that are trained now.
+
+    Raises UserError where it was built without one of them, as where a layer was unfrozen since.
+    """
+    known = inner_optimizer(model.optimizer)._trainable_variables
+    now = model.trainable_variables
+    if len(known) == len(now) and all(a is b for a, b in zip(known, now, strict=True)):
+        return True
+    scaled = inner_optimizer(model.optimizer) is not model.optimizer
+    if scaled or {id(v) for v in now} - {id(v) for v in known}:
+        raise UserError(
+            "The optimizer was built for other weights than those that are trained now; a layer "
+            "was frozen or unfrozen since. Call model.compile(...) again, with a new optimizer."
+        )
+    return False
 
 
 def _build(model: keras.Model, example: Split | None) -> None:

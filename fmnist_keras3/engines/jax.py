@@ -74,6 +74,7 @@ class JaxEngine(Engine):
     def train(self, chunk, plan):
         steps = (plan.rates, plan.shares, plan.pulls, plan.accumulated)
         batches = (chunk.x, chunk.y, chunk.weight, chunk.valid, chunk.mix, *steps)
+        self._ahead = True
         with self.tracing():
             (self._state, values), finite = self._train(self._state, batches, np.int32(chunk.count))
         # The one place where the host waits for the device.
@@ -109,13 +110,13 @@ class JaxEngine(Engine):
             optimizer = [*optimizer[: self._lr], rate, *optimizer[self._lr + 1 :]]
         values = [loss, penalty, *self.gradient_norms(gradients, scale)]
         if accumulated is None:
-            trainable, optimizer = self.optimizer.stateless_apply(optimizer, gradients, trainable)
+            trainable, optimizer = self._apply(optimizer, gradients, trainable)
         else:
             sums = [a + g for a, g in zip(sums, gradients, strict=True)]
 
             def update(trainable, optimizer, sums):
                 means = [a / accumulated for a in sums]
-                applied = self.optimizer.stateless_apply(optimizer, means, trainable)
+                applied = self._apply(optimizer, means, trainable)
                 return *applied, [jnp.zeros_like(a) for a in sums]
 
             before = (trainable, optimizer, sums)
@@ -127,6 +128,17 @@ class JaxEngine(Engine):
         if pull is not None:
             trainable = [averaged(w, a, pull) for a, w in zip(averages, trainable, strict=True)]
         return (trainable, other, optimizer, metrics, averages, sums), values
+
+    def _apply(self, optimizer, gradients, trainable):
+        if self.trains_all:
+            return self.optimizer.stateless_apply(optimizer, gradients, trainable)
+        # The optimizer was built for more weights, of layers that were frozen since.
+        variables = self._groups[0]
+        everything = (*variables, *self.optimizer.variables)
+        values = zip(everything, (*trainable, *optimizer), strict=True)
+        with keras.StatelessScope(values) as scope:
+            self.optimizer.apply(gradients, variables)
+        return self._read(scope, 0, 2)
 
     def _begin_inference(self):
         return self._fresh_metrics()
@@ -186,16 +198,24 @@ class JaxEngine(Engine):
             return [jnp.array(scope.get_current_value(v)) for v in self.metric_variables]
 
     def reset_metrics(self):
+        self._ahead = True
         self._state = (*self._state[:3], self._fresh_metrics(), *self._state[4:])
 
     def read_model(self):
         # Copies: the model keeps arrays of its own, which donation cannot take away.
         self._state = tuple([jnp.array(v.value) for v in group] for group in self._groups)
+        self._ahead = False
 
     def sync_model(self):
+        if not self._ahead:
+            return True
+        if any(value.is_deleted() for values in self._state for value in values):
+            return False  # a program that failed had them for its own
         for group, values in zip(self._groups, self._state, strict=True):
             for variable, value in zip(group, values, strict=True):
                 variable.assign(jnp.array(value))
+        self._ahead = False
+        return True
 
     @staticmethod
     def out_of_memory(error):

@@ -177,7 +177,7 @@ class TensorFlowEngine(Engine):
         self.metrics.reset()
 
     def sync_model(self):
-        pass
+        return True
 
     def read_model(self):
         pass

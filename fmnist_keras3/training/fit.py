@@ -19,6 +19,7 @@ from fmnist_keras3.training.loggers import JSONLLogger, Loggers
 from fmnist_keras3.training.profiler import Profiler
 from fmnist_keras3.training.rundir import RunDirectory
 from fmnist_keras3.training.schedules import Schedule
+from fmnist_keras3.training.session import Session
 from fmnist_keras3.training.signals import StopSignals
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Position:
 class Fit:
     """One training: what the loop, the callbacks and the loggers share."""
 
-    model: Any
+    session: Session
     engine: Engine
     data: DataModule
     feed: Feed
@@ -111,6 +112,12 @@ class Fit:
     stop_reason: str | None = None
     epoch_complete: bool = False
     sound: bool = True  # the engine's state is that of the position
+
+    @property
+    def model(self) -> Any:
+        """The Keras model, brought up to date."""
+        self.session.publish()
+        return self.session.model
 
     @property
     def steps_in_epoch(self) -> int:
@@ -175,7 +182,7 @@ class Fit:
 
     def step_plan(self, first: int) -> StepPlan:
         """Return what the steps of a chunk take, from step ``first`` on."""
-        steps = np.arange(first, first + self.engine.chunk_steps)
+        steps = np.arange(first, first + self.feed.chunk_steps)
         rates = self.learning_rates(steps)
         accumulated = self.accumulation.means(steps, self.position.skipped)
         if (averaging := self.averaging) is None:

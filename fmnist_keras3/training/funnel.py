@@ -28,6 +28,8 @@ def run_fit(fit: Fit, found: Checkpoint | None) -> FitResult:
         fit.run.update(**now, status="running", reason=None)
         fit.loggers.begin(fit.run.path, _hyperparameters(fit))
         peak = fit.engine.learning_rate()  # a checkpoint brings that of its step
+        if fit.schedule is not None:  # whatever happens, the next fit begins there, too
+            fit.session.at_end(fit.engine.set_learning_rate, peak)
         if found is None:
             fit.jsonl.begin()
             fit.engine.reset_metrics()  # a fit before may have ended within an epoch
@@ -70,10 +72,7 @@ def run_fit(fit: Fit, found: Checkpoint | None) -> FitResult:
 
 
 def _train(fit: Fit, peak: float) -> None:
-    """Compile, run the loop, and bring the Keras model up to date.
-
-    With a schedule its learning rate is ``peak`` in the end: the next fit begins there, too.
-    """
+    """Compile, run the loop, and bring the Keras model up to date, with ``peak`` for its rate."""
     if fit.position.epoch >= fit.max_epochs:
         warnings.warn(
             f"Nothing is left to train: the run has its {fit.position.epoch} epochs. To go on, "
@@ -99,7 +98,7 @@ def _train(fit: Fit, peak: float) -> None:
         if not fit.signals.received:
             fit.engine.finish_optimizer()
         fit.notify("on_fit_end")
-    fit.engine.sync_model()
+    fit.session.publish()
     if fit.schedule is not None:
         fit.engine.set_learning_rate(peak)
     if fit.averaging is not None and not fit.signals.received:

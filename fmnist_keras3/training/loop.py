@@ -22,7 +22,8 @@ from fmnist_keras3.training.pace import Pace
 
 def train(fit: Fit) -> None:
     """Train until the last epoch or step, a callback's stop, or a signal."""
-    pace, evaluation_pace = (Pace(fit.engine.chunk_steps) for _ in range(2))
+    validation_steps = fit.validation_feed.chunk_steps if fit.validation_feed is not None else 1
+    pace, evaluation_pace = Pace(fit.feed.chunk_steps), Pace(validation_steps)
     while fit.position.epoch < fit.max_epochs and (not stopping(fit) or unended(fit)):
         plan = fit.open_epoch()
         fit.epoch_complete = False
@@ -142,7 +143,7 @@ def evaluate(
     ``measure``, only the outputs mean something.
     """
     plan = evaluation_plan(len(feed.split), batch_size)
-    pace = pace or Pace(engine.chunk_steps, first=8)
+    pace = pace or Pace(feed.chunk_steps, first=8)
     return engine.infer(feed.chunks(plan, pace, stop), measure)
 
 

@@ -1,33 +1,42 @@
-"""What the Trainer's arguments change about a compiled model: precision and clipping."""
+"""What the Trainer's arguments change in a compiled model until its session ends."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import keras
 
 from fmnist_keras3.errors import UserError
 from fmnist_keras3.training.arguments import PRECISIONS
 from fmnist_keras3.training.optimizers import inner_optimizer
+from fmnist_keras3.training.session import Session
 
 
-def set_precision(model: keras.Model, name: str) -> None:
-    """Let ``model`` compute in the precision ``name``; its variables stay float32.
+def set_precision(session: Session, name: str, scaling: Any = None) -> None:
+    """Let the session's model compute in the precision ``name``; its variables stay float32.
 
     The layers that give the outputs stay in float32, so that the loss loses nothing. With
-    "16-mixed" the optimizer scales the loss (Micikevicius et al. 2017).
+    "16-mixed" the optimizer scales the loss (Micikevicius et al. 2017): by ``scaling``, if that is
+    of the model's optimizer and knows its scale from an earlier session.
     """
-    policy = keras.DTypePolicy(PRECISIONS[name])
+    model, policy = session.model, keras.DTypePolicy(PRECISIONS[name])
     last = {id(t._keras_history.operation) for t in getattr(model, "outputs", None) or ()}
     for layer in model._flatten_layers():
-        if id(layer) not in last:
-            layer.dtype_policy = policy
+        if id(layer) not in last and layer.dtype_policy != policy:
+            session.set(layer, "dtype_policy", policy)
     scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     if name == "16-mixed" and not scaled:
-        model.optimizer = keras.optimizers.LossScaleOptimizer(model.optimizer)
+        known = scaling is not None and inner_optimizer(scaling) is model.optimizer
+        session.set(
+            model,
+            "optimizer",
+            scaling if known else keras.optimizers.LossScaleOptimizer(model.optimizer),
+        )
 
 
-def set_clipping(model: keras.Model, value: float, algorithm: str) -> None:
+def set_clipping(session: Session, value: float, algorithm: str) -> None:
     """Clip gradients: "norm" the global norm of all of them, "value" each number."""
-    optimizer = inner_optimizer(model.optimizer)
+    optimizer = inner_optimizer(session.model.optimizer)
     name = {"norm": "global_clipnorm", "value": "clipvalue"}[algorithm]
     for other in {"clipnorm", "global_clipnorm", "clipvalue"} - {name}:
         if getattr(optimizer, other) is not None:
@@ -35,4 +44,4 @@ def set_clipping(model: keras.Model, value: float, algorithm: str) -> None:
                 f"gradient_clip_val is given, but the optimizer has {other}="
                 f"{getattr(optimizer, other)} already. Leave one of them out."
             )
-    setattr(optimizer, name, value)
+    session.set(optimizer, name, value)

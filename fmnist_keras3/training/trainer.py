@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,6 +62,7 @@ from fmnist_keras3.training.optimizers import inner_optimizer
 from fmnist_keras3.training.prepare import set_clipping, set_precision
 from fmnist_keras3.training.result import FitResult
 from fmnist_keras3.training.schedules import make_schedule
+from fmnist_keras3.training.session import Session, owner
 from fmnist_keras3.training.signals import StopSignals
 from fmnist_keras3.tree import mapped
 
@@ -70,6 +72,7 @@ CHUNK_STEPS = {"cpu": 128}  # longest chunk; elsewhere a whole epoch may be one
 CHUNK_BYTES = 256 * 2**20
 PREDICT_BATCH = 128
 MAX_EPOCHS = 10
+_VERBS = {"validation": "validate", "test": "test"}
 T = TypeVar("T")
 OneOrMore = T | Sequence[T]
 
@@ -240,38 +243,39 @@ class Trainer:
         trained weights afterwards. Raises UserError for input that cannot be used and
         Diverged when the loss or a weight is not finite.
         """
-        data = as_datamodule(data, validation_data, model)
-        if self.overfit_batches:
-            data = overfitted(data, self.overfit_batches)
-        self._check_data(model, data)
-        engine = self._engine_for(model, data.train, data.batch_size)
-        own = {} if hparams is None else {"hparams": check_hparams(hparams)}
-        config = {**(describe(self, model, data) if config is None else config), **own}
-        if self.fast_dev_run or self.barebones:
+        with Session(model, "fit") as session:
+            data = as_datamodule(data, validation_data, model)
+            if self.overfit_batches:
+                data = overfitted(data, self.overfit_batches)
+            self._check_data(model, data)
+            engine = self._engine_for(session, data.train, data.batch_size)
+            own = {} if hparams is None else {"hparams": check_hparams(hparams)}
+            config = {**(describe(self, model, data) if config is None else config), **own}
+            if not (self.fast_dev_run or self.barebones):
+                return self._fit(session, data, engine, None, ckpt_path, config)
             if ckpt_path is not None:
                 raise UserError(
                     "fast_dev_run and barebones begin anew and keep nothing. Leave ckpt_path out "
                     "(on the command line --resume), or these."
                 )
             with tempfile.TemporaryDirectory() as folder:
-                result = self._fit(model, data, engine, Path(folder) / "run", None, config)
+                result = self._fit(session, data, engine, Path(folder) / "run", None, config)
             return dataclasses.replace(
                 result, run_dir=None, last_checkpoint=None, best_checkpoint=None
             )
-        return self._fit(model, data, engine, None, ckpt_path, config)
 
-    def _fit(self, model, data, engine, path, ckpt_path, config) -> FitResult:
+    def _fit(self, session, data, engine, path, ckpt_path, config) -> FitResult:
         which = None
         if ckpt_path is not None:
             path, which = rundir.locate(ckpt_path, self.run_dir)
         elif path is None:
-            path = self._run_path(model, data)
+            path = self._run_path(session.model, data)
         resumed = which is not None or (ckpt_path == "auto" and rundir.has_run(path))
         if not (self.fast_dev_run or self.barebones):
             self._last_run = path
         with rundir.RunDirectory(path, config, resumed=resumed) as run:
             found = None if which is None else resume.find(path, which, engine)
-            fit = self._make_fit(model, data, engine, run)
+            fit = self._make_fit(session, data, engine, run)
             fit.notify("setup")
             if found is not None:
                 resume.check_data(fit, found)
@@ -332,11 +336,11 @@ class Trainer:
         check_split(model, split, split_name)
         if found := not_finite(split, split_name):
             raise UserError(f"{found} Leave these examples out, or mend them with np.nan_to_num.")
-        engine = self._engine_for(model, data.train, data.batch_size)
-        logs, outputs = self._evaluate(engine, split, data.batch_size, ckpt_path)
-        if views is not None:
-            mean = self._over_views(views, engine, split, data.batch_size, outputs)
-            logs |= scores(model, split, mean)
+        with self._engine_of(model, _VERBS[split_name], data.train, data.batch_size) as engine:
+            logs, outputs = self._evaluate(engine, split, data.batch_size, ckpt_path)
+            if views is not None:
+                mean = self._over_views(views, engine, split, data.batch_size, outputs)
+                logs |= scores(model, split, mean)
         return logs, outputs
 
     @explained
@@ -359,11 +363,11 @@ class Trainer:
         examples = Split(mapped(as_array, images), None)
         check_inputs(model, examples.x)
         size = min(PREDICT_BATCH, len(examples))
-        engine = self._engine_for(model, examples, size)
-        _, outputs = self._evaluate(engine, examples, size, ckpt_path, measure=False)
-        if views is None:
-            return outputs
-        return self._over_views(views, engine, examples, size, outputs)
+        with self._engine_of(model, "predict", examples, size) as engine:
+            _, outputs = self._evaluate(engine, examples, size, ckpt_path, measure=False)
+            if views is not None:
+                outputs = self._over_views(views, engine, examples, size, outputs)
+        return outputs
 
     def _over_views(
         self, views: TTA, engine: Engine, split: Split, batch_size: int, outputs: Any
@@ -383,36 +387,55 @@ class Trainer:
         measure: bool = True,
     ) -> tuple[dict[str, float], Any]:
         if ckpt_path is not None:
+            if (session := owner(engine.model)) is not None and session.verb == "fit":
+                raise UserError(
+                    "ckpt_path would put other weights into a model that is being trained. Leave "
+                    "it out, or wait until fit has ended."
+                )
             run, which = rundir.locate(ckpt_path, self._last_run)
             found = resume.find(run, which or "last", engine)
             engine.import_state(checkpoint.adopt(found.state, engine.export_state()))
-        feed = self._feed(split, engine)
+        feed = self._feed(split, engine, batch_size)
         try:
             return evaluate(engine, feed, batch_size, measure=measure)
         finally:
             feed.close()
 
-    def _engine_for(self, model: keras.Model, split: Split, batch_size: int) -> Engine:
-        """Return the engine of ``model``, the same one as long as the model is the same.
+    @contextlib.contextmanager
+    def _engine_of(
+        self, model: keras.Model, verb: str, split: Split, batch_size: int
+    ) -> Iterator[Engine]:
+        """Lend the engine of ``model``: of the fit that is under way, or a session of ``verb``."""
+        session = owner(model)
+        if session is not None and session.engine is not None:
+            yield session.engine
+            return
+        with Session(model, verb) as session:
+            yield self._engine_for(session, split, batch_size)
+
+    def _engine_for(self, session: Session, split: Split, batch_size: int) -> Engine:
+        """Return the engine of the session's model, the same one as long as that is the same.
 
         Its chunks are cut for batches of ``split``.
         """
-        engine, options = self._engine, self._engine_options()
+        model, engine, options = session.model, self._engine, self._engine_options()
+        self._prepare(session)
         learns = engine is not None and not engine.metrics.known and split.y is not None
-        if engine is None or engine.model is not model or options != self._made_with or learns:
-            self._prepare(model)
+        same = engine is not None and engine.model is model and engine.is_current()
+        if not same or options != self._made_with or learns:
             engine = make_engine(model, example=split.take(slice(1)), **options)
             self._engine, self._made_with = engine, options
+        assert engine is not None
         if self.precision not in (None, "32") and engine.platform == "cpu":
             warnings.warn(
                 f"On a CPU the precision {self.precision} is slower than 32.",
                 stacklevel=4,
             )
         engine.read_model()
-        batch_bytes = batch_size * split.nbytes // len(split)
         steps = -(-len(split) // batch_size)
-        most = min(CHUNK_STEPS.get(engine.platform, steps), CHUNK_BYTES // batch_bytes, steps)
-        engine.chunk_steps = max(1, most)
+        most = CHUNK_STEPS.get(engine.platform, steps)
+        engine.chunk_steps = min(most, steps, _steps_in_memory(split, batch_size))
+        session.engine = engine
         return engine
 
     def _engine_options(self) -> dict[str, Any]:
@@ -428,12 +451,13 @@ class Trainer:
     def _first(self, kind: type[T]) -> T | None:
         return next((c for c in self.callbacks if isinstance(c, kind)), None)
 
-    def _prepare(self, model: keras.Model) -> None:
-        """Give a compiled model what the arguments ask for, before its engine is made."""
+    def _prepare(self, session: Session) -> None:
+        """Give a compiled model what the arguments ask for, until the session ends."""
+        model, engine = session.model, self._engine
         if getattr(model, "optimizer", None) is None:
             return  # the engine says what is missing
         if self.precision is not None:
-            set_precision(model, self.precision)
+            set_precision(session, self.precision, engine and engine.optimizer)
         own = inner_optimizer(model.optimizer).gradient_accumulation_steps
         if self.accumulate_grad_batches > 1 and own:
             raise UserError(
@@ -441,7 +465,7 @@ class Trainer:
                 f"gradient_accumulation_steps={own} already. Leave one of them out."
             )
         if self.gradient_clip_val is not None:
-            set_clipping(model, self.gradient_clip_val, self.gradient_clip_algorithm)
+            set_clipping(session, self.gradient_clip_val, self.gradient_clip_algorithm)
 
     def _check_data(self, model: keras.Model, data: DataModule) -> None:
         """Raise UserError for data that does not suit the model or holds NaN."""
@@ -466,12 +490,20 @@ class Trainer:
         return limited(data.validation, count, data.batch_size)
 
     def _feed(
-        self, split: Split, engine: Engine, augment: Any = (), *, training: bool = False
+        self,
+        split: Split,
+        engine: Engine,
+        batch_size: int,
+        augment: Any = (),
+        *,
+        training: bool = False,
     ) -> Feed:
         name = self.pipeline
         if name == "auto":
             name = "resident" if split.nbytes <= RESIDENT_BYTES else "stream"
-        return PIPELINES[name](split, engine, augment, training=training)
+        # Within a fit the examples of another verb may come in larger batches.
+        steps = min(engine.chunk_steps, _steps_in_memory(split, batch_size))
+        return PIPELINES[name](split, engine, augment, chunk_steps=steps, training=training)
 
     def _accumulation(self, data: DataModule) -> Accumulation:
         """Return when the optimizer makes its updates in a training on ``data``."""
@@ -485,7 +517,8 @@ class Trainer:
         backend = keras.backend.backend()
         return rundir.new_run_path(self.default_root_dir, model.name, backend, synthetic)
 
-    def _make_fit(self, model, data, engine, run) -> Fit:
+    def _make_fit(self, session, data, engine, run) -> Fit:
+        model = session.model
         accumulation = self._accumulation(data)
         steps = accumulation.steps_in_epoch
         epochs = self.max_epochs or -(-(self.max_steps or 0) // steps)
@@ -530,11 +563,13 @@ class Trainer:
             callbacks.insert(0, ModelSummary())
         validation = self._validation(data)
         return Fit(
-            model=model,
+            session=session,
             engine=engine,
             data=data,
-            feed=self._feed(data.train, engine, data.augment, training=True),
-            validation_feed=self._feed(validation, engine) if validation is not None else None,
+            feed=self._feed(data.train, engine, data.batch_size, data.augment, training=True),
+            validation_feed=(
+                None if validation is None else self._feed(validation, engine, data.batch_size)
+            ),
             run=run,
             callbacks=callbacks,
             jsonl=JSONLLogger(run.path),
@@ -556,6 +591,11 @@ class Trainer:
             precision=self.precision or model.dtype_policy.name,
             profiles=self.profiler == "simple",
         )
+
+
+def _steps_in_memory(split: Split, batch_size: int) -> int:
+    """Return how many batches of ``split`` a chunk may have for its bytes, at least one."""
+    return max(1, CHUNK_BYTES // max(1, batch_size * split.nbytes // len(split)))
 
 
 def _examples(

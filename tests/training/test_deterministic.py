@@ -14,6 +14,7 @@ from everything import arrays, data, everything_model, shared, trainer
 from fmnist_keras3 import Trainer, UserError, engines
 from fmnist_keras3.cli import main
 from fmnist_keras3.data.dataset import Split
+from fmnist_keras3.training.session import Session
 
 ROOT = Path(__file__).parents[2]
 TRAIN = """
@@ -85,7 +86,7 @@ def on(monkeypatch, backend):
 
 def promised(deterministic):
     made = Trainer(deterministic=deterministic)
-    return made._engine_for(everything_model(), Split(*arrays()), 32).determinism()
+    return made._engine_for(Session(everything_model(), "fit"), Split(*arrays()), 32).determinism()
 
 
 def test_a_cpu_always_is():

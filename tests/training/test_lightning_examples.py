@@ -50,6 +50,7 @@ from fmnist_keras3.data.dataset import FASHION_CLASSES, ImageData, Split
 from fmnist_keras3.engines import make_engine
 from fmnist_keras3.training import trainer as trainer_module
 from fmnist_keras3.training.callbacks import timer as timer_module
+from fmnist_keras3.training.session import Session
 
 services = test_loggers.services  # the least of MLflow and W&B that our loggers call
 STEPS = 8  # of an epoch: 160 examples in batches of 20
@@ -408,7 +409,7 @@ def test_num_sanity_val_steps(model, data, monkeypatch, count, batches):
             seen.append("training")
 
     trainer = Trainer(max_epochs=1, num_sanity_val_steps=count, callbacks=FirstStep())
-    engine = trainer._engine_for(model, data.setup().train, 20)
+    engine = trainer._engine_for(Session(model, "fit"), data.setup().train, 20)
     infer = engine.infer
 
     def watched(chunks, *more):

@@ -1,0 +1,247 @@
+"""One owner of a model: verbs within verbs, refits, and what is left after exceptions."""
+
+import keras
+import numpy as np
+import pytest
+
+from fmnist_keras3 import ArrayData, Callback, EMAWeightAveraging, Trainer, Tuner, UserError
+from fmnist_keras3.training.session import owner
+
+N, BATCH = 52, 16  # of the 47 to train on, the last batch has 15
+
+
+def features(n=N):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(n, 6)).astype("float32")
+    return x, (x[:, :3] > 0).astype("float32")
+
+
+def data():
+    return ArrayData(*features(), batch_size=BATCH)
+
+
+def made(optimizer="adam", loss="mse", metrics=("mae",)):
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    model = keras.Sequential(
+        [keras.Input((6,)), layers.Dense(5, "relu", name="first"), layers.Dense(3, name="last")]
+    )
+    model.compile(optimizer, loss, metrics=list(metrics))
+    return model
+
+
+def trainer(epochs=3, *callbacks, **options):
+    options = {"enable_checkpointing": False, "enable_progress_bar": False, **options}
+    return Trainer(epochs, callbacks=list(callbacks), **options)
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def weights(model):
+    return [np.array(keras.ops.convert_to_numpy(v.value)) for v in model.variables]
+
+
+def assert_equal(a, b):
+    for one, other in zip(a, b, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+class Each(Callback):
+    """Calls ``action(fit)`` in one of the hooks."""
+
+    def __init__(self, hook, action):
+        self.action = action
+        setattr(self, hook, lambda fit, *_: self.action(fit))
+
+
+HOOKS = (
+    "setup",
+    "on_fit_start",
+    "on_train_epoch_start",
+    "on_chunk_end",
+    "on_validation_start",
+    "on_validation_end",
+    "on_train_epoch_end",
+    "on_fit_end",
+)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["this Trainer", "another Trainer"])
+def test_verbs_within_a_fit_are_right_and_change_nothing(own):
+    plain, watched = made(), made()
+    trainer(3, EMAWeightAveraging(0.9)).fit(plain, data())
+    seen, (x, y) = set(), features(300)  # more than the fit has, and in longer batches
+
+    def verbs(fit, hook):
+        asking = training if own else another
+        outputs = asking.predict(watched, x)
+        np.testing.assert_allclose(fit.model.predict(x, verbose=0), outputs, atol=1e-6)
+        loss = asking.validate(watched, (x, y))["loss"]
+        assert loss == pytest.approx(float(np.mean((outputs - y) ** 2)), rel=1e-5)
+        assert asking.test(watched, (x, y))["loss"] == loss
+        seen.add(hook)
+
+    asking = [Each(hook, lambda fit, hook=hook: verbs(fit, hook)) for hook in HOOKS]
+    training, another = trainer(3, EMAWeightAveraging(0.9), *asking), trainer()
+    training.fit(watched, data())
+    assert seen == {*HOOKS}
+    assert_equal(weights(watched), weights(plain))
+    assert owner(watched) is None
+
+
+@pytest.mark.parametrize("verb", ["fit", "ckpt_path", "lr_find", "scale_batch_size"])
+def test_what_would_train_within_a_fit_is_refused(verb):
+    model = made()
+    do = {
+        "fit": lambda: trainer().fit(model, data()),
+        "ckpt_path": lambda: trainer().predict(model, features()[0], ckpt_path="runs/x"),
+        "lr_find": lambda: Tuner(trainer()).lr_find(model, data()),
+        "scale_batch_size": lambda: Tuner(trainer()).scale_batch_size(model, data()),
+    }[verb]
+    said = []
+
+    def refused(fit):
+        with pytest.raises(UserError, match=r"under way|being trained") as raised:
+            do()
+        said.append(raised)
+
+    trainer(1, Each("on_train_epoch_end", refused)).fit(model, data())
+    assert said
+
+
+def test_another_model_may_be_trained_within_a_fit():
+    model, other, alone = made(), made(), made()
+    inner = Each("on_fit_start", lambda fit: trainer(1).fit(other, data()))
+    trainer(1, inner).fit(model, data())
+    trainer(1).fit(alone, data())
+    assert_equal(weights(other), weights(alone))
+    assert_equal(weights(model), weights(alone))
+
+
+class Stop(Exception):
+    """Raised by a callback."""
+
+
+@pytest.mark.parametrize("schedule", [None, "linear"])
+def test_an_exception_leaves_the_trained_weights_and_the_users_rate(schedule):
+    model = made(keras.optimizers.Adam(0.01))
+    training = trainer(3, schedule=schedule)
+    for hook in HOOKS[1:]:
+        expected, begun = [], weights(model)
+
+        def stop(fit, expected=expected, first=hook in ("on_fit_start", "on_chunk_end")):
+            if first or fit.position.epoch:
+                expected.extend(weights(fit.model))
+                raise Stop
+
+        training.callbacks = [Each(hook, stop)]
+        with pytest.raises(Stop):
+            training.fit(model, data())
+        assert_equal(weights(model), expected)
+        changed = np.abs(weights(model)[0] - begun[0]).max()
+        assert (changed > 0) == (hook != "on_fit_start")
+        assert float(model.optimizer.learning_rate) == pytest.approx(0.01)
+        assert owner(model) is None
+
+
+@pytest.mark.parametrize("change", ["optimizer", "loss", "metrics", "frozen", "frozen alone"])
+def test_a_second_fit_trains_what_the_model_is_then(change):
+    model, training = made(keras.optimizers.SGD(0.1)), trainer(2)
+    training.fit(model, data())
+    before, optimizer = weights(model), keras.optimizers.SGD(0.1)
+    if change == "optimizer":
+        optimizer = keras.optimizers.Adam(0.05)
+    if change.startswith("frozen"):
+        model.get_layer("first").trainable = False
+    if change != "frozen alone":  # without compile, as Keras on TensorFlow takes it
+        loss = "mae" if change == "loss" else "mse"
+        model.compile(optimizer, loss, metrics=["mse" if change == "metrics" else "mae"])
+    twin = keras.models.clone_model(model)
+    twin.set_weights(model.get_weights())
+    twin.compile(type(optimizer)(float(optimizer.learning_rate)), model.loss)
+    seen = {}
+    keep = Each("on_train_epoch_end", lambda fit: seen.update(fit.logs))
+    training.callbacks.append(keep)
+    training.fit(model, data())
+    trainer(2).fit(twin, data())
+    for ours, theirs in zip(weights(model)[:4], weights(twin)[:4], strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    assert (change == "metrics") == ("mse" in seen)
+    if change.startswith("frozen"):
+        np.testing.assert_array_equal(weights(model)[0], before[0])
+        assert np.abs(weights(model)[2] - before[2]).max() > 0
+    if change != "frozen alone":
+        assert int(model.optimizer.iterations) == 2 * 3  # of 47 examples
+
+
+def test_an_optimizer_that_does_not_know_a_weight_is_refused():
+    model = made()
+    model.get_layer("first").trainable = False
+    model.compile("adam", "mse")
+    trainer(1).fit(model, data())
+    model.get_layer("first").trainable = True
+    with pytest.raises(UserError, match=r"frozen or unfrozen since. Call model.compile"):
+        trainer(1).fit(model, data())
+
+
+PREPARED = {
+    "bf16": {"precision": "bf16-mixed"},
+    "float16": {"precision": "16-mixed"},
+    "norm": {"gradient_clip_val": 0.1},
+    "value": {"gradient_clip_val": 0.1, "gradient_clip_algorithm": "value"},
+}
+
+
+def state(model):
+    policies = [layer.dtype_policy.name for layer in model._flatten_layers()]
+    optimizer = model.optimizer
+    clips = [getattr(optimizer, name) for name in ("clipnorm", "global_clipnorm", "clipvalue")]
+    return [*policies, id(optimizer), *clips]
+
+
+@pytest.mark.filterwarnings("ignore:On a CPU the precision")
+@pytest.mark.parametrize("name", PREPARED)
+@pytest.mark.parametrize("end", ["refusal", "exception", "end"])
+def test_what_is_set_for_a_fit_is_undone(tmp_path, name, end):
+    model = made()
+    before, begun = state(model), weights(model)
+    options = {**PREPARED[name], "run_dir": tmp_path / "run"}
+
+    def stop(fit):
+        raise Stop
+
+    if end == "refusal":
+        (tmp_path / "run").write_text("a file")
+        with pytest.raises(UserError, match="is a file"):
+            trainer(1, **options).fit(model, data())
+        assert_equal(weights(model), begun)
+    elif end == "exception":
+        with pytest.raises(Stop):
+            trainer(1, Each("on_chunk_end", stop), **options).fit(model, data())
+    else:
+        training = trainer(2, **options)
+        training.fit(model, data())
+        assert state(model) == before
+        training.run_dir = tmp_path / "again"
+        training.fit(model, data())  # the scale of float16 goes on, too
+        training.predict(model, features()[0])
+    assert state(model) == before
+
+
+def test_clipping_and_precision_hold_while_they_are_set(tmp_path):
+    seen = []
+    training = trainer(
+        1,
+        Each("on_chunk_end", lambda fit: seen.append(state(fit.model))),
+        precision="bf16-mixed",
+        gradient_clip_val=0.5,
+        run_dir=tmp_path / "run",
+    )
+    with pytest.warns(UserWarning, match="On a CPU the precision"):
+        training.fit(made(), data())
+    assert "mixed_bfloat16" in seen[0]
+    assert seen[0][-2] == 0.5
