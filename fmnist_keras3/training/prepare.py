@@ -1,8 +1,6 @@
-"""What the Trainer's arguments change in a compiled model until its session ends."""
+"""What the Trainer's arguments change in a compiled model: precision and clipping."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import keras
 
@@ -12,30 +10,28 @@ from fmnist_keras3.training.optimizers import inner_optimizer
 from fmnist_keras3.training.session import Session
 
 
-def set_precision(session: Session, name: str, scaling: Any = None) -> None:
+def set_precision(session: Session, name: str) -> None:
     """Let the session's model compute in the precision ``name``; its variables stay float32.
 
     The layers that give the outputs stay in float32, so that the loss loses nothing. With
-    "16-mixed" the optimizer scales the loss (Micikevicius et al. 2017): by ``scaling``, if that is
-    of the model's optimizer and knows its scale from an earlier session.
+    "16-mixed" the optimizer scales the loss (Micikevicius et al. 2017). Both stay with the model.
     """
     model, policy = session.model, keras.DTypePolicy(PRECISIONS[name])
     last = {id(t._keras_history.operation) for t in getattr(model, "outputs", None) or ()}
     for layer in model._flatten_layers():
         if id(layer) not in last and layer.dtype_policy != policy:
-            session.set(layer, "dtype_policy", policy)
+            session.set(layer, "dtype_policy", policy, stays=True)
     scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     if name == "16-mixed" and not scaled:
-        known = scaling is not None and inner_optimizer(scaling) is model.optimizer
-        session.set(
-            model,
-            "optimizer",
-            scaling if known else keras.optimizers.LossScaleOptimizer(model.optimizer),
-        )
+        scaling = keras.optimizers.LossScaleOptimizer(model.optimizer)
+        session.set(model, "optimizer", scaling, stays=True)
 
 
 def set_clipping(session: Session, value: float, algorithm: str) -> None:
-    """Clip gradients: "norm" the global norm of all of them, "value" each number."""
+    """Clip gradients until the session ends.
+
+    ``algorithm`` "norm" limits the global norm of all of them, "value" each number.
+    """
     optimizer = inner_optimizer(session.model.optimizer)
     name = {"norm": "global_clipnorm", "value": "clipvalue"}[algorithm]
     for other in {"clipnorm", "global_clipnorm", "clipvalue"} - {name}:

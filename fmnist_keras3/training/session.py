@@ -2,7 +2,8 @@
 
 While a session is open, weights, optimizer and metrics are the engine's, and the Keras model is a
 copy that `Session.publish` brings up to date. Whichever way the verb ends (its end, a stop, an
-exception, a refusal), the model is published, and what was set in it for the verb is undone.
+exception, a refusal), the model is published, and what was set in it for the verb is undone. Only
+the precision stays with a model whose verb came to its end.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Session:
     def __init__(self, model: keras.Model, verb: str) -> None:
         self.model, self.verb = model, verb
         self.engine: Engine | None = None
-        self._undo = ExitStack()
+        self._undo, self._undo_failed = ExitStack(), ExitStack()
 
     def __enter__(self) -> Session:
         if (other := owner(self.model)) is not None:
@@ -50,6 +51,8 @@ class Session:
                 )
         finally:
             self._undo.close()
+            if exception is not None:
+                self._undo_failed.close()
             del _open[id(self.model)]
 
     def publish(self) -> bool:
@@ -60,9 +63,13 @@ class Session:
         """Have ``undo(*args)`` called when the session ends, after the model was published."""
         self._undo.callback(undo, *args)
 
-    def set(self, what: Any, name: str, value: Any) -> None:
-        """Set an attribute of the model or a part of it until the session ends."""
-        self.at_end(setattr, what, name, getattr(what, name))
+    def set(self, what: Any, name: str, value: Any, *, stays: bool = False) -> None:
+        """Set an attribute of the model or a part of it until the session ends.
+
+        One that ``stays`` is put back only where the session ends by an exception.
+        """
+        undo = self._undo_failed if stays else self._undo
+        undo.callback(setattr, what, name, getattr(what, name))
         setattr(what, name, value)
 
 

@@ -452,12 +452,12 @@ class Trainer:
         return next((c for c in self.callbacks if isinstance(c, kind)), None)
 
     def _prepare(self, session: Session) -> None:
-        """Give a compiled model what the arguments ask for, until the session ends."""
-        model, engine = session.model, self._engine
+        """Give a compiled model what the arguments ask for, before its engine is made."""
+        model = session.model
         if getattr(model, "optimizer", None) is None:
             return  # the engine says what is missing
         if self.precision is not None:
-            set_precision(session, self.precision, engine and engine.optimizer)
+            set_precision(session, self.precision)
         own = inner_optimizer(model.optimizer).gradient_accumulation_steps
         if self.accumulate_grad_batches > 1 and own:
             raise UserError(
