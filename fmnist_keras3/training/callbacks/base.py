@@ -15,10 +15,10 @@ class Callback:
 
     ``fit`` gives ``model``, ``engine``, ``data``, ``position`` (epoch, step), ``logs`` (the latest
     values: loss, accuracy, val_loss, val_accuracy, lr), ``run`` (the run directory) and
-    ``stop(reason)``, which ends the training at the next boundary. ``fit.model`` is a copy of what the
-    engine trains, of this moment; the Trainer's predict, validate and test may be called with it.
-    An attribute ``every_n_train_steps`` lets chunks end at its
-    multiples. Raises UserError for a method that is a hook in Lightning alone.
+    ``stop(reason)``, which ends the training at the next boundary. ``fit.model`` is a copy, of this
+    moment, of what the engine trains; the Trainer's predict, validate and test may be called with
+    it. An attribute ``every_n_train_steps`` lets chunks end at its multiples. Raises UserError for a
+    method that is a hook in Lightning alone.
 
     Example: ``class Print(Callback): on_train_epoch_end = lambda self, fit: print(fit.logs)``
     """
