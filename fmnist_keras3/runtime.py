@@ -25,9 +25,11 @@ BACKENDS = ("jax", "tensorflow")
 
 # jaxlib 0.10 sums wrongly under jit on CPUs (jax-ml/jax#39103); an empty list of fusion types is
 # the cure, and makes convolutions two to three times faster. XLA ends the process at a flag that
-# it does not know, so it is set for the versions that are known to have it only.
+# it does not know, so it is set for the versions that are known to have it only. Of the two
+# libraries, the backend's counts: the other reads the flags at its first compilation, which tf.data
+# beside JAX never comes to.
 _FUSION_FLAG = "--xla_cpu_experimental_ynn_fusion_type="
-_FUSION_FLAG_KNOWN = {"jaxlib": "0.10.", "tensorflow": "2.21."}
+_FUSION_FLAG_KNOWN = {"jax": ("jaxlib", "0.10."), "tensorflow": ("tensorflow", "2.21.")}
 
 _DRIVER_TALK = re.compile(
     r"absl::InitializeLog|cudart_stub|cuda_platform|cuInit|computation_placer|port\.cc|"
@@ -92,8 +94,13 @@ def prepare() -> str:
     backend = choose_backend()
     os.environ["KERAS_BACKEND"] = backend
     flags = os.environ.get("XLA_FLAGS", "")
-    if "xla_cpu_experimental_ynn_fusion_type" not in flags and _knows_fusion_flag():
-        os.environ["XLA_FLAGS"] = f"{flags} {_FUSION_FLAG}".strip()
+    if not _knows_fusion_flag(backend):
+        # Perhaps from a process of another backend that started this one.
+        flags = " ".join(flag for flag in flags.split() if flag != _FUSION_FLAG)
+    elif "xla_cpu_experimental_ynn_fusion_type" not in flags:
+        flags = f"{flags} {_FUSION_FLAG}".strip()
+    if flags != os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = flags
     # Without a GPU, TensorFlow reports the missing driver as an error, at level 2.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2" if has_gpu_driver() else "3")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir() / "jax"))
@@ -127,10 +134,9 @@ def _import_tensorflow():
                     print(line, file=sys.stderr)
 
 
-def _knows_fusion_flag() -> bool:
-    # Both libraries read XLA_FLAGS, and both may be loaded (tf.data beside JAX).
-    found = {package: version(package) for package in _FUSION_FLAG_KNOWN}
-    return all(v is None or v.startswith(_FUSION_FLAG_KNOWN[p]) for p, v in found.items())
+def _knows_fusion_flag(backend: str) -> bool:
+    package, known = _FUSION_FLAG_KNOWN[backend]
+    return (version(package) or "").startswith(known)
 
 
 def has_gpu_driver() -> bool:

@@ -20,7 +20,8 @@ def mapped(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
         return {key: mapped(function, tree[key], *(o[key] for o in others)) for key in tree}
     if isinstance(tree, (tuple, list)):
         parts = zip(tree, *others, strict=True)
-        return type(tree)([mapped(function, *part) for part in parts])
+        made = [mapped(function, *part) for part in parts]
+        return type(tree)(*made) if hasattr(tree, "_fields") else type(tree)(made)  # namedtuple
     return function(tree, *others)
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from fmnist_keras3 import runtime
+
 ROOT = Path(__file__).parents[1]
 NO_TENSORFLOW = """
 import sys
@@ -61,6 +63,28 @@ def test_the_users_flags_are_kept(tmp_path, backend):
         XLA_FLAGS="--xla_cpu_enable_fast_math=false",
     )
     assert flags.startswith("--xla_cpu_enable_fast_math=false")
+
+
+@pytest.mark.parametrize("backend", ["jax", "tensorflow"])
+@pytest.mark.parametrize("jaxlib", ["0.10.2", "0.11.0", None])
+@pytest.mark.parametrize("tensorflow", ["2.21.0", "2.22.0rc0", None])
+def test_the_flag_against_wrong_sums_goes_by_the_backends_own_package(
+    monkeypatch, backend, jaxlib, tensorflow
+):
+    versions = {"jaxlib": jaxlib, "tensorflow": tensorflow}
+    monkeypatch.setattr(runtime, "version", versions.get)
+    monkeypatch.setattr(runtime, "choose_backend", lambda: backend)
+    monkeypatch.setenv("KERAS_BACKEND", backend)
+    monkeypatch.setattr(runtime, "_import_tensorflow", lambda: None)
+    flag = "--xla_cpu_experimental_ynn_fusion_type="
+    known = (jaxlib == "0.10.2") if backend == "jax" else (tensorflow == "2.21.0")
+    # The second has it from a process of the other backend, the third has set it differently.
+    for before in ("", f"--a=1 {flag}", f"{flag}1"):
+        monkeypatch.setenv("XLA_FLAGS", before)
+        runtime.prepare()
+        flags = os.environ["XLA_FLAGS"].split()
+        assert (flag in flags) == (known and before != f"{flag}1")
+        assert [f for f in flags if f != flag] == [f for f in before.split() if f != flag]
 
 
 def test_the_backend_is_the_variable_then_keras_own_file_then_jax(tmp_path):

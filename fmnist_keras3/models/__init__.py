@@ -1,13 +1,16 @@
 """The models by name, and `build_model`.
 
 A new model is one file with a function ``build(inputs, classes, dropout, l2)`` that returns the
-logits, and one entry in `MODELS`. Its options, by name, are more arguments of that function.
+logits, and one entry in `MODELS`. Its options, by name, are more arguments of that function. What
+comes from the training images is set by a function ``prepare(model, images)``, which `Trainer.fit`
+calls.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -137,6 +140,8 @@ def build_model(
     logits = module.build(x, classes=classes, dropout=Dropouts(dropout, seed), l2=l2, **options)
     model = keras.Model(inputs, logits, name=texts.label(name, entry.options, options))
     draw_weights(model, seed)
+    if hasattr(module, "prepare"):
+        model.prepare = partial(module.prepare, model)
     model.compile(
         optimizer=keras.optimizers.AdamW(1e-3) if optimizer is None else optimizer,
         loss=SparseCategoricalCrossentropy(from_logits=True),

@@ -23,7 +23,7 @@ def whiten(model: keras.Model, images: np.ndarray) -> bool:
     """Set the whitening layer of ``model``, if there is one, from raw ``images [N, H, W, C]``.
 
     From the first 5,000 of them. The bias takes the mean patch away. Returns whether there is such
-    a layer.
+    a layer. `Trainer.fit` does this for a model of `build_model` that was not whitened before.
 
     Example: ``whiten(build_model("airnet"), FashionMNIST().setup().train.x)``
     """
@@ -44,3 +44,10 @@ def whiten(model: keras.Model, images: np.ndarray) -> bool:
     layer.kernel.assign(kernel.reshape(height, width, channels, filters).astype(np.float32))
     layer.bias.assign((-mean @ kernel).astype(np.float32))
     return True
+
+
+def prepare(model: keras.Model, images: np.ndarray) -> None:
+    """Whiten ``model`` unless that was done: only then has the layer a bias."""
+    layer = next((layer for layer in model.layers if layer.name == LAYER), None)
+    if layer is not None and not np.asarray(layer.bias.value).any():
+        whiten(model, images)

@@ -173,7 +173,5 @@ def steps_to_boundary(fit: Fit, plan: EpochPlan) -> int:
     if fit.val_every_n_steps:
         past = step_in_epoch % fit.val_every_n_steps
         ends.append(step + fit.val_every_n_steps - past)
-    for callback in fit.callbacks:
-        if every := getattr(callback, "every_n_train_steps", None):
-            ends.append(step + every - step % every)
-    return min(end for end in ends if end is not None) - step
+    ends += [callback.next_event(fit, step) for callback in fit.callbacks]
+    return min(end for end in ends if end is not None and end > step) - step

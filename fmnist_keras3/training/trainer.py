@@ -279,6 +279,9 @@ class Trainer:
             fit.notify("setup")
             if found is not None:
                 resume.check_data(fit, found)
+            elif prepare := getattr(session.model, "prepare", None):
+                prepare(data.train.x)  # weights that come from the data, see `models`
+                engine.read_model()
             run.begin()
             return run_fit(fit, found)
 

@@ -1,10 +1,22 @@
 """One owner of a model: verbs within verbs, refits, and what is left after exceptions."""
 
+from functools import partial
+from typing import Any, NamedTuple
+
 import keras
 import numpy as np
 import pytest
 
-from fmnist_keras3 import ArrayData, Callback, EMAWeightAveraging, Trainer, Tuner, UserError
+from fmnist_keras3 import (
+    ArrayData,
+    Callback,
+    EMAWeightAveraging,
+    Trainer,
+    Tuner,
+    UserError,
+    build_model,
+)
+from fmnist_keras3.models.whitening import whiten
 from fmnist_keras3.training.session import owner
 
 N, BATCH = 52, 16  # of the 47 to train on, the last batch has 15
@@ -247,3 +259,73 @@ def test_clipping_and_precision_hold_while_they_are_set(tmp_path):
         training.fit(made(), data())
     assert "mixed_bfloat16" in seen[0]
     assert seen[0][-2] == 0.5
+
+
+class Pair(NamedTuple):
+    left: Any
+    right: Any
+
+
+class Sum(keras.Model):
+    """Two inputs, in any kind of sequence."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = keras.layers.Dense(3)
+
+    def call(self, inputs):
+        left, right = inputs
+        return self.last(left + right)
+
+
+def test_inputs_in_a_namedtuple_train_as_in_a_list():
+    def two():
+        keras.utils.clear_session()
+        keras.utils.set_random_seed(0)
+        model = Sum()
+        model.compile("sgd", "mse")
+        return model
+
+    x, y = features()
+    named, listed = two(), two()
+    trainer(2).fit(named, ArrayData(Pair(x[:, :3], x[:, 3:]), y, batch_size=BATCH))
+    trainer(2).fit(listed, ArrayData([x[:, :3], x[:, 3:]], y, batch_size=BATCH))
+    assert_equal(weights(named), weights(listed))
+    outputs = trainer().predict(named, Pair(x[:, :3], x[:, 3:]))
+    np.testing.assert_allclose(outputs, listed.predict([x[:, :3], x[:, 3:]], verbose=0), atol=1e-6)
+
+
+def test_a_callback_says_when_it_wants_to_be_called():
+    class Odd(Callback):
+        every_n_train_steps = "often"  # a user's own name, for something else
+
+        def __init__(self):
+            self.seen = []
+
+        def next_event(self, fit, step):
+            return 5 if step < 5 else None
+
+        def on_chunk_end(self, fit):
+            self.seen.append(fit.position.step)
+
+    class Often(Callback):
+        every_n_train_steps = 2.5
+
+    odd = Odd()
+    trainer(3, odd, Often()).fit(made(), data())
+    assert 5 in odd.seen
+
+
+def test_a_fit_takes_what_comes_from_the_data_into_the_weights():
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8)
+    labels = np.arange(40) % 10
+    build = partial(build_model, "airnet", widths=(8,), input_shape=(8, 8, 1))
+    by_hand, by_fit = build(), build()
+    whiten(by_hand, images)
+    for model in (by_hand, by_fit):
+        trainer(1).fit(model, ArrayData(images, labels, batch_size=BATCH, validation=0.0))
+    assert_equal(weights(by_fit), weights(by_hand))
+    assert np.asarray(by_fit.get_layer("whiten").bias.value).any()
+    kept = np.array(by_fit.get_layer("whiten").kernel.value)
+    trainer(1).fit(by_fit, ArrayData(images[::-1] // 2, labels, batch_size=BATCH, validation=0.0))
+    np.testing.assert_array_equal(np.array(by_fit.get_layer("whiten").kernel.value), kept)

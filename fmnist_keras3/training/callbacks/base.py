@@ -17,8 +17,8 @@ class Callback:
     values: loss, accuracy, val_loss, val_accuracy, lr), ``run`` (the run directory) and
     ``stop(reason)``, which ends the training at the next boundary. ``fit.model`` is a copy, of this
     moment, of what the engine trains; the Trainer's predict, validate and test may be called with
-    it. An attribute ``every_n_train_steps`` lets chunks end at its multiples. Raises UserError for a
-    method that is a hook in Lightning alone.
+    it. Many steps run as one program, which ends where `next_event` asks for it. Raises UserError
+    for a method that is a hook in Lightning alone.
 
     Example: ``class Print(Callback): on_train_epoch_end = lambda self, fit: print(fit.logs)``
     """
@@ -28,6 +28,14 @@ class Callback:
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         check_hooks(vars(cls), CALLBACK_HOOKS)
+
+    def next_event(self, fit: Fit, step: int) -> int | None:
+        """Return the next step, above ``step``, after which `on_chunk_end` must come, or None.
+
+        The next multiple of an attribute ``every_n_train_steps``, if that is a whole number.
+        """
+        every = getattr(self, "every_n_train_steps", None)
+        return step + every - step % every if isinstance(every, int) and every > 0 else None
 
     def setup(self, fit: Fit) -> None:
         """Before anything is restored: forget what an earlier fit left in this object."""
