@@ -1,7 +1,7 @@
 """What must happen before a backend is imported: which one, its flags, caches and devices.
 
 Nothing here runs at import. `prepare` sets environment variables only, keeps what the user has
-set, and may be called any number of times.
+set (but for a flag that would end the process), and may be called any number of times.
 """
 
 from __future__ import annotations

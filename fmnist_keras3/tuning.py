@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from fmnist_keras3.errors import UserError, nearest
 from fmnist_keras3.lightning import explained
 from fmnist_keras3.training.accumulation import Accumulation
 from fmnist_keras3.training.pace import Pace
+from fmnist_keras3.training.prepare import set_from_data
 from fmnist_keras3.training.session import Session
 
 if TYPE_CHECKING:
@@ -194,8 +196,9 @@ class Tuner:
             total = accumulation.steps_in_epoch
             size, augment = data.batch_size, data.augment
             feed = trainer._feed(data.train, engine, size, augment, training=True)
-            plan_of = lambda epoch: self._plan(data, epoch, total)  # noqa: E731
+            plan_of = partial(self._plan, data, limit=total)
             with _restored(engine, feed):
+                set_from_data(engine, data.train.x)
                 for chunk in _chunks(feed, num_training, plan_of):
                     first = len(search.losses)
                     logs = engine.train(chunk, _step_plan(engine, accumulation, first, rates))

@@ -83,11 +83,9 @@ def build(config: TrainConfig, console: Any) -> tuple[Any, Any, Any]:
     ).setup()
     _announce(console, data)
 
-    from fmnist_keras3.models.whitening import whiten
     from fmnist_keras3.training.trainer import Trainer
 
     model = config.build_model(data.train.image_shape, len(data.source.class_names))
-    whiten(model, data.train.x)
     trainer = Trainer(
         max_epochs=config.epochs,
         min_epochs=config.min_epochs,

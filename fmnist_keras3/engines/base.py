@@ -361,7 +361,8 @@ class Engine(ABC):
 
     def export_state(self) -> list[tuple[str, np.ndarray]]:
         """Return the whole training state as named arrays, copied to the host."""
-        self.sync_model()
+        if not self.sync_model():
+            raise RuntimeError("The training state was lost with the program that failed.")
         return [(name, to_numpy(variable)) for name, variable in self.variables]
 
     def import_state(self, arrays: list[tuple[str, np.ndarray]]) -> None:
@@ -504,21 +505,25 @@ def _fills(
 def _compiled_from(model: keras.Model) -> list[Any]:
     """Return what programs of ``model`` depend on and users change."""
     parts = [model.optimizer, model.loss, model._compile_loss, model._compile_metrics]
-    policies = [layer.dtype_policy.name for layer in model._flatten_layers()]
-    return [*parts, *model.trainable_variables, *policies]
+    # A frozen BatchNormalization computes otherwise, also one without weights to train.
+    layers = [f"{layer.dtype_policy.name} {layer.trainable}" for layer in model._flatten_layers()]
+    return [*parts, *model.trainable_variables, *layers]
 
 
 def _trains_all(model: keras.Model) -> bool:
     """Tell whether the optimizer was built for just the weights that are trained now.
 
-    Raises UserError where it was built without one of them, as where a layer was unfrozen since.
+    Raises UserError where it was built without one of them, as where a layer was unfrozen since,
+    or where it keeps more beside its weights than its updates, and so needs all of them.
     """
-    known = inner_optimizer(model.optimizer)._trainable_variables
+    optimizer = inner_optimizer(model.optimizer)
+    known = optimizer._trainable_variables
     now = model.trainable_variables
     if len(known) == len(now) and all(a is b for a, b in zip(known, now, strict=True)):
         return True
-    scaled = inner_optimizer(model.optimizer) is not model.optimizer
-    if scaled or {id(v) for v in now} - {id(v) for v in known}:
+    needs_all = optimizer.use_ema or optimizer.gradient_accumulation_steps
+    needs_all = needs_all or optimizer is not model.optimizer  # with loss scaling
+    if needs_all or {id(v) for v in now} - {id(v) for v in known}:
         raise UserError(
             "The optimizer was built for other weights than those that are trained now; a layer "
             "was frozen or unfrozen since. Call model.compile(...) again, with a new optimizer."

@@ -47,7 +47,7 @@ def whiten(model: keras.Model, images: np.ndarray) -> bool:
 
 
 def prepare(model: keras.Model, images: np.ndarray) -> None:
-    """Whiten ``model`` unless that was done: only then has the layer a bias."""
+    """Whiten ``model``, unless that was done before, as a bias that is not 0 shows."""
     layer = next((layer for layer in model.layers if layer.name == LAYER), None)
     if layer is not None and not np.asarray(layer.bias.value).any():
         whiten(model, images)

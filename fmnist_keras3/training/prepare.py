@@ -1,6 +1,8 @@
-"""What the Trainer's arguments change in a compiled model: precision and clipping."""
+"""What is changed in a compiled model before it trains: precision, clipping, data's weights."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import keras
 
@@ -8,6 +10,9 @@ from fmnist_keras3.errors import UserError
 from fmnist_keras3.training.arguments import PRECISIONS
 from fmnist_keras3.training.optimizers import inner_optimizer
 from fmnist_keras3.training.session import Session
+
+if TYPE_CHECKING:
+    from fmnist_keras3.engines.base import Engine
 
 
 def set_precision(session: Session, name: str) -> None:
@@ -41,3 +46,10 @@ def set_clipping(session: Session, value: float, algorithm: str) -> None:
                 f"{getattr(optimizer, other)} already. Leave one of them out."
             )
     session.set(optimizer, name, value)
+
+
+def set_from_data(engine: Engine, images: Any) -> None:
+    """Set the weights that come from the training ``images``, if `build_model` gave it a way to."""
+    if prepare := getattr(engine.model, "prepare", None):
+        prepare(images)
+        engine.read_model()

@@ -59,7 +59,7 @@ from fmnist_keras3.training.hparams import check_hparams, describe
 from fmnist_keras3.training.loggers import JSONLLogger, Logger, Loggers, make_loggers
 from fmnist_keras3.training.loop import evaluate
 from fmnist_keras3.training.optimizers import inner_optimizer
-from fmnist_keras3.training.prepare import set_clipping, set_precision
+from fmnist_keras3.training.prepare import set_clipping, set_from_data, set_precision
 from fmnist_keras3.training.result import FitResult
 from fmnist_keras3.training.schedules import make_schedule
 from fmnist_keras3.training.session import Session, owner
@@ -279,9 +279,8 @@ class Trainer:
             fit.notify("setup")
             if found is not None:
                 resume.check_data(fit, found)
-            elif prepare := getattr(session.model, "prepare", None):
-                prepare(data.train.x)  # weights that come from the data, see `models`
-                engine.read_model()
+            else:
+                set_from_data(engine, data.train.x)
             run.begin()
             return run_fit(fit, found)
 
@@ -424,11 +423,10 @@ class Trainer:
         model, engine, options = session.model, self._engine, self._engine_options()
         self._prepare(session)
         learns = engine is not None and not engine.metrics.known and split.y is not None
-        same = engine is not None and engine.model is model and engine.is_current()
-        if not same or options != self._made_with or learns:
+        changed = options != self._made_with or learns
+        if engine is None or engine.model is not model or changed or not engine.is_current():
             engine = make_engine(model, example=split.take(slice(1)), **options)
             self._engine, self._made_with = engine, options
-        assert engine is not None
         if self.precision not in (None, "32") and engine.platform == "cpu":
             warnings.warn(
                 f"On a CPU the precision {self.precision} is slower than 32.",

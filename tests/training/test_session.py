@@ -16,6 +16,7 @@ from fmnist_keras3 import (
     UserError,
     build_model,
 )
+from fmnist_keras3.data.plan import epoch_plan
 from fmnist_keras3.models.whitening import whiten
 from fmnist_keras3.training.session import owner
 
@@ -190,6 +191,71 @@ def test_a_second_fit_trains_what_the_model_is_then(change):
         assert int(model.optimizer.iterations) == 2 * 3  # of 47 examples
 
 
+def test_a_layer_frozen_without_compile_leaves_the_others_their_moments():
+    def adam():
+        return keras.optimizers.AdamW(0.01, weight_decay=0.1, global_clipnorm=0.5)
+
+    model, training = made(adam()), trainer(2)
+    training.fit(model, data())
+    model.get_layer("first").trainable = False
+    twin = keras.models.clone_model(model)
+    twin.set_weights(model.get_weights())
+    twin.compile(adam(), "mse")
+    twin.optimizer.build(twin.trainable_variables)
+    known = {v.path.split("/", 1)[1]: v for v in model.optimizer.variables}
+    for variable in twin.optimizer.variables:
+        variable.assign(known[variable.path.split("/", 1)[1]].value)
+    training.fit(model, data())
+    train = data().setup().train
+    for epoch in range(2):  # Keras itself, on the batches of the plan
+        plan = epoch_plan(0, epoch, examples=len(train), batch_size=BATCH)
+        for rows, valid in zip(plan.indices, plan.valid, strict=True):
+            twin.train_on_batch(train.x[rows[:valid]], train.y[rows[:valid]])
+    for ours, theirs in zip(weights(model)[:4], weights(twin)[:4], strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_a_frozen_normalization_is_another_model():
+    inputs = keras.Input((6,))
+    norm = keras.layers.BatchNormalization(center=False, scale=False, momentum=0.5)
+    model = keras.Model(inputs, keras.layers.Dense(3)(norm(inputs)))
+    model.compile("sgd", "mse")
+    training = trainer(1)
+    training.fit(model, data())
+    norm.trainable = False
+    kept = np.array(keras.ops.convert_to_numpy(norm.moving_mean.value))
+    training.fit(model, data())
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(norm.moving_mean.value), kept)
+
+
+def test_weights_that_a_failing_program_took_are_not_made_up():
+    if keras.backend.backend() != "jax":
+        pytest.skip("on TensorFlow the model's own variables are what is trained")
+
+    def fail(fit):
+        for array in fit.engine._state[0]:
+            array.delete()
+        fit.engine._ahead = True
+        with pytest.raises(RuntimeError, match="was lost"):
+            fit.engine.export_state()
+        raise Stop
+
+    model = made()
+    before = weights(model)
+    with pytest.raises(Stop) as raised:
+        trainer(1, Each("on_fit_start", fail)).fit(model, data())
+    assert "The weights were lost" in "".join(raised.value.__notes__)
+    assert_equal(weights(model), before)
+
+
+def test_an_optimizer_that_needs_all_its_weights_is_refused():
+    model = made(keras.optimizers.SGD(0.1, use_ema=True))
+    trainer(1).fit(model, data())
+    model.get_layer("first").trainable = False
+    with pytest.raises(UserError, match=r"frozen or unfrozen since. Call model.compile"):
+        trainer(1).fit(model, data())
+
+
 def test_an_optimizer_that_does_not_know_a_weight_is_refused():
     model = made()
     model.get_layer("first").trainable = False
@@ -327,5 +393,9 @@ def test_a_fit_takes_what_comes_from_the_data_into_the_weights():
     assert_equal(weights(by_fit), weights(by_hand))
     assert np.asarray(by_fit.get_layer("whiten").bias.value).any()
     kept = np.array(by_fit.get_layer("whiten").kernel.value)
+    raw = build()
+    data = ArrayData(images, labels, batch_size=BATCH, validation=0.0)
+    Tuner(trainer()).lr_find(raw, data, num_training=3)
+    assert not np.asarray(raw.get_layer("whiten").bias.value).any()
     trainer(1).fit(by_fit, ArrayData(images[::-1] // 2, labels, batch_size=BATCH, validation=0.0))
     np.testing.assert_array_equal(np.array(by_fit.get_layer("whiten").kernel.value), kept)

@@ -48,7 +48,7 @@ class GradientNorm(Callback):
     def _log(self, fit, step, total, of_variables) -> None:
         values = {"grad_norm": total}
         if self.per_variable:
-            paths = [v.path for v in fit.model.trainable_variables]
+            paths = [v.path for v in fit.engine.model.trainable_variables]
             parts = zip(paths, of_variables.tolist(), strict=True)
             values |= {f"grad_norm/{path}": norm for path, norm in parts}
         fit.log("gradients", fit.position.epoch + 1, step, values)

@@ -68,12 +68,13 @@ class LearningRateMonitor(Callback):
         if self.log_momentum and (momentum := _momentum(fit)) is not None:
             values["momentum"] = momentum
         if self.log_weight_decay:
-            values["weight_decay"] = float(inner_optimizer(fit.model.optimizer).weight_decay or 0.0)
+            optimizer = inner_optimizer(fit.engine.optimizer)
+            values["weight_decay"] = float(optimizer.weight_decay or 0.0)
         return values
 
 
 def _momentum(fit) -> float | None:
-    optimizer = inner_optimizer(fit.model.optimizer)
+    optimizer = inner_optimizer(fit.engine.optimizer)
     for name in ("momentum", "beta_1"):
         if (value := getattr(optimizer, name, None)) is not None:
             return float(value)
