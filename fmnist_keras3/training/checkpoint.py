@@ -15,7 +15,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -60,13 +60,15 @@ def check_finite(state: State, step: int) -> None:
             raise Diverged(f"{name} is not finite after step {step}.", step)
 
 
-def new_path(folder: Path, step: int, label: str = "") -> Path:
+def new_path(folder: Path, step: int, label: str = "", taken: Iterable[str] = ()) -> Path:
     """Return a path for a checkpoint of ``step`` that is not there yet; see `is_label`.
 
     Its number is above those of the same step, whatever their labels: the newest is the last.
+    Names that are ``taken`` count as there.
     """
     name = f"step-{step:08d}" + f"-{label}" * bool(label)
-    numbers = [number for at, number in map(_order, saved(folder)) if at == step]
+    there = [*saved(folder), *map(Path, taken)]
+    numbers = [number for at, number in map(_order, there) if at == step]
     return folder / (f"{name}-{max(numbers) + 1}" if numbers else name)
 
 

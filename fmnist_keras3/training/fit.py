@@ -15,6 +15,7 @@ from fmnist_keras3.data.feeds import Feed
 from fmnist_keras3.data.plan import EpochPlan, epoch_plan
 from fmnist_keras3.engines.base import Engine, StepLogs, StepPlan
 from fmnist_keras3.training.accumulation import Accumulation
+from fmnist_keras3.training.keeper import Keeper
 from fmnist_keras3.training.loggers import JSONLLogger, Loggers
 from fmnist_keras3.training.profiler import Profiler
 from fmnist_keras3.training.rundir import RunDirectory
@@ -83,6 +84,7 @@ class Fit:
     feed: Feed
     validation_feed: Feed | None
     run: RunDirectory
+    keeper: Keeper
     callbacks: list[Any]
     jsonl: JSONLLogger  # whose place checkpoints keep
     loggers: Loggers  # besides
@@ -148,6 +150,8 @@ class Fit:
         for callback in self.callbacks:
             with self.profiler.section(callback.section):
                 getattr(callback, hook)(self, *args)
+        with self.profiler.section("checkpoint"):
+            self.keeper.after_hook(self, hook)
 
     def plan(self, limit: int | None = None) -> EpochPlan:
         """Return the plan of the epoch at the position, or of its first ``limit`` steps."""

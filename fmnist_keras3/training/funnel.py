@@ -58,14 +58,13 @@ def run_fit(fit: Fit, found: Checkpoint | None) -> FitResult:
     profile = fit.profiler.results() if fit.profiles else None
     if profile is not None:
         write_json(fit.run.path / "profile.json", profile)
-    saver = resume.saver(fit)
     return FitResult(
         status,
         reason,
         fit.run.path,
         rundir.read_history(fit.run.path, fit.run.summary),
-        saver.last_model_path,
-        saver.best_model_path,
+        fit.keeper.last_model_path,
+        fit.keeper.best_model_path,
         dict(fit.run.summary),
         profile,
     )
@@ -86,6 +85,7 @@ def _train(fit: Fit, peak: float) -> None:
     roll_back = resume.Rollback(fit)
     with fit.signals:
         fit.notify("on_fit_start")
+        fit.keeper.begin(fit)
         while True:
             try:
                 train(fit)
@@ -94,7 +94,8 @@ def _train(fit: Fit, peak: float) -> None:
                 if fit.on_nonfinite == "stop":
                     raise
                 roll_back(failure)
-        resume.save_last(fit)  # to go on from, so before the optimizer's last word
+        with fit.profiler.section("checkpoint"):
+            fit.keeper.save_last(fit)  # to go on from, so before the optimizer's last word
         if not fit.signals.received:
             fit.engine.finish_optimizer()
         fit.notify("on_fit_end")
@@ -120,6 +121,7 @@ def _fail(fit: Fit, exception: BaseException) -> None:
         f"{name}.on_exception": partial(callback.on_exception, fit, exception)
         for name, callback in named(fit.callbacks)
     }
+    tells["the last checkpoint"] = partial(fit.keeper.on_exception, fit, exception)
     tells["summary.json"] = partial(fit.run.update, status=status, reason=reason)
     tells["loggers"] = partial(fit.loggers.finalize, status)
     for name, tell in tells.items():

@@ -9,7 +9,6 @@ from pathlib import Path
 from fmnist_keras3.engines.base import Engine
 from fmnist_keras3.errors import Diverged, UserError
 from fmnist_keras3.training import checkpoint, rundir
-from fmnist_keras3.training.callbacks import ModelCheckpoint
 from fmnist_keras3.training.checkpoint import Checkpoint
 from fmnist_keras3.training.fit import Fit, Position, named
 
@@ -77,20 +76,7 @@ def restore(fit: Fit, found: Checkpoint) -> None:
         ) from error
     fit.notify("on_load_checkpoint", manifest)
     fit.loggers.replay(kept)
-    saver(fit).restored(found.path, fit.position.place)
-
-
-def saver(fit: Fit) -> ModelCheckpoint:
-    """Return the callback that writes the checkpoints; one that is not used, if none does."""
-    return next((c for c in fit.callbacks if isinstance(c, ModelCheckpoint)), ModelCheckpoint())
-
-
-def save_last(fit: Fit) -> None:
-    """Let the callbacks that write checkpoints write the last one."""
-    for callback in fit.callbacks:
-        if isinstance(callback, ModelCheckpoint):
-            with fit.profiler.section(callback.section):
-                callback.save_last(fit)
+    fit.keeper.restored(found.path, fit.position.place)
 
 
 class Rollback:
@@ -109,7 +95,7 @@ class Rollback:
         fit = self.fit
         found_exactly = failure.step <= fit.single_steps_until
         before = fit.position
-        saver(fit).wait()
+        fit.keeper.wait()
         found = find(fit.run.path, "last", fit.engine)
         if found.path.name != self._from:
             self._from, self._tries = found.path.name, 0

@@ -56,6 +56,7 @@ from fmnist_keras3.training.check_data import check_inputs, check_split, not_fin
 from fmnist_keras3.training.fit import ENDLESS, Fit
 from fmnist_keras3.training.funnel import run_fit
 from fmnist_keras3.training.hparams import check_hparams, describe
+from fmnist_keras3.training.keeper import Keeper
 from fmnist_keras3.training.loggers import JSONLLogger, Logger, Loggers, make_loggers
 from fmnist_keras3.training.loop import evaluate
 from fmnist_keras3.training.optimizers import inner_optimizer
@@ -555,8 +556,6 @@ class Trainer:
         saves = self.enable_checkpointing and not (self.barebones or self.fast_dev_run)
         if saves and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
             callbacks.append(ModelCheckpoint())
-        # The checkpoint comes last: it must hold what the other callbacks made of the epoch.
-        callbacks.sort(key=lambda c: isinstance(c, ModelCheckpoint))
         if self.enable_progress_bar and not any(isinstance(c, RichProgressBar) for c in callbacks):
             callbacks.insert(0, RichProgressBar())
         summarized = any(isinstance(c, ModelSummary) for c in callbacks)
@@ -572,6 +571,7 @@ class Trainer:
                 None if validation is None else self._feed(validation, engine, data.batch_size)
             ),
             run=run,
+            keeper=Keeper(run.checkpoints, enabled=saves),
             callbacks=callbacks,
             jsonl=JSONLLogger(run.path),
             loggers=self.loggers,

@@ -164,6 +164,69 @@ def test_a_stop_and_resume_with_a_template_equals_a_straight_run(tmp_path):
     assert len(ranks[0]) == EPOCHS
 
 
+def test_the_best_of_one_and_the_epochs_of_another_are_kept_side_by_side(tmp_path):
+    """Lightning's commonest pair; each keeps its own, and none removes the other's."""
+    run, says = tmp_path / "run", Says(0.9, 0.5, 0.8, 0.7)
+
+    def pair():
+        return ModelCheckpoint(every_n_epochs=2, save_top_k=-1), ModelCheckpoint("val_loss")
+
+    periodic, best = pair()
+    result = fit(run, says, periodic, best, max_epochs=3)
+    assert folders(run) == ["step-00000010", "step-00000015"]
+    assert best.best_model_path == result.best_checkpoint == run / "checkpoints/step-00000010"
+    assert checkpoint.pointed(run / "checkpoints", "best") == best.best_model_path
+    assert result.summary["best_epoch"] == 2
+    periodic, best = pair()
+    fit(run, Says(0.9, 0.5, 0.8, 0.3, 0.7, 0.6, 0.6, 0.6), periodic, best, ckpt_path="last",
+        max_epochs=8)  # fmt: skip
+    assert folders(run) == [f"step-{step:08d}" for step in (10, 15, 20, 30, 35, 40)]
+    assert best.best_model_path == run / "checkpoints/step-00000020"
+    assert all(path.exists() for path in (best.best_model_path, periodic.best_model_path))
+    state = last(run).manifest["callbacks"]
+    assert state["ModelCheckpoint-2"]["best"] == best.best
+    assert state["ModelCheckpoint"]["best"][0][1] in folders(run)
+
+
+def test_two_monitors_have_a_best_each_and_the_first_is_that_of_the_run(tmp_path):
+    run = tmp_path / "run"
+    unnamed, loss = ModelCheckpoint(), ModelCheckpoint("val_loss", filename="loss-{val_loss:.1f}")
+    worst = ModelCheckpoint("val_loss", mode="max", filename="worst-{val_loss:.1f}")
+    result = fit(run, Says(0.9, 0.5, 0.8, 0.7), unnamed, loss, worst)
+    assert loss.best_model_path.name.startswith("step-00000010-loss-val_loss=0.5")
+    assert worst.best_model_path.name.startswith("step-00000005-worst-val_loss=0.9")
+    assert result.best_checkpoint == loss.best_model_path
+    assert all(s.best_model_path.is_dir() for s in (unnamed, loss, worst))
+    assert all(s.last_model_path == result.last_checkpoint for s in (unnamed, loss, worst))
+    (worst_state,) = (
+        c.manifest["callbacks"]["ModelCheckpoint-3"]
+        for c in [checkpoint.load(worst.best_model_path)]
+    )
+    assert worst_state["best"][0][1] == worst.best_model_path.name
+
+
+def test_a_checkpoint_holds_the_callbacks_that_come_after_the_saver(tmp_path):
+    class Counts(Callback):
+        epochs = 0
+
+        def on_train_epoch_end(self, fit):
+            self.epochs += 1
+
+        def state_dict(self):
+            return {"epochs": self.epochs}
+
+    fit(tmp_path / "run", ModelCheckpoint(), Counts(), max_epochs=3)
+    assert last(tmp_path / "run").manifest["callbacks"]["Counts"] == {"epochs": 3}
+
+
+def test_what_a_resumed_run_finds_stays_where_all_is_kept(tmp_path):
+    run = tmp_path / "run"
+    fit(run, ModelCheckpoint(save_top_k=-1), max_epochs=3)
+    fit(run, ModelCheckpoint(save_top_k=-1), ckpt_path=run / "checkpoints/step-00000005")
+    assert folders(run) == [f"step-{n}" for n in
+        ("00000005", "00000010", "00000010-1", "00000015", "00000015-1", "00000020")]  # fmt: skip
+
+
 def test_the_last_of_a_step_has_the_highest_number_whatever_its_label(tmp_path):
     paths = []
     for label in ("val_loss=nan", "val_loss=0.3", "", "run-7", "a"):
@@ -270,7 +333,7 @@ class FitOfOneStep:
     """Stands for a Fit: compiling a model for each optimizer would take long."""
 
     def __init__(self, optimizer):
-        self.model = SimpleNamespace(optimizer=optimizer)
+        self.model = self.engine = SimpleNamespace(optimizer=optimizer)
         self.position, self.schedule, self.logged = Position(), None, []
 
     def step(self, fit):

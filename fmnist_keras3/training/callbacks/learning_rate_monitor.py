@@ -45,7 +45,7 @@ class LearningRateMonitor(Callback):
         )
         if self.log_momentum and _momentum(fit) is None:
             warnings.warn(
-                f"log_momentum: {type(fit.model.optimizer).__name__} has no momentum.",
+                f"log_momentum: {type(fit.engine.optimizer).__name__} has no momentum.",
                 stacklevel=2,
             )
 

@@ -1,20 +1,22 @@
-"""Writes checkpoints, points to the last and the best, and removes those no longer needed."""
+"""Says when a checkpoint is written, what it is called, and which are the best."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import string
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fmnist_keras3.errors import Diverged, UserError, nearest
+from fmnist_keras3.errors import UserError, nearest
 from fmnist_keras3.lightning import explained
 from fmnist_keras3.training import checkpoint
 from fmnist_keras3.training.callbacks.base import Callback
 from fmnist_keras3.training.callbacks.early_stopping import check_mode, default_mode, missing
-from fmnist_keras3.training.writer import Writer
+
+if TYPE_CHECKING:
+    from fmnist_keras3.training.keeper import Keeper
 
 _EXAMPLE = 'Type filename="{epoch:02d}-{val_loss:.2f}".'
 
@@ -23,12 +25,12 @@ class ModelCheckpoint(Callback):
     """Write a checkpoint at the end of every ``every_n_epochs`` epochs, and of the training.
 
     Besides: every ``every_n_train_steps`` steps, and ``train_time_interval`` (seconds, or a
-    timedelta) after the last one, and at SIGUSR1. Keeps the last one, the one before it (should the
-    disk damage the last), and the ``save_top_k`` best by ``monitor`` (default: val_accuracy, else
-    val_loss; without validation there is no best), which are the smallest or largest by ``mode``
-    ("min" or "max"; default: "max" for accuracies); with -1 every one. ``save_last`` may be True,
-    as it always is. The state is copied at once and written in the
-    background; what goes wrong there is raised at the next boundary.
+    timedelta) after the last one, and at SIGUSR1. Kept are the last one, the one before it (should
+    the disk damage the last), and the ``save_top_k`` best by ``monitor`` (default: val_accuracy,
+    else val_loss; without validation there is no best), which are the smallest or largest by
+    ``mode`` ("min" or "max"; default: "max" for accuracies); with -1 every one. ``save_last`` may
+    be True, as it always is. There may be several, each with rules of its own: see
+    `training.keeper`. The run's best is that of the first with a ``monitor``, else of the first.
 
     ``filename`` labels the folders: "{epoch:02d}-{val_loss:.2f}" makes
     ``step-00000469-epoch=02-val_loss=0.32``, and without ``auto_insert_metric_name``
@@ -84,14 +86,13 @@ class ModelCheckpoint(Callback):
         self.setup()
 
     def setup(self, fit=None):
-        if fit is not None and self.filename:
-            self._check_names(fit)
         self.best: list[list] = []  # [value, checkpoint's name, epoch], best first
-        self.last_model_path: Path | None = None
-        self._before: str | None = None  # the name of the last but one
-        self._saved: tuple[int, int, int] | None = None  # the position that `last` holds
-        self._saved_at = time.monotonic()
-        self._writer = Writer()
+        self._keeper: Keeper | None = None
+        if fit is not None:
+            if self.filename:
+                self._check_names(fit)
+            self._keeper = fit.keeper
+            fit.keeper.join(self)
 
     @property
     def best_epoch(self) -> int | None:
@@ -109,33 +110,29 @@ class ModelCheckpoint(Callback):
         last = self.last_model_path
         return last.parent / self.best[0][1] if self.best and last else None
 
-    def on_fit_start(self, fit):
-        self._saved_at = time.monotonic()
-        if self.best:  # a process that was killed may have left another one there, or none
-            fit.run.update(best_epoch=self.best_epoch)
-        if fit.on_nonfinite == "rollback" and self.last_model_path is None:
-            self.save(fit)  # something to go back to
+    @property
+    def last_model_path(self) -> Path | None:
+        """The folder of the run's last checkpoint, whoever asked for it, or None."""
+        return None if self._keeper is None else self._keeper.last_model_path
 
     def on_chunk_end(self, fit):
-        self._writer.check()
         steps, seconds = self.every_n_train_steps, self.train_time_interval
         due = steps is not None and fit.position.step % steps == 0
-        due |= fit.signals.checkpoint_asked
-        due |= seconds is not None and time.monotonic() - self._saved_at >= seconds
+        due |= seconds is not None and time.monotonic() - fit.keeper.saved_at >= seconds
         # At an epoch's last step the validation is still to come, and a checkpoint after it.
         if due and fit.position.step_in_epoch < fit.steps_in_epoch:
-            self.save(fit)
+            self._ask(fit)
 
     def on_validation_end(self, fit):
         if not (fit.epoch_complete or fit.stop_reason):  # else the end of the epoch is to come
-            self._rank_and_save(fit, fit.position.epoch + 1)
+            self._rank_and_ask(fit, fit.position.epoch + 1)
 
     def on_train_epoch_end(self, fit):
         epoch = fit.records["train"]["epoch"]
         if not (fit.epoch_complete and epoch % self.every_n_epochs):
-            self._rank_and_save(fit, epoch)
+            self._rank_and_ask(fit, epoch)
 
-    def _rank_and_save(self, fit, epoch: int) -> None:
+    def _rank_and_ask(self, fit, epoch: int) -> None:
         monitor = self.monitor or next(
             (key for key in ("val_accuracy", "val_loss") if key in fit.logs), None
         )
@@ -144,82 +141,24 @@ class ModelCheckpoint(Callback):
             raise UserError(missing(fit.logs, monitor))
         value = fit.logs.get(monitor, math.nan) if monitor else math.nan
         if not (math.isfinite(value) and self.save_top_k):
-            self.save(fit)
+            self._ask(fit)
             return
-        self._writer.wait()  # one in flight may be of this step, and takes its name
-        name = self._new_path(fit).name
         sign = -1 if (self.mode or default_mode(monitor or "")) == "max" else 1
+        is_best = all(sign * value < sign * other for other, _, _ in self.best)
+        better = {"monitor": monitor, "value": value, "epoch": epoch} if is_best else None
+        name = self._ask(fit, better)
         ranked = sorted([*self.best, [value, name, epoch]], key=lambda entry: sign * entry[0])
         self.best = ranked if self.save_top_k == -1 else ranked[: self.save_top_k]
-        better = {"monitor": monitor, "value": value, "epoch": epoch}
-        best = self.best[0][1] == name
-        self.save(fit, better if best else None)
-        if best:
-            fit.run.update(best_epoch=epoch)
-        if best and self.verbose:
+        if is_best and self.verbose:
             print(f"epoch {epoch}: {monitor} {value:.4f} is the best so far, kept as {name}")
 
-    def save_last(self, fit) -> None:
-        """Write a checkpoint of the end, unless there is one; before anything follows that."""
-        if self._saved != fit.position.place:
-            self.save(fit)
-        self._writer.wait()
-
-    def on_exception(self, fit, exception):
-        if isinstance(exception, KeyboardInterrupt):
-            self._writer.abandon()
-            return
-        with contextlib.suppress(UserError):
-            self._writer.wait()
-        if self.last_model_path is not None and not self.last_model_path.exists():
-            self._saved = None  # it was not written; perhaps now it can be
-        sound = fit.sound and fit.position.step > 0 and not isinstance(exception, Diverged)
-        if sound and self._saved != fit.position.place:
-            fit.run.path.mkdir(parents=True, exist_ok=True)  # where it vanished
-            self.save(fit)
-            self._writer.wait()
-
-    def save(self, fit, better: dict | None = None) -> Path:
-        """Write a checkpoint of this moment, let "last" point to it, and drop the ones before.
-
-        With ``better``, "best" points to it, too, with these values. Returns its path, which is
-        there when the background writer has ended. Raises Diverged for a state that is not finite,
-        and what the writing before this one raised.
-        """
-        self._writer.wait()
-        folder, step = fit.run.checkpoints, fit.position.step
-        state = fit.engine.export_state()
-        checkpoint.check_finite(state, step)
-        path = self._new_path(fit)
-        if self.last_model_path is not None:
-            self._before = self.last_model_path.name
-        self.last_model_path, self._saved_at = path, time.monotonic()
-        self._saved = fit.position.place
-        fit.signals.checkpoint_asked = False
-        keep = {path.name, self._before or "", *(name for _, name, _ in self.best)}
-        writer, manifest, keeps_all = self._writer, fit.manifest(), self.save_top_k == -1
-
-        def write() -> None:
-            checkpoint.save(path, state, manifest)
-            if writer.abandoned:  # the run is no longer ours
-                return
-            # "last" comes last: whoever goes on from there does not point to "best" again.
-            if better is not None:
-                checkpoint.point(folder, "best", path.name, **better)
-            checkpoint.point(folder, "last", path.name)
-            best = checkpoint.pointed(folder, "best")  # of a killed process, it may be unknown here
-            if not keeps_all:
-                checkpoint.retire(folder, keep if best is None else keep | {best.name})
-
-        writer.submit(write)
-        return path
-
-    def _new_path(self, fit) -> Path:
+    def _ask(self, fit, better: dict | None = None) -> str:
+        """Ask for a checkpoint of this moment, and return its name."""
         position = fit.position
         # Between epochs `position.epoch` counts the one that has just ended.
         epoch = position.epoch + (position.step_in_epoch > 0)
         label = self._label({**fit.logs, "epoch": epoch, "step": position.step})
-        return checkpoint.new_path(fit.run.checkpoints, position.step, label[: checkpoint.LABEL])
+        return fit.keeper.ask(fit, self, label[: checkpoint.LABEL], better)
 
     def _label(self, values: dict[str, float]) -> str:
         """Return the filename with ``values`` in it, "" without one."""
@@ -266,14 +205,6 @@ class ModelCheckpoint(Callback):
                     f"filename is {self.filename!r}, but nothing named {name!r} is logged."
                     f"{nearest(name, known)} There is: {', '.join(known)}."
                 )
-
-    def restored(self, path: Path, place: tuple[int, int, int]) -> None:
-        """Count ``path``, from which the training goes on, as the last checkpoint."""
-        self.last_model_path, self._saved, self._before = path, place, None
-
-    def wait(self) -> None:
-        """Wait for the checkpoint in flight; raises what its writing raised."""
-        self._writer.wait()
 
     def state_dict(self):
         return {"best": self.best}
