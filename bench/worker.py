@@ -22,7 +22,7 @@ import numpy as np
 
 from bench.cells import PRECISIONS
 from fmnist_keras3 import runtime
-from fmnist_keras3.errors import UserError
+from fmnist_keras3.ground.errors import UserError
 
 LEARNING_RATE = 1e-3
 VALIDATION = 2560  # images, at most
@@ -140,9 +140,9 @@ def trainer(spec: dict[str, Any]) -> dict[str, Any]:
     """Measure our Trainer, with the images on the device or streamed."""
     model = our_model(spec)
     from fmnist_keras3 import Trainer
+    from fmnist_keras3.callbacks import Callback
     from fmnist_keras3.data.datamodule import DataModule
     from fmnist_keras3.data.dataset import ImageData, Split
-    from fmnist_keras3.training.callbacks import Callback
 
     class Prepared(DataModule):
         def load(self):

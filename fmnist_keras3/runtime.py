@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from fmnist_keras3.errors import UserError, nearest
+from fmnist_keras3.ground.errors import UserError, nearest
 
 BACKENDS = ("jax", "tensorflow")
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from fmnist_keras3 import Trainer, Tuner, UserError, engines
 from fmnist_keras3 import cli as cli_module
 from fmnist_keras3.cli import main
-from fmnist_keras3.tuning import BatchSizeFinder, LRFinder
+from fmnist_keras3.tuning.finders import BatchSizeFinder, LRFinder
 
 sys.path.insert(0, str(Path(__file__).parent / "training"))
 from everything import built_model, data, everything_model, shared, trainer
@@ -275,7 +275,7 @@ def test_find_lr_ends_with_a_command_that_trains(inside, capsys, backend):
 
 
 def test_find_batch_size_prints_the_table(inside, capsys, monkeypatch):
-    from fmnist_keras3 import tuning
+    from fmnist_keras3.tuning.finders import finders as tuning
 
     def small(self, model, data):
         return BatchSizeFinder(

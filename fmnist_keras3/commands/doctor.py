@@ -10,8 +10,9 @@ import sys
 import time
 from typing import Any
 
-from fmnist_keras3 import runtime, screen
-from fmnist_keras3.errors import EXIT_USER, UserError
+from fmnist_keras3 import runtime
+from fmnist_keras3.ground import screen
+from fmnist_keras3.ground.errors import EXIT_USER, UserError
 
 PROBE_SECONDS = 1.0
 

@@ -10,13 +10,15 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from fmnist_keras3 import runtime, screen
+from fmnist_keras3 import runtime
 from fmnist_keras3.config import FIELDS, TrainConfig, checkpoint_interval, convert, monitors
-from fmnist_keras3.errors import UserError, exit_code
-from fmnist_keras3.files import storing, write_json
-from fmnist_keras3.run import load_model
-from fmnist_keras3.training import checkpoint, profiler, rundir
-from fmnist_keras3.training.lock import locked
+from fmnist_keras3.ground import screen
+from fmnist_keras3.ground.errors import UserError, exit_code
+from fmnist_keras3.ground.files import storing, write_json
+from fmnist_keras3.runs import checkpoint, rundir
+from fmnist_keras3.runs.load import load_model
+from fmnist_keras3.runs.lock import locked
+from fmnist_keras3.training import profiler
 
 RUNS = Path("runs")
 
@@ -199,7 +201,7 @@ def _say_how_to_read_a_trace(console: Any, folder: Path) -> None:
 
 
 def _callbacks(config: TrainConfig) -> list[Any]:
-    from fmnist_keras3.training.callbacks import (
+    from fmnist_keras3.callbacks import (
         MONITORS,
         EarlyStopping,
         EMAWeightAveraging,
@@ -229,7 +231,7 @@ def _callbacks(config: TrainConfig) -> list[Any]:
 
 def _recorded(recipe: str) -> Any:
     """Return a callback that writes the recipe's name into the run's summary."""
-    from fmnist_keras3.training.callbacks import Callback
+    from fmnist_keras3.callbacks import Callback
 
     class Recipe(Callback):
         def on_fit_start(self, fit):
@@ -247,10 +249,10 @@ def finish(
     """
     from rich.table import Table
 
+    from fmnist_keras3.callbacks.averaging import RAW_MODEL
     from fmnist_keras3.evaluation import report
     from fmnist_keras3.evaluation.metrics import evaluate_logits, per_class_table
-    from fmnist_keras3.training.callbacks.averaging import RAW_MODEL
-    from fmnist_keras3.training.loggers import JSONLLogger
+    from fmnist_keras3.loggers import JSONLLogger
 
     run = result.run_dir
     summary = dict(result.summary)

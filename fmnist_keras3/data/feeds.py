@@ -21,9 +21,9 @@ from fmnist_keras3.data.augment import Augmentation, augmented, is_mixing, partn
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.data.plan import EpochPlan
 from fmnist_keras3.engines.base import Chunk, Engine
-from fmnist_keras3.errors import UserError
+from fmnist_keras3.ground.errors import UserError
+from fmnist_keras3.ground.tree import leaves, mapped, packed
 from fmnist_keras3.training.pace import Pace
-from fmnist_keras3.tree import leaves, mapped, packed
 
 # Steps that tf.data gathers at once: a call for each would cost 0.6 ms a step.
 GROUP_STEPS = 16

@@ -22,7 +22,7 @@ import numpy as np
 from fmnist_keras3.data import idx
 from fmnist_keras3.data.dataset import ImageData, Split
 from fmnist_keras3.data.mirrors import Unreachable, reach
-from fmnist_keras3.errors import UserError, nearest
+from fmnist_keras3.ground.errors import UserError, nearest
 
 FASHION_MNIST = "fashion_mnist"
 NAME = re.compile(r"(?P<name>[a-z]\w*)(/(?P<config>\w[\w+.-]*))?(:(?P<version>\d+\.\d+\.\d+))?")

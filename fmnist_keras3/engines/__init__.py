@@ -6,7 +6,7 @@ import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fmnist_keras3.errors import UserError
+from fmnist_keras3.ground.errors import UserError
 
 if TYPE_CHECKING:
     import keras

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from fmnist_keras3.tree import mapped
+from fmnist_keras3.ground.tree import mapped
 
 
 class Averages:

@@ -28,11 +28,11 @@ from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.engines.averages import Averages, batch_statistics, zeros_like
 from fmnist_keras3.engines.filling import NORMALIZATION, loss_obstacles, obstacles
 from fmnist_keras3.engines.metrics import Metrics
-from fmnist_keras3.errors import UserError
-from fmnist_keras3.models.layers import pooled_convolutions, traced_for_xla_cpu
-from fmnist_keras3.models.losses import log_softmax, picked
-from fmnist_keras3.training.optimizers import inner_optimizer
-from fmnist_keras3.tree import leaves, mapped
+from fmnist_keras3.ground.errors import UserError
+from fmnist_keras3.ground.tree import leaves, mapped
+from fmnist_keras3.layers.fast import pooled_convolutions, traced_for_xla_cpu
+from fmnist_keras3.layers.losses import log_softmax, picked
+from fmnist_keras3.optimizers import inner_optimizer
 
 
 @dataclass(frozen=True)

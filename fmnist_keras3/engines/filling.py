@@ -17,8 +17,8 @@ from keras.src import api_export
 
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.engines.metrics import Metrics
-from fmnist_keras3.models.layers import Dropout
-from fmnist_keras3.tree import leaves
+from fmnist_keras3.ground.tree import leaves
+from fmnist_keras3.layers.fast import Dropout
 
 NORMALIZATION = "BatchNormalization"
 

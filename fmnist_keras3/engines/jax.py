@@ -16,8 +16,8 @@ from fmnist_keras3.engines.base import (
     evaluation_losses,
     training_losses,
 )
-from fmnist_keras3.errors import UserError
-from fmnist_keras3.tree import mapped
+from fmnist_keras3.ground.errors import UserError
+from fmnist_keras3.ground.tree import mapped
 
 _OF_TENSORFLOW = (
     "Hashing",

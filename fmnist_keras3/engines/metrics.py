@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from fmnist_keras3.data.dataset import Split
-from fmnist_keras3.tree import leaves, mapped
+from fmnist_keras3.ground.tree import leaves, mapped
 
 
 class Metrics:

@@ -1,6 +1,6 @@
 """The TensorFlow engine: a chunk is one `tf.function` with a loop in it, compiled by XLA.
 
-With the forms of models/kernels.py XLA:CPU is the faster way in TensorFlow too. What XLA cannot
+With the forms of layers/kernels.py XLA:CPU is the faster way in TensorFlow too. What XLA cannot
 compile, or would draw other random numbers for than Keras does, runs without it. The state is the
 Keras variables themselves.
 """
@@ -24,9 +24,9 @@ from fmnist_keras3.engines.base import (
     training_losses,
 )
 from fmnist_keras3.engines.metrics import output_spec
-from fmnist_keras3.models.layers import Dropout
-from fmnist_keras3.training.checkpoint import MAY_BE_INFINITE
-from fmnist_keras3.tree import mapped
+from fmnist_keras3.ground.tree import mapped
+from fmnist_keras3.layers.fast import Dropout
+from fmnist_keras3.runs.checkpoint import MAY_BE_INFINITE
 
 
 class TensorFlowEngine(Engine):

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from fmnist_keras3.evaluation.metrics import CALIBRATION_BINS, Evaluation
-from fmnist_keras3.files import save
+from fmnist_keras3.ground.files import save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fmnist_keras3.errors import UserError
-from fmnist_keras3.files import save
+from fmnist_keras3.ground.errors import UserError
+from fmnist_keras3.ground.files import save
 
 PLOTS = {
     "curves": "Learning curves",

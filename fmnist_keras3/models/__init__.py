@@ -14,9 +14,9 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fmnist_keras3 import options as texts
-from fmnist_keras3.errors import UserError, nearest
-from fmnist_keras3.options import Option
+from fmnist_keras3.ground import specs as texts
+from fmnist_keras3.ground.errors import UserError, nearest
+from fmnist_keras3.ground.specs import Option
 
 if TYPE_CHECKING:
     import keras
@@ -131,8 +131,8 @@ def build_model(
     prepare()
     import keras
 
-    from fmnist_keras3.models.initial import draw_weights
-    from fmnist_keras3.models.losses import SparseCategoricalCrossentropy
+    from fmnist_keras3.layers.initial import draw_weights
+    from fmnist_keras3.layers.losses import SparseCategoricalCrossentropy
 
     inputs = keras.Input(input_shape, name="pixels")
     module = import_module(f"fmnist_keras3.models.{entry.module}")
@@ -160,7 +160,7 @@ class Dropouts:
         """Apply the next dropout to ``x``; at rate 0 there is no layer."""
         if self.rate == 0:
             return x
-        from fmnist_keras3.models.layers import Dropout
+        from fmnist_keras3.layers.fast import Dropout
 
         self.made += 1
         seed = (self.seed * 1000 + self.made) % 2**31

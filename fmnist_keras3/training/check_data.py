@@ -16,8 +16,8 @@ import numpy as np
 from fmnist_keras3.data.dataset import Split, fits
 from fmnist_keras3.engines.base import computes_loss
 from fmnist_keras3.engines.filling import exported_name
-from fmnist_keras3.errors import UserError
-from fmnist_keras3.tree import leaves
+from fmnist_keras3.ground.errors import UserError
+from fmnist_keras3.ground.tree import leaves
 
 SHOWN = 5  # rows in a message
 SPARSE = {"SparseCategoricalCrossentropy", "sparse_categorical_crossentropy"}

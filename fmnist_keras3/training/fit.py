@@ -14,17 +14,17 @@ from fmnist_keras3.data.datamodule import DataModule
 from fmnist_keras3.data.feeds import Feed
 from fmnist_keras3.data.plan import EpochPlan, epoch_plan
 from fmnist_keras3.engines.base import Engine, StepLogs, StepPlan
+from fmnist_keras3.loggers import JSONLLogger, Loggers
+from fmnist_keras3.runs.keeper import Keeper
+from fmnist_keras3.runs.rundir import RunDirectory
 from fmnist_keras3.training.accumulation import Accumulation
-from fmnist_keras3.training.keeper import Keeper
-from fmnist_keras3.training.loggers import JSONLLogger, Loggers
 from fmnist_keras3.training.profiler import Profiler
-from fmnist_keras3.training.rundir import RunDirectory
 from fmnist_keras3.training.schedules import Schedule
 from fmnist_keras3.training.session import Session
 from fmnist_keras3.training.signals import StopSignals
 
 if TYPE_CHECKING:
-    from fmnist_keras3.training.callbacks import WeightAveraging
+    from fmnist_keras3.callbacks import WeightAveraging
 
 
 ENDLESS = 2**31 - 1  # epochs, where something else is to end the training

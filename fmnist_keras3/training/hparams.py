@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fmnist_keras3.errors import UserError
-from fmnist_keras3.training.callbacks.keras_callback import KerasCallback
+from fmnist_keras3.callbacks.keras_callback import KerasCallback
+from fmnist_keras3.ground.errors import UserError
 
 if TYPE_CHECKING:
     import keras

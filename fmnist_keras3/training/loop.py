@@ -15,7 +15,7 @@ import numpy as np
 from fmnist_keras3.data.feeds import Feed
 from fmnist_keras3.data.plan import EpochPlan, evaluation_plan
 from fmnist_keras3.engines.base import Engine
-from fmnist_keras3.errors import Diverged
+from fmnist_keras3.ground.errors import Diverged
 from fmnist_keras3.training.fit import Fit
 from fmnist_keras3.training.pace import Pace
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from fmnist_keras3.errors import UserError
+from fmnist_keras3.ground.errors import UserError
+from fmnist_keras3.optimizers import inner_optimizer
 from fmnist_keras3.training.arguments import PRECISIONS
-from fmnist_keras3.training.optimizers import inner_optimizer
 from fmnist_keras3.training.session import Session
 
 if TYPE_CHECKING:

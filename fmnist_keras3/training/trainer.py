@@ -15,6 +15,19 @@ from typing import Any, TypeVar
 import keras
 import numpy as np
 
+from fmnist_keras3.callbacks import (
+    Callback,
+    GradientNorm,
+    ModelCheckpoint,
+    ModelSummary,
+    RichProgressBar,
+    Summary,
+    Timer,
+    Trace,
+    WeightAveraging,
+)
+from fmnist_keras3.callbacks.keras_callback import as_callbacks
+from fmnist_keras3.callbacks.model_summary import on_screen
 from fmnist_keras3.data.datamodule import (
     DataModule,
     as_array,
@@ -26,10 +39,15 @@ from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.data.feeds import Feed, ResidentFeed, StreamFeed
 from fmnist_keras3.engines import make_engine
 from fmnist_keras3.engines.base import Engine
-from fmnist_keras3.errors import UserError
-from fmnist_keras3.evaluation.tta import TTA, parse_tta, scores
-from fmnist_keras3.lightning import explained
-from fmnist_keras3.training import checkpoint, resume, rundir
+from fmnist_keras3.ground.errors import UserError
+from fmnist_keras3.ground.lightning import explained
+from fmnist_keras3.ground.tree import mapped
+from fmnist_keras3.loggers import JSONLLogger, Logger, Loggers, make_loggers
+from fmnist_keras3.optimizers import inner_optimizer
+from fmnist_keras3.runs import checkpoint, rundir
+from fmnist_keras3.runs.keeper import Keeper
+from fmnist_keras3.runs.result import FitResult
+from fmnist_keras3.training import resume
 from fmnist_keras3.training.accumulation import Accumulation
 from fmnist_keras3.training.arguments import (
     Amount,
@@ -39,33 +57,16 @@ from fmnist_keras3.training.arguments import (
     check_precision,
     seconds,
 )
-from fmnist_keras3.training.callbacks import (
-    Callback,
-    GradientNorm,
-    ModelCheckpoint,
-    ModelSummary,
-    RichProgressBar,
-    Summary,
-    Timer,
-    Trace,
-    WeightAveraging,
-)
-from fmnist_keras3.training.callbacks.keras_callback import as_callbacks
-from fmnist_keras3.training.callbacks.model_summary import on_screen
 from fmnist_keras3.training.check_data import check_inputs, check_split, not_finite
 from fmnist_keras3.training.fit import ENDLESS, Fit
 from fmnist_keras3.training.funnel import run_fit
 from fmnist_keras3.training.hparams import check_hparams, describe
-from fmnist_keras3.training.keeper import Keeper
-from fmnist_keras3.training.loggers import JSONLLogger, Logger, Loggers, make_loggers
 from fmnist_keras3.training.loop import evaluate
-from fmnist_keras3.training.optimizers import inner_optimizer
 from fmnist_keras3.training.prepare import set_clipping, set_from_data, set_precision
-from fmnist_keras3.training.result import FitResult
 from fmnist_keras3.training.schedules import make_schedule
 from fmnist_keras3.training.session import Session, owner
 from fmnist_keras3.training.signals import StopSignals
-from fmnist_keras3.tree import mapped
+from fmnist_keras3.training.tta import TTA, parse_tta, scores
 
 PIPELINES = {"resident": ResidentFeed, "stream": StreamFeed}
 RESIDENT_BYTES = 2 * 2**30  # the largest training split that "auto" puts on the device
@@ -297,7 +298,7 @@ class Trainer:
         """Return loss and metrics on the validation split of ``data``, or on all of its arrays.
 
         ``ckpt_path`` ("best", "last", or a folder, as for `fit`) is loaded into the model before.
-        With test-time augmentation ``tta`` ("mirror", "shift:1", or both, see `evaluation.tta`)
+        With test-time augmentation ``tta`` ("mirror", "shift:1", or both, see `training.tta`)
         besides these "loss_tta" and "accuracy_tta", of the mean of the outputs over the views.
         """
         return self._outputs(model, data, "validation", self.limit_val_batches, ckpt_path, tta)[0]

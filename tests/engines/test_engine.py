@@ -9,8 +9,8 @@ import pytest
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.engines import make_engine
 from fmnist_keras3.engines.base import Chunk, StepPlan
-from fmnist_keras3.errors import UserError
-from fmnist_keras3.models.layers import Conv2D, MaxPooling2D
+from fmnist_keras3.ground.errors import UserError
+from fmnist_keras3.layers.fast import Conv2D, MaxPooling2D
 
 BATCH, STEPS = 8, 10
 RATE = 0.05

@@ -9,9 +9,9 @@ import numpy as np
 from fmnist_keras3 import ArrayData, Callback, EarlyStopping, ModelCheckpoint, Trainer
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.engines import make_engine
-from fmnist_keras3.errors import Interrupted
-from fmnist_keras3.models.layers import Dropout
-from fmnist_keras3.training import checkpoint
+from fmnist_keras3.ground.errors import Interrupted
+from fmnist_keras3.layers.fast import Dropout
+from fmnist_keras3.runs import checkpoint
 
 STEPS, EPOCHS = 5, 4  # 160 examples in batches of 32
 

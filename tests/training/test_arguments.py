@@ -16,11 +16,11 @@ from fmnist_keras3 import (
     UserError,
     build_model,
 )
+from fmnist_keras3.callbacks import Timer
+from fmnist_keras3.callbacks import timer as timer_module
+from fmnist_keras3.optimizers import OPTIMIZERS, make_optimizer
+from fmnist_keras3.runs.rundir import read_metrics
 from fmnist_keras3.training import arguments
-from fmnist_keras3.training.callbacks import Timer
-from fmnist_keras3.training.callbacks import timer as timer_module
-from fmnist_keras3.training.optimizers import OPTIMIZERS, make_optimizer
-from fmnist_keras3.training.rundir import read_metrics
 
 
 def plain_model(optimizer):

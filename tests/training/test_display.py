@@ -16,9 +16,9 @@ from fmnist_keras3 import (
     UserError,
     load_run,
 )
+from fmnist_keras3.callbacks import model_summary, progress
+from fmnist_keras3.callbacks.model_summary import model_table
 from fmnist_keras3.models import macs
-from fmnist_keras3.training.callbacks import model_summary, progress
-from fmnist_keras3.training.callbacks.model_summary import model_table
 
 
 def terminal(**options):

@@ -20,9 +20,10 @@ from fmnist_keras3.commands import train
 from fmnist_keras3.data import idx
 from fmnist_keras3.data.dataset import FASHION_CLASSES, ImageData, Split
 from fmnist_keras3.models import build_model
-from fmnist_keras3.training import checkpoint, resume
-from fmnist_keras3.training.lock import locked
-from fmnist_keras3.training.rundir import read_json, read_metrics
+from fmnist_keras3.runs import checkpoint
+from fmnist_keras3.runs.lock import locked
+from fmnist_keras3.runs.rundir import read_json, read_metrics
+from fmnist_keras3.training import resume
 
 # The command line prints warnings by itself; that they are errors in tests is not its usual life.
 pytestmark = pytest.mark.filterwarnings("always::UserWarning")
@@ -569,7 +570,7 @@ def test_auto_does_not_begin_anew_over_a_run_whose_checkpoints_cannot_be_found(
 HOLDER = """
 import sys
 from pathlib import Path
-from fmnist_keras3.training.lock import locked
+from fmnist_keras3.runs.lock import locked
 
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
@@ -641,7 +642,7 @@ def test_a_process_cannot_hold_a_lock_twice(run, capsys):
 def test_a_run_that_another_process_made_meanwhile_is_not_overwritten(
     words, finished, tmp_path, unfinished, monkeypatch, capsys
 ):
-    from fmnist_keras3.training import rundir
+    from fmnist_keras3.runs import rundir
 
     run, lock = tmp_path / "run", rundir.locked
 

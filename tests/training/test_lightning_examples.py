@@ -43,13 +43,13 @@ from fmnist_keras3 import (
     load_run,
     seed_everything,
 )
-from fmnist_keras3 import lightning as lightning_names
+from fmnist_keras3.callbacks import timer as timer_module
 from fmnist_keras3.cli import main
 from fmnist_keras3.data import idx
 from fmnist_keras3.data.dataset import FASHION_CLASSES, ImageData, Split
 from fmnist_keras3.engines import make_engine
+from fmnist_keras3.ground import lightning as lightning_names
 from fmnist_keras3.training import trainer as trainer_module
-from fmnist_keras3.training.callbacks import timer as timer_module
 from fmnist_keras3.training.session import Session
 
 services = test_loggers.services  # the least of MLflow and W&B that our loggers call

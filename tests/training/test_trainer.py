@@ -19,8 +19,8 @@ from fmnist_keras3 import (
     build_model,
     load_run,
 )
-from fmnist_keras3.training import checkpoint
-from fmnist_keras3.training.rundir import read_metrics
+from fmnist_keras3.runs import checkpoint
+from fmnist_keras3.runs.rundir import read_metrics
 
 
 def tiny_model(**options):
