@@ -155,10 +155,11 @@ def load_model(path: str | Path) -> keras.Model:
     runtime.prepare()
     import keras
 
+    from fmnist_keras3.layers import keras_private
     from fmnist_keras3.layers.fast import accelerate
 
     try:
-        with runtime.keras_without_tensorflow():
+        with keras_private.without_tensorflow():
             archive.check(path)
             model = keras.saving.load_model(path, safe_mode=True)
     except Exception as error:  # Keras raises what its readers raise: zip, HDF5, JSON, its own

@@ -140,8 +140,10 @@ class RunDirectory:
 
     def write_model(self, model: Any, name: str = MODEL) -> Path:
         """Write ``model.keras``, which plain `keras.saving.load_model` reads."""
+        from fmnist_keras3.layers import keras_private
+
         path, compiled = self.path / name, model.compiled
-        with whole(path) as beside, runtime.keras_without_tensorflow():
+        with whole(path) as beside, keras_private.without_tensorflow():
             try:
                 model.get_compile_config()
             except Exception as error:  # Keras hands on whatever a loss of one's own raises
