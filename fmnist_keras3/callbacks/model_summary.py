@@ -24,6 +24,8 @@ class ModelSummary(Callback):
     Example: ``Trainer(callbacks=[ModelSummary(max_depth=-1)])``
     """
 
+    role, order = "model summary", -3
+
     def __init__(self, max_depth: int = 1, *, console: Any = None) -> None:
         if max_depth < -1:
             raise UserError(f"max_depth is {max_depth}; it must be at least -1 (all levels).")
@@ -32,12 +34,6 @@ class ModelSummary(Callback):
     def on_fit_start(self, fit):
         if self.max_depth:
             (self._console or screen.console()).print(model_table(fit.model, self.max_depth))
-
-
-def on_screen() -> bool:
-    """Tell whether stdout is seen by a person: a terminal or a notebook, not a log."""
-    console = screen.console()
-    return console.is_terminal or console.is_jupyter
 
 
 def model_table(model: Any, max_depth: int = 1) -> Any:

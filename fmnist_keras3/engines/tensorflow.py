@@ -16,6 +16,7 @@ import tensorflow as tf
 from keras import ops
 from keras.random import SeedGenerator
 
+from fmnist_keras3.engines import MAY_BE_INFINITE
 from fmnist_keras3.engines.base import (
     Engine,
     StepLogs,
@@ -27,7 +28,6 @@ from fmnist_keras3.engines.metrics import output_spec
 from fmnist_keras3.ground.tree import mapped
 from fmnist_keras3.layers.fast import Dropout
 from fmnist_keras3.layers.keras_private import all_layers
-from fmnist_keras3.runs.checkpoint import MAY_BE_INFINITE
 
 
 class TensorFlowEngine(Engine):

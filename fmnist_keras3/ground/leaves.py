@@ -18,9 +18,11 @@ LEAVES = {
     "trace": "callbacks.trace:Trace",
     "Keras' callbacks": "callbacks.keras_callback:as_callbacks",
     "loggers": "loggers:make_loggers",
+    "settings": "config:TrainConfig",
+    "plots": "evaluation.plots",
 }
 
 
 def leaf(name: str) -> Any:
-    """Return the class or function that `LEAVES` has under ``name``."""
+    """Return the class, function or module that `LEAVES` has under ``name``."""
     return resolve_name(f"fmnist_keras3.{LEAVES[name]}")

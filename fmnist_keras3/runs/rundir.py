@@ -22,6 +22,7 @@ from fmnist_keras3.runs.jsonl import parsed
 from fmnist_keras3.runs.lock import locked
 
 CONFIG, METRICS, SUMMARY, MODEL = "config.yaml", "metrics.jsonl", "summary.json", "model.keras"
+RAW_MODEL = "model_raw.keras"  # the weights that were trained, where the model holds an average
 CHECKPOINTS, PLOTS = "checkpoints", "plots"
 
 
