@@ -417,19 +417,19 @@ class Trainer:
         """
         model, engine, options = session.model, self._engine, self._engine_options()
         self._prepare(session)
-        learns = engine is not None and not engine.metrics.known and split.y is not None
+        learns = engine is not None and not engine.step.known and split.y is not None
         changed = options != self._made_with or learns
         if engine is None or engine.model is not model or changed or not engine.is_current():
             engine = make_engine(model, example=split.take(slice(1)), **options)
             self._engine, self._made_with = engine, options
-        if self.precision not in (None, "32") and engine.platform == "cpu":
+        if self.precision not in (None, "32") and engine.device.kind == "cpu":
             warnings.warn(
                 f"On a CPU the precision {self.precision} is slower than 32.",
                 stacklevel=4,
             )
         engine.read_model()
         steps = -(-len(split) // batch_size)
-        most = CHUNK_STEPS.get(engine.platform, steps)
+        most = CHUNK_STEPS.get(engine.device.kind, steps)
         engine.chunk_steps = min(most, steps, _steps_in_memory(split, batch_size))
         session.engine = engine
         return engine

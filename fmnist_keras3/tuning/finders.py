@@ -22,7 +22,8 @@ import numpy as np
 from fmnist_keras3.data.datamodule import DataModule, as_datamodule, overfitted
 from fmnist_keras3.data.plan import EpochPlan, epoch_plan
 from fmnist_keras3.engines import out_of_memory
-from fmnist_keras3.engines.base import Chunk, Engine, StepPlan
+from fmnist_keras3.engines.base import Engine
+from fmnist_keras3.engines.chunk import Chunk, StepPlan
 from fmnist_keras3.ground.errors import UserError, nearest
 from fmnist_keras3.ground.lightning import explained
 from fmnist_keras3.training.accumulation import Accumulation

@@ -14,6 +14,7 @@ from everything import arrays, data, everything_model, shared, trainer
 from fmnist_keras3 import Trainer, UserError, engines
 from fmnist_keras3.cli import main
 from fmnist_keras3.data.dataset import Split
+from fmnist_keras3.engines.chunk import Device
 from fmnist_keras3.training.session import Session
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +77,7 @@ def on(monkeypatch, backend):
         class Elsewhere(type(shared["engine"])):
             def __init__(self, *args, **options):
                 super().__init__(*args, **options)
-                self.platform = platform
+                self.device = Device(platform, platform)
 
         monkeypatch.setattr(engines, "_engine_class", lambda: Elsewhere)
         return switched
