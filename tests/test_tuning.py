@@ -275,7 +275,7 @@ def test_find_lr_ends_with_a_command_that_trains(inside, capsys, backend):
 
 
 def test_find_batch_size_prints_the_table(inside, capsys, monkeypatch):
-    from fmnist_keras3.tuning.finders import finders as tuning
+    from fmnist_keras3.tuning import finders as tuning
 
     def small(self, model, data):
         return BatchSizeFinder(
