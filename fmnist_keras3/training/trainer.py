@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import tempfile
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -29,6 +31,7 @@ from fmnist_keras3.ground.leaves import leaf
 from fmnist_keras3.ground.lightning import explained
 from fmnist_keras3.ground.tree import mapped
 from fmnist_keras3.runs import checkpoint, rundir
+from fmnist_keras3.runs.load import load_model
 from fmnist_keras3.runs.result import FitResult
 from fmnist_keras3.training import resume
 from fmnist_keras3.training.arguments import (
@@ -192,6 +195,8 @@ class Trainer:
         self.run_dir, self.default_root_dir = run_dir, Path(default_root_dir)
         self._engine: Engine | None = None
         self._last_run: str | Path | None = run_dir
+        # The model that was fitted here to the end, what tells its weights, and its run.
+        self._finished: tuple[keras.Model, int, Path] | None = None
         self._made_with: dict[str, Any] = {}  # the engine's options
 
     def __repr__(self) -> str:
@@ -232,6 +237,7 @@ class Trainer:
                 "fast_dev_run and barebones begin anew and keep nothing. Leave ckpt_path out (on "
                 "the command line --resume), or these."
             )
+        self._finished = None
         with Session(model, "fit") as session, contextlib.ExitStack() as folders:
             data = as_datamodule(data, validation_data, model)
             if self.overfit_batches:
@@ -262,6 +268,8 @@ class Trainer:
             run.begin()
             result = run_fit(fit, found)
         if leaves_files:
+            if result.status != "interrupted":
+                self._finished = (model, _fingerprint(model), path)
             return result
         nowhere = dict.fromkeys(("run_dir", "last_checkpoint", "best_checkpoint"))
         return dataclasses.replace(result, **nowhere)
@@ -300,7 +308,11 @@ class Trainer:
         ckpt_path: str | Path | None = None,
         tta: str | None = None,
     ) -> dict[str, float]:
-        """Return loss and metrics on the test split of ``data``; all as for `validate`."""
+        """Return loss and metrics on the test split of ``data``; all as for `validate`.
+
+        After a `fit` of ``model`` they are written into its run, too, with plots and the scores of
+        the classes; `FitResult.report` makes a page of it all.
+        """
         return self.test_outputs(model, data, ckpt_path=ckpt_path, tta=tta)[0]
 
     def test_outputs(
@@ -312,7 +324,24 @@ class Trainer:
         tta: str | None = None,
     ) -> tuple[dict[str, float], Any]:
         """Return what `test` does, and the model's outputs ``[N, ...]``, without ``tta``."""
-        return self._outputs(model, data, "test", self.limit_test_batches, ckpt_path, tta)
+        limit = self.limit_test_batches
+        # Only of the weights that a run ended with, and not within a fit.
+        now = (model, _fingerprint(model)) if ckpt_path is None and owner(model) is None else None
+        if self._finished is None or self._finished[:2] != now:
+            return self._outputs(model, data, "test", limit, ckpt_path, tta)
+        run = self._finished[2]
+        logs, outputs = self._outputs(model, data, "test", limit, None, tta)
+        module, tested = _examples(model, data, "test", limit)
+        found = dict(logs)
+        if (run / rundir.RAW_MODEL).exists():
+            average = model.get_weights()
+            model.set_weights(load_model(run / rundir.RAW_MODEL).get_weights())
+            raw = self._outputs(model, data, "test", limit, None, None)[0]
+            model.set_weights(average)
+            found |= {f"raw_{name}": value for name, value in raw.items()}
+        names = module.source.class_names
+        self.loggers.log(leaf("test results")(run, found, tested, outputs, names))
+        return logs, outputs
 
     def _outputs(
         self,
@@ -443,6 +472,11 @@ class Trainer:
     def _filling(self, role: str) -> Any:
         """Return the first of the given callbacks with this role, or None."""
         return next((c for c in self.callbacks if c.role == role), None)
+
+
+def _fingerprint(model: keras.Model) -> int:
+    """Return a number that is another one when the model's weights are."""
+    return functools.reduce(lambda crc, w: zlib.crc32(w.tobytes(), crc), model.get_weights(), 0)
 
 
 def _examples(
