@@ -20,9 +20,9 @@ STEPS, EPOCHS = 5, 4  # 160 examples in batches of 32
 def everything_model():
     """One model in its initial state; its engine compiles once for all tests of this file."""
     if not shared:
-        model = built_model()
+        model = kept.model(built_model)
         options = Trainer(label_smoothing=0.1)._engine_options()
-        engine = make_engine(model, example=Split(*(a[:1] for a in arrays())), **options)
+        engine = kept.make_engine(model, example=Split(*(a[:1] for a in arrays())), **options)
         shared.update(model=model, engine=engine, state=engine.export_state(), options=options)
     shared["engine"].import_state(shared["state"])
     return shared["model"]
@@ -153,6 +153,8 @@ class At(Callback):
 
     def setup(self, fit):
         self.fit, feed = fit, fit.validation_feed
+        if feed is None:
+            return
         take = feed.take
 
         def watched(count):

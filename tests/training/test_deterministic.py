@@ -14,6 +14,7 @@ from everything import arrays, data, everything_model, shared, trainer
 from fmnist_keras3 import Trainer, UserError, engines
 from fmnist_keras3.cli import main
 from fmnist_keras3.data.dataset import Split
+from fmnist_keras3.training import trainer as trainer_module
 from fmnist_keras3.training.session import Session
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +80,7 @@ def on(monkeypatch, backend):
                 self.platform = platform
 
         monkeypatch.setattr(engines, "_engine_class", lambda: Elsewhere)
+        monkeypatch.setattr(trainer_module, "make_engine", engines.make_engine)  # a new one
         return switched
 
     return pretend
