@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,9 +13,6 @@ from fmnist_keras3.training.callback import Callback
 
 if TYPE_CHECKING:
     from fmnist_keras3.training.fit import Fit
-
-RAW_MODEL = "model_raw.keras"
-STATISTICS_BATCHES = 100  # of the epoch, from which BatchNormalization's statistics are taken
 
 
 class WeightAveraging(Callback):
@@ -31,8 +26,8 @@ class WeightAveraging(Callback):
     Example: ``class My(WeightAveraging): shares = lambda self, fit, steps: np.float32(steps > 9)``
     """
 
-    def setup(self, fit):
-        self._statistics_of: int | None = None  # the step
+    role = "averaging"
+    requires = frozenset({"averages"})
 
     def shares(self, fit: Fit, steps: np.ndarray) -> np.ndarray:
         """Return the share of the new weights in the average after ``steps`` (0-based).
@@ -55,39 +50,6 @@ class WeightAveraging(Callback):
     def began(self, fit: Fit) -> bool:
         """Tell whether there is an average yet."""
         return bool(self.shares(fit, np.arange(fit.position.step)).any())
-
-    @contextlib.contextmanager
-    def applied(self, fit: Fit) -> Iterator[None]:
-        """Let the engine hold the averaged weights for a while."""
-        self._take_statistics(fit)
-        fit.sound = False  # no checkpoint of exchanged weights, whatever happens
-        fit.engine.swap_averages()
-        try:
-            yield
-        finally:
-            fit.engine.swap_averages()
-        fit.sound = True
-
-    def finish(self, fit: Fit) -> None:
-        """Leave the average in the model, and the weights themselves in model_raw.keras."""
-        if self.began(fit):
-            fit.run.write_model(fit.model, RAW_MODEL)
-            self._take_statistics(fit)
-            fit.engine.swap_averages()
-
-    def _take_statistics(self, fit: Fit) -> None:
-        if self._statistics_of != fit.position.step:
-            plan = fit.plan(limit=STATISTICS_BATCHES)
-            fit.engine.update_statistics(fit.feed.chunks(plan))
-            self._statistics_of = fit.position.step
-            if 0 < fit.position.step_in_epoch < fit.steps_in_epoch:
-                fit.open_epoch()  # the feed goes on where it was
-
-    def state_dict(self):
-        return {"statistics_of": self._statistics_of}
-
-    def load_state_dict(self, state):
-        self._statistics_of = state["statistics_of"]
 
 
 class EMAWeightAveraging(WeightAveraging):
@@ -179,7 +141,6 @@ class StochasticWeightAveraging(WeightAveraging):
         self.annealing_epochs, self.annealing_strategy = annealing_epochs, annealing_strategy
 
     def setup(self, fit):
-        super().setup(fit)
         if isinstance(self.swa_epoch_start, float) and fit.endless:
             raise UserError("swa_epoch_start is a fraction, of max_epochs -1. Give an epoch.")
         start = self._start(fit)
@@ -234,7 +195,6 @@ class Lookahead(WeightAveraging):
         self.every_n_steps, self.alpha, self.anneal = every_n_steps, alpha, anneal
 
     def setup(self, fit):
-        super().setup(fit)
         if self.anneal and fit.endless:
             raise UserError("anneal goes by the length of the training. Give max_epochs.")
 

@@ -21,6 +21,8 @@ class GradientNorm(Callback):
     Example: ``Trainer(callbacks=[GradientNorm(per_variable=True)])``
     """
 
+    requires = frozenset({"gradient norms"})
+
     def __init__(self, per_variable: bool = False, log_every_n_steps: int | None = None) -> None:
         if log_every_n_steps is not None and log_every_n_steps < 1:
             raise UserError(f"log_every_n_steps is {log_every_n_steps}; it must be at least 1.")

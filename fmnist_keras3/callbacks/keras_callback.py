@@ -47,6 +47,10 @@ class KerasCallback(Callback):
             )
         self.callback = callback
 
+    @property
+    def given(self):
+        return self.callback
+
     def setup(self, fit):
         sets_rate = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)
         if not isinstance(self.callback, sets_rate):

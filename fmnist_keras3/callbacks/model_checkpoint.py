@@ -45,7 +45,7 @@ class ModelCheckpoint(Callback):
     Example: ``ModelCheckpoint("val_loss", save_top_k=3, filename="{epoch}-{val_loss:.3f}")``
     """
 
-    section = "checkpoint"
+    section, role = "checkpoint", "checkpoints"
 
     @explained
     def __init__(

@@ -8,6 +8,7 @@ from typing import Any
 
 from fmnist_keras3.ground import screen
 from fmnist_keras3.ground.errors import UserError
+from fmnist_keras3.layers import keras_private
 from fmnist_keras3.models import macs, output_shape
 from fmnist_keras3.training.callback import Callback
 
@@ -23,6 +24,8 @@ class ModelSummary(Callback):
     Example: ``Trainer(callbacks=[ModelSummary(max_depth=-1)])``
     """
 
+    role, order = "model summary", -3
+
     def __init__(self, max_depth: int = 1, *, console: Any = None) -> None:
         if max_depth < -1:
             raise UserError(f"max_depth is {max_depth}; it must be at least -1 (all levels).")
@@ -31,12 +34,6 @@ class ModelSummary(Callback):
     def on_fit_start(self, fit):
         if self.max_depth:
             (self._console or screen.console()).print(model_table(fit.model, self.max_depth))
-
-
-def on_screen() -> bool:
-    """Tell whether stdout is seen by a person: a terminal or a notebook, not a log."""
-    console = screen.console()
-    return console.is_terminal or console.is_jupyter
 
 
 def model_table(model: Any, max_depth: int = 1) -> Any:
@@ -62,14 +59,12 @@ def model_table(model: Any, max_depth: int = 1) -> Any:
 
 def totals(model: Any) -> str:
     """Return parameters (trainable or not), size and work of a model in one line."""
-    from keras.src.utils.summary_utils import weight_memory_size
-
     trainable = _count(model.trainable_weights)
     fixed = _count(model.weights) - trainable
     text = f"{trainable + fixed:,} parameters"
     if fixed:
         text += f" ({trainable:,} trainable, {fixed:,} not)"
-    text += f", {weight_memory_size(model.weights) / 1e6:.2f} MB"
+    text += f", {keras_private.weight_bytes(model.weights) / 1e6:.2f} MB"
     work = macs(model)
     return text + f", {work:,} MACs an image" * bool(work)
 
@@ -84,7 +79,7 @@ def _layers(layer: Any, max_depth: int, depth: int = 0) -> Iterator[tuple[int, A
 
     if depth == max_depth:
         return
-    for inner in layer._flatten_layers(include_self=False, recursive=False):
+    for inner in keras_private.all_layers(layer, itself=False, nested=False):
         if not isinstance(inner, keras.layers.InputLayer):
             yield depth, inner
             yield from _layers(inner, max_depth, depth + 1)

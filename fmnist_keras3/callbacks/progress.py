@@ -19,6 +19,8 @@ class RichProgressBar(Callback):
     Example: ``Trainer(callbacks=[RichProgressBar(refresh_rate=100)])``
     """
 
+    role, order = "progress bar", -2
+
     def __init__(self, refresh_rate: int = 1, *, console: Any = None) -> None:
         if refresh_rate < 0:
             raise UserError(f"refresh_rate is {refresh_rate}; it must be at least 0 (no bar).")

@@ -13,7 +13,7 @@ from fmnist_keras3.training.callback import Callback
 class Summary(Callback):
     """Write speed, times and the latest validation into the run's summary at each epoch's end."""
 
-    section = "logging"
+    section, order = "logging", -1
 
     def setup(self, fit):
         self._started, self._before = time.perf_counter(), 0.0

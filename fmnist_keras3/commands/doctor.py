@@ -85,11 +85,11 @@ def probe() -> None:
 
     runtime.prepare()
     from fmnist_keras3.data.dataset import Split
-    from fmnist_keras3.data.feeds import ResidentFeed
     from fmnist_keras3.data.plan import epoch_plan
     from fmnist_keras3.engines import make_engine
     from fmnist_keras3.engines.base import StepPlan
     from fmnist_keras3.models import build_model
+    from fmnist_keras3.training.feeds import ResidentFeed
 
     steps, batch = 16, 128
     rng = np.random.default_rng(0)

@@ -249,7 +249,6 @@ def finish(
     """
     from rich.table import Table
 
-    from fmnist_keras3.callbacks.averaging import RAW_MODEL
     from fmnist_keras3.evaluation import report
     from fmnist_keras3.evaluation.metrics import evaluate_logits, per_class_table
     from fmnist_keras3.loggers import JSONLLogger
@@ -267,7 +266,7 @@ def finish(
         tested = data.test.take(slice(len(logits)))  # limit_test_batches may leave some out
         evaluation = evaluate_logits(tested.y, logits, data.source.class_names)
         write_json(run / "evaluation.json", evaluation.to_dict())
-        raw = run / RAW_MODEL
+        raw = run / rundir.RAW_MODEL
         if raw.exists():
             found = _test_raw(trainer, model, data, raw)
             logs |= {f"raw_{name}": value for name, value in found.items()}

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from fmnist_keras3.engines.base import Engine
 
+# Sums of metrics may be anything: they begin anew with each epoch and touch no weight. Gradients of
+# a scaled loss may overflow; the optimizer then leaves that update out.
+MAY_BE_INFINITE = ("metrics/", "optimizer/scaled_gradients/")
 ENGINES = {"jax": "jax:JaxEngine", "tensorflow": "tensorflow:TensorFlowEngine"}
 
 

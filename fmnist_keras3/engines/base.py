@@ -30,6 +30,7 @@ from fmnist_keras3.engines.filling import NORMALIZATION, loss_obstacles, obstacl
 from fmnist_keras3.engines.metrics import Metrics
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.tree import leaves, mapped
+from fmnist_keras3.layers import keras_private
 from fmnist_keras3.layers.fast import pooled_convolutions, traced_for_xla_cpu
 from fmnist_keras3.layers.losses import log_softmax, picked
 from fmnist_keras3.optimizers import inner_optimizer
@@ -337,11 +338,12 @@ class Engine(ABC):
 
     def iterations(self) -> int:
         """Return how many batches the optimizer has seen, as it stands in the Keras model."""
-        return int(to_numpy(inner_optimizer(self.optimizer)._iterations))
+        return int(to_numpy(keras_private.batches_seen(inner_optimizer(self.optimizer))))
 
     def scheduled_rates(self, iterations: np.ndarray) -> np.ndarray:
         """Return what the optimizer's own schedule gives for ``iterations [K]``, float32."""
-        schedule = partial(ops.vectorized_map, inner_optimizer(self.optimizer)._learning_rate)
+        rate = keras_private.rate_or_schedule(inner_optimizer(self.optimizer))
+        schedule = partial(ops.vectorized_map, rate)
         program = self.program("learning rates", schedule)
         return to_numpy(program(iterations.astype(np.int32))).astype(np.float32)
 
@@ -446,12 +448,12 @@ def _losses(
         counted = _weighted(mask, weight)
         weight = _weighted(size / ops.cast(filled, "float32"), counted)
     if mix is None:
-        total = model._compute_loss(x, y, outputs, weight, training=training)
+        total = keras_private.total_loss(model, x, y, outputs, weight, training)
     else:
         other, share = mix
         own, rest = (_weighted(s, weight) for s in (share, 1 - share))
-        total = model._compute_loss(x, y, outputs, own, training=training)
-        total += model._compute_loss(x, other, outputs, rest, training=training)
+        total = keras_private.total_loss(model, x, y, outputs, own, training)
+        total += keras_private.total_loss(model, x, other, outputs, rest, training)
         total -= _penalty(model)  # which is in both
         y = mapped(lambda a, b: ops.where(_rows(share, a) >= 0.5, a, b), y, other)
     engine.metrics.update(y, outputs, counted, mask)
@@ -462,7 +464,7 @@ def _losses(
 
 def _penalty(model: keras.Model) -> Any:
     """Return the sum of the model's regularisers and of what its layers gave to `add_loss`."""
-    return sum(map(model._aggregate_additional_loss, model.losses), ops.zeros(()))
+    return sum((keras_private.additional_loss(model, loss) for loss in model.losses), ops.zeros(()))
 
 
 def _weighted(factor: Any, weight: Any) -> Any:
@@ -504,9 +506,12 @@ def _fills(
 
 def _compiled_from(model: keras.Model) -> list[Any]:
     """Return what programs of ``model`` depend on and users change."""
-    parts = [model.optimizer, model.loss, model._compile_loss, model._compile_metrics]
+    compiled = keras_private.compiled_loss(model), keras_private.compiled_metrics(model)
+    parts = [model.optimizer, model.loss, *compiled]
     # A frozen BatchNormalization computes otherwise, also one without weights to train.
-    layers = [f"{layer.dtype_policy.name} {layer.trainable}" for layer in model._flatten_layers()]
+    layers = [
+        f"{layer.dtype_policy.name} {layer.trainable}" for layer in keras_private.all_layers(model)
+    ]
     return [*parts, *model.trainable_variables, *layers]
 
 
@@ -517,7 +522,7 @@ def _trains_all(model: keras.Model) -> bool:
     or where it keeps more beside its weights than its updates, and so needs all of them.
     """
     optimizer = inner_optimizer(model.optimizer)
-    known = optimizer._trainable_variables
+    known = keras_private.trained_by(optimizer)
     now = model.trainable_variables
     if len(known) == len(now) and all(a is b for a, b in zip(known, now, strict=True)):
         return True

@@ -18,6 +18,7 @@ from fmnist_keras3.engines.base import (
 )
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.tree import mapped
+from fmnist_keras3.layers.keras_private import all_layers
 
 _OF_TENSORFLOW = (
     "Hashing",
@@ -34,7 +35,7 @@ class JaxEngine(Engine):
     determinism_by = "each program is compiled with xla_gpu_deterministic_ops"
 
     def __init__(self, model: keras.Model, **options: Any) -> None:
-        for layer in model._flatten_layers():
+        for layer in all_layers(model):
             if type(layer).__name__ in _OF_TENSORFLOW:
                 raise UserError(
                     f"The layer {type(layer).__name__} {layer.name} computes with TensorFlow, also "

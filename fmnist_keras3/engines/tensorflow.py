@@ -16,6 +16,7 @@ import tensorflow as tf
 from keras import ops
 from keras.random import SeedGenerator
 
+from fmnist_keras3.engines import MAY_BE_INFINITE
 from fmnist_keras3.engines.base import (
     Engine,
     StepLogs,
@@ -26,7 +27,7 @@ from fmnist_keras3.engines.base import (
 from fmnist_keras3.engines.metrics import output_spec
 from fmnist_keras3.ground.tree import mapped
 from fmnist_keras3.layers.fast import Dropout
-from fmnist_keras3.runs.checkpoint import MAY_BE_INFINITE
+from fmnist_keras3.layers.keras_private import all_layers
 
 
 class TensorFlowEngine(Engine):
@@ -202,7 +203,7 @@ def _function(function, jit_compile):
 
 def _draws(model):
     """Tell whether a layer draws by TensorFlow's generators, as our Dropout does not."""
-    layers = (layer for layer in model._flatten_layers() if type(layer) is not Dropout)
+    layers = (layer for layer in all_layers(model) if type(layer) is not Dropout)
     return any(isinstance(v, SeedGenerator) for layer in layers for v in vars(layer).values())
 
 

@@ -16,6 +16,12 @@ def console(**options: Any) -> Any:
     return Console(markup=False, highlight=False, emoji=False, **options)
 
 
+def on_screen() -> bool:
+    """Tell whether stdout is seen by a person: a terminal or a notebook, not a log."""
+    seen = console()
+    return seen.is_terminal or seen.is_jupyter
+
+
 def styled(*parts: str | tuple[str, str]) -> Any:
     """Return a `rich.text.Text` of texts, each with its style where it is a pair.
 

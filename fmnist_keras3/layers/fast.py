@@ -21,8 +21,8 @@ from typing import Any
 
 import keras
 from keras import ops
-from keras.src import api_export
 
+from fmnist_keras3.layers.keras_private import all_layers, graph_of, nodes_of, stands_for
 from fmnist_keras3.layers.kernels import convolve, convolve_and_pool, global_max, window_max
 from fmnist_keras3.layers.losses import SparseCategoricalCrossentropy
 from fmnist_keras3.layers.normalization import batch_normalize, channel_moments, gelu
@@ -59,6 +59,7 @@ def _on_jax() -> bool:
     return keras.backend.backend() == "jax"
 
 
+@stands_for("keras.layers.Conv2D")
 class Conv2D(keras.layers.Conv2D):
     """`keras.layers.Conv2D`: same arguments, shapes, dtypes and results, faster on XLA:CPU."""
 
@@ -87,6 +88,7 @@ class Conv2D(keras.layers.Conv2D):
         )
 
 
+@stands_for("keras.layers.MaxPooling2D")
 class MaxPooling2D(keras.layers.MaxPooling2D):
     """`keras.layers.MaxPooling2D`: same arguments and results, faster where windows tile the input.
 
@@ -112,6 +114,7 @@ class MaxPooling2D(keras.layers.MaxPooling2D):
         return self.strides == self.pool_size and (self.padding == "valid" or fits)
 
 
+@stands_for("keras.layers.GlobalMaxPooling2D")
 class GlobalMaxPooling2D(keras.layers.GlobalMaxPooling2D):
     """`keras.layers.GlobalMaxPooling2D`: same arguments and results, equal bits everywhere."""
 
@@ -127,13 +130,11 @@ def pooled_convolutions(model: keras.Model) -> Pooled:
     unpadded, is pooled too, its last row may belong to no window. Found in functional and
     sequential models, also inside others; a layer that is used twice is in no pair.
     """
-    graphs = {}
-    for layer in model._flatten_layers():
-        graph = getattr(layer, "_functional", layer)  # of a Sequential
-        if isinstance(graph, keras.src.models.Functional):
+    graphs: dict[int, Any] = {}
+    for layer in all_layers(model):
+        if (graph := graph_of(layer)) is not None:
             graphs[id(graph)] = graph
-    depths = [depth for graph in graphs.values() for depth in graph._nodes_by_depth.values()]
-    nodes = [node for depth in depths for node in depth if not node.is_input]
+    nodes = [node for graph in graphs.values() for node in nodes_of(graph)]
     uses = Counter(id(node.operation) for node in nodes)
     ends = {id(tensor) for graph in graphs.values() for tensor in graph.outputs}
     takers: dict[int, list[Any]] = {}
@@ -188,6 +189,7 @@ def _scramble(x: Any) -> Any:
     return ops.bitwise_xor(x, ops.right_shift(x, ops.cast(16, "uint32")))
 
 
+@stands_for("keras.layers.Dropout")
 class Dropout(keras.layers.Dropout):
     """`keras.layers.Dropout` with a mask hashed from seed state and position while compiled.
 
@@ -207,6 +209,7 @@ class Dropout(keras.layers.Dropout):
         return ops.where(keep, inputs * (1 / (1 - self.rate)), ops.zeros_like(inputs))
 
 
+@stands_for("keras.layers.BatchNormalization")
 class BatchNormalization(keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization`: same arguments, statistics and results.
 
@@ -237,6 +240,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         )
 
 
+@stands_for("keras.layers.Activation")
 class Activation(keras.layers.Activation):
     """`keras.layers.Activation`: same arguments and results; GELU has equal bits everywhere."""
 
@@ -244,15 +248,6 @@ class Activation(keras.layers.Activation):
         plain = self.activation is not keras.activations.gelu
         return super().call(inputs) if plain or not _fast() else gelu(inputs)
 
-
-# A `.keras` file names a layer by this table. With these lines our layers are written as the
-# plain ones they stand for, and a reader needs Keras only; a test holds Keras to it.
-api_export.REGISTERED_OBJS_TO_NAMES[Conv2D] = "keras.layers.Conv2D"
-api_export.REGISTERED_OBJS_TO_NAMES[MaxPooling2D] = "keras.layers.MaxPooling2D"
-api_export.REGISTERED_OBJS_TO_NAMES[GlobalMaxPooling2D] = "keras.layers.GlobalMaxPooling2D"
-api_export.REGISTERED_OBJS_TO_NAMES[Dropout] = "keras.layers.Dropout"
-api_export.REGISTERED_OBJS_TO_NAMES[BatchNormalization] = "keras.layers.BatchNormalization"
-api_export.REGISTERED_OBJS_TO_NAMES[Activation] = "keras.layers.Activation"
 
 _FAST_CLASS = {
     keras.layers.Conv2D: Conv2D,
@@ -272,7 +267,7 @@ def accelerate(model: keras.Model) -> keras.Model:
     """
     if type(getattr(model, "loss", None)) is keras.losses.SparseCategoricalCrossentropy:
         model.loss.__class__ = SparseCategoricalCrossentropy
-    for layer in model._flatten_layers():
+    for layer in all_layers(model):
         fast = _FAST_CLASS.get(type(layer))
         if fast is not None:
             layer.__class__ = fast  # the classes differ in methods only

@@ -9,12 +9,14 @@ import math
 
 import keras
 import numpy as np
-from keras.src import api_export
+
+from fmnist_keras3.layers.keras_private import all_layers, stands_for
 
 # Standard deviation of a unit normal cut off at two, by which Keras widens truncated draws.
 _TRUNCATED_STD = 0.87962566103423978
 
 
+@stands_for("keras.initializers.VarianceScaling")
 class Dirac(keras.initializers.VarianceScaling):
     """`VarianceScaling`, but the first filters of a convolution pass its input channels through.
 
@@ -25,10 +27,6 @@ class Dirac(keras.initializers.VarianceScaling):
     def __call__(self, shape, dtype=None):
         drawn = np.array(super().__call__(shape, dtype="float32"))
         return keras.ops.convert_to_tensor(_identity(drawn), dtype)
-
-
-# In a `.keras` file it is the plain one, so that a reader needs Keras only.
-api_export.REGISTERED_OBJS_TO_NAMES[Dirac] = "keras.initializers.VarianceScaling"
 
 
 def _identity(values: np.ndarray) -> np.ndarray:
@@ -54,7 +52,7 @@ def draw_weights(model: keras.Model, seed: int) -> None:
 
 
 def _random_weights(model: keras.Model):
-    for layer in model._flatten_layers(include_self=False):
+    for layer in all_layers(model, itself=False):
         for name in ("kernel", "depthwise_kernel", "pointwise_kernel", "embeddings"):
             initializer = getattr(layer, f"{name}_initializer", None)
             variable = getattr(layer, name, None)

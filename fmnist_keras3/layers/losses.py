@@ -12,7 +12,8 @@ from typing import Any
 
 import keras
 from keras import ops
-from keras.src import api_export
+
+from fmnist_keras3.layers.keras_private import stands_for
 
 
 @ops.custom_gradient
@@ -40,6 +41,7 @@ def picked(log_p: Any, y: Any) -> Any:
     return ops.sum(ops.where(chosen, log_p, ops.zeros_like(log_p)), axis=-1)
 
 
+@stands_for("keras.losses.SparseCategoricalCrossentropy")
 class SparseCategoricalCrossentropy(keras.losses.SparseCategoricalCrossentropy):
     """Keras' loss of this name: same arguments and values; on logits ``[N, C]`` our gradient."""
 
@@ -49,9 +51,3 @@ class SparseCategoricalCrossentropy(keras.losses.SparseCategoricalCrossentropy):
         if not plain or len(y_pred.shape) != 2 or tuple(y_true.shape[1:]) not in ((), (1,)):
             return super().call(y_true, y_pred)
         return -picked(log_softmax(y_pred), ops.reshape(y_true, (-1,)))
-
-
-# Written to `.keras` files as the plain loss, like the layers (see layers.py).
-api_export.REGISTERED_OBJS_TO_NAMES[SparseCategoricalCrossentropy] = (
-    "keras.losses.SparseCategoricalCrossentropy"
-)

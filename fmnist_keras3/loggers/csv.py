@@ -8,6 +8,7 @@ from typing import Any
 
 from fmnist_keras3.ground.files import whole
 from fmnist_keras3.ground.lightning import explained
+from fmnist_keras3.runs.history import EPOCH_EVENTS, History
 from fmnist_keras3.training.logger import Logger
 
 
@@ -31,36 +32,20 @@ class CSVLogger(Logger):
             folder = Path(self.save_dir) / (self.name or run_dir.name)
             folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.csv"
-        self._rows: dict[int, dict[str, Any]] = {}
+        self._history = History()
 
     def log(self, record: dict[str, Any]) -> None:
-        if merge(self._rows, record):
+        if record["event"] in EPOCH_EVENTS:
+            self._history.append(record)
             self._write()
 
     def replay(self, records: list[dict[str, Any]]) -> None:
-        self._rows = {}
-        for record in records:
-            self.log(record)
+        self._history = History(record for record in records if record["event"] in EPOCH_EVENTS)
+        self._write()
 
     def _write(self) -> None:
-        with whole(self.path) as beside, open(beside, "w", newline="") as file:
-            writer = csv.DictWriter(file, columns(self._rows))
-            writer.writeheader()
-            writer.writerows(self._rows.values())
-
-
-def merge(rows: dict[int, dict[str, Any]], record: dict[str, Any]) -> bool:
-    """Add a "train" or "validation" record to its epoch's row; False for one of another kind."""
-    if record["event"] not in ("train", "validation"):
-        return False
-    prefix = "val_" if record["event"] == "validation" else ""
-    row = rows.setdefault(record["epoch"], {"epoch": record["epoch"]})
-    values = {k: v for k, v in record.items() if k not in ("event", "epoch", "step")}
-    row.update({"step": record["step"], **{prefix + k: v for k, v in values.items()}})
-    return True
-
-
-def columns(rows: dict[int, dict[str, Any]]) -> list[str]:
-    """Return the columns of all rows, those of the validation last."""
-    found = dict.fromkeys(key for row in rows.values() for key in row)
-    return sorted(found, key=lambda column: column.startswith("val_"))
+        if rows := self._history.rows():
+            with whole(self.path) as beside, open(beside, "w", newline="") as file:
+                writer = csv.DictWriter(file, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)

@@ -173,7 +173,9 @@ def macs(layer: keras.layers.Layer) -> int:
     ``layer`` is a model, or a layer with those inside it. Other layers, and those whose output has
     no known shape, count nothing.
     """
-    return sum(_own_macs(inner) for inner in layer._flatten_layers())
+    from fmnist_keras3.layers.keras_private import all_layers
+
+    return sum(_own_macs(inner) for inner in all_layers(layer))
 
 
 def _own_macs(layer: keras.layers.Layer) -> int:
@@ -194,11 +196,13 @@ def output_shape(layer: keras.layers.Layer) -> tuple[Any, ...] | None:
 
     A layer of a subclassed model has no symbolic output; Keras notes what it was built for.
     """
+    from fmnist_keras3.layers import keras_private
+
     try:
-        if layer._inbound_nodes:
+        if keras_private.was_called(layer):
             return tuple(layer.output.shape)
-        if layer._build_shapes_dict:
-            return tuple(layer.compute_output_shape(**layer._build_shapes_dict))
+        if shapes := keras_private.build_shapes(layer):
+            return tuple(layer.compute_output_shape(**shapes))
     except Exception:  # several outputs, or a layer of a stranger's that does not tell
         return None
     return None

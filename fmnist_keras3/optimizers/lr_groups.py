@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from functools import cache
 
 import keras
-from keras.src import api_export
 
 from fmnist_keras3.ground.errors import UserError, nearest
+from fmnist_keras3.layers.keras_private import exported_name, index_of, stands_for
 
 DECAYS = ("weight_decay", "adam_weight_decay")  # attributes of Keras' optimizers; the second Muon's
 
@@ -50,7 +50,7 @@ def _grouped(plain: type) -> type:
             super().build(variables)
 
         def _factor(self, variable):
-            return self._factors[self._get_variable_index(variable)]
+            return self._factors[index_of(self, variable)]
 
         def update_step(self, gradient, variable, learning_rate):
             super().update_step(gradient, variable, learning_rate * self._factor(variable))
@@ -64,8 +64,7 @@ def _grouped(plain: type) -> type:
             for key, decay in decays.items():
                 setattr(self, key, decay)
 
-    name = api_export.REGISTERED_OBJS_TO_NAMES.get(plain)
-    if name is not None:
-        api_export.REGISTERED_OBJS_TO_NAMES[Grouped] = name
+    if name := exported_name(plain):
+        stands_for(name)(Grouped)
     Grouped.__name__ = Grouped.__qualname__ = plain.__name__
     return Grouped

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import keras
 from keras import ops
-from keras.src import api_export
+
+from fmnist_keras3.layers.keras_private import index_of, stands_for
 
 
+@stands_for("keras.optimizers.Muon")
 class Muon(keras.optimizers.Muon):
     """`keras.optimizers.Muon`, which leaves 4-D kernels to Adam, for these, too.
 
@@ -25,7 +27,7 @@ class Muon(keras.optimizers.Muon):
         if len(variable.shape) != 4:
             super().update_step(gradient, variable, learning_rate)
             return
-        m = self.momentums[self._get_variable_index(variable)]
+        m = self.momentums[index_of(self, variable)]
         self.assign_add(m, ops.add(gradient, m * (self.momentum - 1)))
         g = ops.add(gradient, self.momentum * m) if self.nesterov else ops.convert_to_tensor(m)
         matrix = ops.reshape(g, (-1, variable.shape[-1]))
@@ -36,7 +38,3 @@ class Muon(keras.optimizers.Muon):
             norm = ops.sqrt(ops.sum(ops.square(variable)))
             update += variable * (1 - variable.shape[-1] ** 0.5 / (norm + 1e-7))
         self.assign_sub(variable, update)
-
-
-# In a `.keras` file it is the plain one, so that a reader needs Keras only.
-api_export.REGISTERED_OBJS_TO_NAMES[Muon] = "keras.optimizers.Muon"

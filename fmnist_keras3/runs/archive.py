@@ -58,23 +58,17 @@ def _arrays(content: bytes) -> tuple[int, int]:
 def _numbers(config: bytes) -> int:
     """Return how many numbers the arrays of a model have, without making them."""
     import keras
-    from keras.src.backend.common import global_state
-    from keras.src.saving.serialization_lib import ObjectSharingScope
 
-    waiting = "uninitialized_variables"  # Keras makes them later, if they stay in this list
-    before = list(global_state.get_global_attribute(waiting, []))
-    try:
-        # As in the tracing of a layer's call, variables get a shape and no value.
-        with keras.StatelessScope(initialize_variables=False), ObjectSharingScope():
-            told = json.loads(config)
-            if isinstance(told, dict):
-                told["compile_config"] = None  # an optimizer has arrays as large as the model's
-            model = keras.saving.deserialize_keras_object(told, safe_mode=True)
-            if not isinstance(model, keras.Model):
-                raise ValueError(f"it holds no model, but: {type(model).__name__}.")
-            return sum(math.prod(variable.shape) for variable in model.variables)
-    finally:
-        global_state.set_global_attribute(waiting, before)
+    from fmnist_keras3.layers.keras_private import shapes_only
+
+    told = json.loads(config)
+    if isinstance(told, dict):
+        told["compile_config"] = None  # an optimizer has arrays as large as the model's
+    with shapes_only():
+        model = keras.saving.deserialize_keras_object(told, safe_mode=True)
+        if not isinstance(model, keras.Model):
+            raise ValueError(f"it holds no model, but: {type(model).__name__}.")
+        return sum(math.prod(variable.shape) for variable in model.variables)
 
 
 def reason(error: Exception) -> str:

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from fmnist_keras3.engines import MAY_BE_INFINITE
 from fmnist_keras3.ground.errors import Diverged, UserError
 from fmnist_keras3.ground.files import remove, storing, sync_directory, temporary, write_json
 
@@ -33,9 +34,6 @@ T = TypeVar("T")
 LABEL = 150  # characters of a label, at most: names of files have 255, and half a name beside it
 _LABEL = re.compile(rf"[\w.,=+@%-]{{1,{LABEL}}}", re.ASCII)
 _NAME = re.compile(rf"step-(\d{{8,}})(?:-{_LABEL.pattern}?)??(?:-(\d+))?", re.ASCII)
-# Sums of metrics may be anything: they begin anew with each epoch and touch no weight. Gradients of
-# a scaled loss may overflow; the optimizer then leaves that update out.
-MAY_BE_INFINITE = ("metrics/", "optimizer/scaled_gradients/")
 _HEADER = 10_000  # bytes that a safetensors header may take for each array, at most
 
 

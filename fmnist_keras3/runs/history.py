@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from fmnist_keras3.ground.errors import UserError, nearest
-from fmnist_keras3.loggers.csv import columns, merge
+from fmnist_keras3.ground.leaves import leaf
 
+EPOCH_EVENTS = {"train": "", "validation": "val_"}  # with the prefix of their columns
 SHOWN_ROWS = 20  # of epochs, in a notebook's cell
 
 
@@ -37,8 +38,15 @@ class History(list[dict[str, Any]]):
         """Return one dict an epoch: epoch, step, what was trained, and with val_ the validation."""
         rows: dict[int, dict[str, Any]] = {}
         for record in self:
-            merge(rows, record)
-        names = columns(rows)
+            if record["event"] in EPOCH_EVENTS:
+                prefix, epoch = EPOCH_EVENTS[record["event"]], record["epoch"]
+                values = {k: v for k, v in record.items() if k not in ("event", "epoch", "step")}
+                row = rows.setdefault(epoch, {"epoch": epoch})
+                row |= {"step": record["step"], **{prefix + k: v for k, v in values.items()}}
+        names = sorted(
+            dict.fromkeys(name for row in rows.values() for name in row),
+            key=lambda name: name.startswith("val_"),
+        )
         return [{name: row.get(name) for name in names} for row in rows.values()]
 
     def column(self, name: str) -> list[float]:
@@ -76,8 +84,7 @@ class History(list[dict[str, Any]]):
         Returns the `matplotlib.figure.Figure`, which a notebook shows, or ``path``, a PNG file that
         is written. Raises UserError where it cannot be.
         """
-        from fmnist_keras3.evaluation import plots
-
+        plots = leaf("plots")
         if path is not None:
             return plots.curves(self, path, self.title, self.synthetic)
         return plots.curves_figure(self, self.title, self.synthetic)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fmnist_keras3.ground.errors import Diverged, UserError
 from fmnist_keras3.runs import checkpoint
-from fmnist_keras3.training.writer import Writer
+from fmnist_keras3.runs.writer import Writer
 
 if TYPE_CHECKING:
     from fmnist_keras3.training.fit import Fit

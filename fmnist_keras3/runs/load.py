@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fmnist_keras3 import runtime
 from fmnist_keras3.ground.errors import UserError, nearest
+from fmnist_keras3.ground.leaves import leaf
 from fmnist_keras3.runs import archive, rundir
 from fmnist_keras3.runs import checkpoint as checkpoints
 from fmnist_keras3.runs.history import History, shown, summary_html
@@ -57,8 +58,6 @@ class Run:
                 f"it there, and type Trainer(run_dir={str(self.path)!r}, ...).fit(model, data, "
                 "ckpt_path='last')"
             )
-        from fmnist_keras3.config import TrainConfig
-
         runtime.prepare()
         try:
             data = self.summary["dataset"]
@@ -67,7 +66,7 @@ class Run:
             raise UserError(
                 f"{self.path / rundir.SUMMARY} does not say what images the model takes."
             ) from error
-        return TrainConfig(**self.config).build_model(shape, classes)
+        return leaf("settings")(**self.config).build_model(shape, classes)
 
     def __repr__(self) -> str:
         keys = ("status", "model", "backend", "epochs", "test_accuracy")
@@ -155,10 +154,11 @@ def load_model(path: str | Path) -> keras.Model:
     runtime.prepare()
     import keras
 
+    from fmnist_keras3.layers import keras_private
     from fmnist_keras3.layers.fast import accelerate
 
     try:
-        with runtime.keras_without_tensorflow():
+        with keras_private.without_tensorflow():
             archive.check(path)
             model = keras.saving.load_model(path, safe_mode=True)
     except Exception as error:  # Keras raises what its readers raise: zip, HDF5, JSON, its own

@@ -22,6 +22,7 @@ from fmnist_keras3.runs.jsonl import parsed
 from fmnist_keras3.runs.lock import locked
 
 CONFIG, METRICS, SUMMARY, MODEL = "config.yaml", "metrics.jsonl", "summary.json", "model.keras"
+RAW_MODEL = "model_raw.keras"  # the weights that were trained, where the model holds an average
 CHECKPOINTS, PLOTS = "checkpoints", "plots"
 
 
@@ -140,8 +141,10 @@ class RunDirectory:
 
     def write_model(self, model: Any, name: str = MODEL) -> Path:
         """Write ``model.keras``, which plain `keras.saving.load_model` reads."""
+        from fmnist_keras3.layers import keras_private
+
         path, compiled = self.path / name, model.compiled
-        with whole(path) as beside, runtime.keras_without_tensorflow():
+        with whole(path) as beside, keras_private.without_tensorflow():
             try:
                 model.get_compile_config()
             except Exception as error:  # Keras hands on whatever a loss of one's own raises

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fmnist_keras3.ground.lightning import CALLBACK_HOOKS, check_hooks
 
@@ -23,11 +23,24 @@ class Callback:
     Example: ``class Print(Callback): on_train_epoch_end = lambda self, fit: print(fit.logs)``
     """
 
-    section = "callbacks"  # of the profile, under which the time of the hooks is counted
+    # Under which the profile counts the time of the hooks.
+    section: ClassVar[str] = "callbacks"
+    # What a training has one of, and the Trainer brings where nobody gives one: "progress bar",
+    # "model summary" and "checkpoints" (of which there may be several), or "averaging".
+    role: ClassVar[str | None] = None
+    # What the engine must report of its steps ("gradient norms"), or keep ("averages").
+    requires: ClassVar[frozenset[str]] = frozenset()
+    # Hooks are called in the order in which callbacks were given, but those of a lower one first.
+    order: ClassVar[int] = 0
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         check_hooks(vars(cls), CALLBACK_HOOKS)
+
+    @property
+    def given(self) -> Any:
+        """What the user gave: this object, or the one that it wraps."""
+        return self
 
     def next_event(self, fit: Fit, step: int) -> int | None:
         """Return the next step, above ``step``, after which `on_chunk_end` must come, or None.

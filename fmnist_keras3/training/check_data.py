@@ -18,6 +18,7 @@ from fmnist_keras3.engines.base import computes_loss
 from fmnist_keras3.engines.filling import exported_name
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.tree import leaves
+from fmnist_keras3.layers.keras_private import all_layers
 
 SHOWN = 5  # rows in a message
 SPARSE = {"SparseCategoricalCrossentropy", "sparse_categorical_crossentropy"}
@@ -166,7 +167,7 @@ def _how_to_reshape(given: tuple[int, ...], takes: tuple[int | None, ...]) -> st
 def _rescales(model: keras.Model) -> bool:
     """Tell whether the first thing a model does is to bring 0..255 to 0..1."""
     passed = (keras.layers.InputLayer, keras.Model)
-    layers = model._flatten_layers(include_self=False)
+    layers = all_layers(model, itself=False)
     first: Any = next((layer for layer in layers if not isinstance(layer, passed)), None)
     if not isinstance(first, keras.layers.Rescaling):
         return False

@@ -17,7 +17,7 @@ from fmnist_keras3.models import macs
 from fmnist_keras3.runs import checkpoint, rundir
 from fmnist_keras3.runs.checkpoint import Checkpoint
 from fmnist_keras3.runs.result import FitResult
-from fmnist_keras3.training import resume, signals
+from fmnist_keras3.training import averaging, resume, signals
 from fmnist_keras3.training.fit import Fit, named
 from fmnist_keras3.training.loop import train
 
@@ -103,8 +103,8 @@ def _train(fit: Fit, peak: float) -> None:
     fit.session.publish()
     if fit.schedule is not None:
         fit.engine.set_learning_rate(peak)
-    if fit.averaging is not None and not fit.signals.received:
-        fit.averaging.finish(fit)
+    if not fit.signals.received:
+        averaging.finish(fit)
 
 
 def _fail(fit: Fit, exception: BaseException) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from fmnist_keras3.ground.errors import UserError
+from fmnist_keras3.layers import keras_private
 from fmnist_keras3.optimizers import inner_optimizer
 from fmnist_keras3.training.arguments import PRECISIONS
 from fmnist_keras3.training.session import Session
@@ -22,8 +23,8 @@ def set_precision(session: Session, name: str) -> None:
     "16-mixed" the optimizer scales the loss (Micikevicius et al. 2017). Both stay with the model.
     """
     model, policy = session.model, keras.DTypePolicy(PRECISIONS[name])
-    last = {id(t._keras_history.operation) for t in getattr(model, "outputs", None) or ()}
-    for layer in model._flatten_layers():
+    last = {id(keras_private.layer_behind(t)) for t in getattr(model, "outputs", None) or ()}
+    for layer in keras_private.all_layers(model):
         if id(layer) not in last and layer.dtype_policy != policy:
             session.set(layer, "dtype_policy", policy, stays=True)
     scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)

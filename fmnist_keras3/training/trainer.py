@@ -10,24 +10,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import keras
 import numpy as np
 
-from fmnist_keras3.callbacks import (
-    Callback,
-    GradientNorm,
-    ModelCheckpoint,
-    ModelSummary,
-    RichProgressBar,
-    Summary,
-    Timer,
-    Trace,
-    WeightAveraging,
-)
-from fmnist_keras3.callbacks.keras_callback import as_callbacks
-from fmnist_keras3.callbacks.model_summary import on_screen
 from fmnist_keras3.data.datamodule import (
     DataModule,
     as_array,
@@ -36,15 +23,16 @@ from fmnist_keras3.data.datamodule import (
     overfitted,
 )
 from fmnist_keras3.data.dataset import Split
-from fmnist_keras3.data.feeds import Feed, ResidentFeed, StreamFeed
 from fmnist_keras3.engines import make_engine
 from fmnist_keras3.engines.base import Engine
+from fmnist_keras3.ground import screen
 from fmnist_keras3.ground.errors import UserError
+from fmnist_keras3.ground.leaves import leaf
 from fmnist_keras3.ground.lightning import explained
 from fmnist_keras3.ground.tree import mapped
-from fmnist_keras3.loggers import JSONLLogger, Logger, Loggers, make_loggers
 from fmnist_keras3.optimizers import inner_optimizer
 from fmnist_keras3.runs import checkpoint, rundir
+from fmnist_keras3.runs.jsonl import JSONLLogger
 from fmnist_keras3.runs.keeper import Keeper
 from fmnist_keras3.runs.result import FitResult
 from fmnist_keras3.training import resume
@@ -57,10 +45,13 @@ from fmnist_keras3.training.arguments import (
     check_precision,
     seconds,
 )
+from fmnist_keras3.training.callback import Callback
 from fmnist_keras3.training.check_data import check_inputs, check_split, not_finite
+from fmnist_keras3.training.feeds import Feed, ResidentFeed, StreamFeed
 from fmnist_keras3.training.fit import ENDLESS, Fit
 from fmnist_keras3.training.funnel import run_fit
 from fmnist_keras3.training.hparams import check_hparams, describe
+from fmnist_keras3.training.logger import Logger, Loggers
 from fmnist_keras3.training.loop import evaluate
 from fmnist_keras3.training.prepare import set_clipping, set_from_data, set_precision
 from fmnist_keras3.training.schedules import make_schedule
@@ -165,7 +156,7 @@ class Trainer:
         run_dir: str | Path | None = None,
         default_root_dir: str | Path = "runs",
     ) -> None:
-        callbacks = as_callbacks(callbacks)
+        callbacks = cast("list[Callback]", leaf("Keras' callbacks")(callbacks))
         max_steps = None if max_steps == -1 else max_steps  # as Lightning has it
         self._given = {name: value for name, value in locals().items() if name != "self"}
         if max_epochs is None and max_steps is None:
@@ -198,11 +189,13 @@ class Trainer:
         self.last_batch = last_batch
         self.deterministic = deterministic
         self.callbacks = callbacks
-        if sum(isinstance(c, WeightAveraging) for c in self.callbacks) > 1:
+        if sum(callback.role == "averaging" for callback in self.callbacks) > 1:
             raise UserError("There are two callbacks that average the weights. Give one.")
-        if not enable_checkpointing and self._first(ModelCheckpoint) is not None:
-            raise UserError("enable_checkpointing is False, but there is a ModelCheckpoint.")
-        made = make_loggers(logger)
+        if not enable_checkpointing and (saver := self._filling("checkpoints")) is not None:
+            raise UserError(
+                f"enable_checkpointing is False, but there is a {type(saver).__name__}."
+            )
+        made = leaf("loggers")(logger)
         self.loggers = Loggers([] if fast_dev_run else made)
         self.profiler = profiler
         self.log_every_n_steps = log_every_n_steps
@@ -442,17 +435,36 @@ class Trainer:
         return engine
 
     def _engine_options(self) -> dict[str, Any]:
+        required = frozenset().union(*(callback.requires for callback in self.callbacks))
         return {
             "label_smoothing": self.label_smoothing,
             "deterministic": self.deterministic,
-            "averaging": self._first(WeightAveraging) is not None,
+            "averaging": "averages" in required,
             "accumulation": self.accumulate_grad_batches > 1,
-            "gradient_norms": self._first(GradientNorm) is not None,
+            "gradient_norms": "gradient norms" in required,
             "fill_last_batch": self.last_batch == "fill",
         }
 
-    def _first(self, kind: type[T]) -> T | None:
-        return next((c for c in self.callbacks if isinstance(c, kind)), None)
+    def _filling(self, role: str) -> Any:
+        """Return the first of the given callbacks with this role, or None."""
+        return next((c for c in self.callbacks if c.role == role), None)
+
+    def _all_callbacks(self, saves: bool) -> list[Callback]:
+        """Return the given callbacks and those that the Trainer brings, in the order of hooks."""
+        callbacks = [leaf("summary")(), *self.callbacks]
+        if self.profiler == "trace":
+            callbacks.append(leaf("trace")())
+        if self.max_time is not None:
+            callbacks.append(leaf("timer")(self.max_time))
+        wanted = {
+            "checkpoints": saves,
+            "progress bar": self.enable_progress_bar,
+            "model summary": self.enable_model_summary and screen.on_screen(),
+        }
+        for role, wants in wanted.items():
+            if wants and self._filling(role) is None:
+                callbacks.append(leaf(role)())
+        return sorted(callbacks, key=lambda callback: callback.order)
 
     def _prepare(self, session: Session) -> None:
         """Give a compiled model what the arguments ask for, before its engine is made."""
@@ -549,19 +561,7 @@ class Trainer:
             peak = engine.learning_rate()
             warmup = round(min(self.warmup, 0.2 * epochs) * steps)
             schedule = make_schedule(self.schedule, peak, total, warmup)
-        callbacks: list[Callback] = [Summary(), *self.callbacks]
-        if self.profiler == "trace":
-            callbacks.append(Trace())
-        if self.max_time is not None:
-            callbacks.append(Timer(self.max_time))
         saves = self.enable_checkpointing and not (self.barebones or self.fast_dev_run)
-        if saves and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
-            callbacks.append(ModelCheckpoint())
-        if self.enable_progress_bar and not any(isinstance(c, RichProgressBar) for c in callbacks):
-            callbacks.insert(0, RichProgressBar())
-        summarized = any(isinstance(c, ModelSummary) for c in callbacks)
-        if self.enable_model_summary and not summarized and on_screen():
-            callbacks.insert(0, ModelSummary())
         validation = self._validation(data)
         return Fit(
             session=session,
@@ -573,11 +573,11 @@ class Trainer:
             ),
             run=run,
             keeper=Keeper(run.checkpoints, enabled=saves),
-            callbacks=callbacks,
+            callbacks=self._all_callbacks(saves),
             jsonl=JSONLLogger(run.path),
             loggers=self.loggers,
             signals=StopSignals(),
-            averaging=self._first(WeightAveraging),
+            averaging=self._filling("averaging"),
             seed=self.seed,
             max_epochs=epochs,
             max_steps=self.max_steps,

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fmnist_keras3.data.datamodule import DataModule, as_datamodule, overfitted
-from fmnist_keras3.data.feeds import Feed
 from fmnist_keras3.data.plan import EpochPlan, epoch_plan
 from fmnist_keras3.engines import out_of_memory
 from fmnist_keras3.engines.base import Chunk, Engine, StepPlan
 from fmnist_keras3.ground.errors import UserError, nearest
 from fmnist_keras3.ground.lightning import explained
 from fmnist_keras3.training.accumulation import Accumulation
+from fmnist_keras3.training.feeds import Feed
 from fmnist_keras3.training.pace import Pace
 from fmnist_keras3.training.prepare import set_from_data
 from fmnist_keras3.training.session import Session

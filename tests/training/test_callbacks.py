@@ -24,8 +24,8 @@ from fmnist_keras3 import (
 from fmnist_keras3.callbacks import device_stats_monitor
 from fmnist_keras3.runs import checkpoint
 from fmnist_keras3.runs.rundir import read_metrics
+from fmnist_keras3.runs.writer import Writer
 from fmnist_keras3.training.fit import Position
-from fmnist_keras3.training.writer import Writer
 
 
 class Says(Callback):

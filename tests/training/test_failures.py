@@ -25,10 +25,10 @@ from fmnist_keras3.callbacks import RichProgressBar, Summary, Trace
 from fmnist_keras3.data.plan import epoch_plan
 from fmnist_keras3.ground.errors import Interrupted
 from fmnist_keras3.runs import checkpoint
+from fmnist_keras3.runs.writer import Writer
 from fmnist_keras3.training import resume
 from fmnist_keras3.training import trainer as trainer_module
 from fmnist_keras3.training.pace import CHUNK_SECONDS, Pace
-from fmnist_keras3.training.writer import Writer
 
 HOOKS = [name for name in vars(Callback) if name.startswith(("on_", "setup", "state", "load"))]
 CALLBACKS = [Callback, EarlyStopping, ModelCheckpoint, RichProgressBar, Summary, Trace]

@@ -246,7 +246,7 @@ def test_enable_model_summary(model, data, capsys, monkeypatch, shown):
     """# disable summarization
     trainer = Trainer(enable_model_summary=False)
     """
-    monkeypatch.setattr(trainer_module, "on_screen", lambda: True)
+    monkeypatch.setattr("fmnist_keras3.ground.screen.on_screen", lambda: True)
     Trainer(max_epochs=1, enable_model_summary=shown).fit(model, data)
     out = capsys.readouterr().out
     assert all((word in out) == shown for word in ("hidden", "Dense", "parameters"))

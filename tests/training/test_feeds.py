@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from fmnist_keras3.data.augment import augmented as augmented_batches
 from fmnist_keras3.data.augment import parse_augment
 from fmnist_keras3.data.dataset import Split
-from fmnist_keras3.data.feeds import ResidentFeed, StreamFeed
 from fmnist_keras3.data.plan import epoch_plan, evaluation_plan
 from fmnist_keras3.engines import make_engine
+from fmnist_keras3.training.feeds import ResidentFeed, StreamFeed
 
 CHUNK, BATCH, EXAMPLES = 3, 8, 50  # 7 steps, the last with 2 examples
 AUGMENT = parse_augment("altflip,crop:3,rotate,cutmix,erase:0.7")
@@ -50,7 +50,7 @@ def feeds(engine, split):
 
 @pytest.mark.parametrize("group", [1, 2, 16])
 def test_how_tf_data_groups_steps_does_not_matter(feeds, monkeypatch, group):
-    monkeypatch.setattr("fmnist_keras3.data.feeds.GROUP_STEPS", group)
+    monkeypatch.setattr("fmnist_keras3.training.feeds.GROUP_STEPS", group)
     plan = plan_of(AUGMENT)
     for start, counts in ((0, (3, 1, 3)), (2, (2, 3)), (6, (1,))):
         resident = taken(feeds["ResidentFeed", True], plan, counts, start)
@@ -227,7 +227,7 @@ from fmnist_keras3.models import build_model
 from fmnist_keras3.data.augment import augmented as augmented_batches
 from fmnist_keras3.data.augment import parse_augment
 from fmnist_keras3.data.dataset import Split
-from fmnist_keras3.data.feeds import ResidentFeed
+from fmnist_keras3.training.feeds import ResidentFeed
 from fmnist_keras3.data.plan import epoch_plan, evaluation_plan
 from fmnist_keras3.engines import make_engine
 from fmnist_keras3.engines.base import StepPlan
