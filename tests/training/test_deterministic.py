@@ -15,6 +15,7 @@ from fmnist_keras3 import Trainer, UserError, engines
 from fmnist_keras3.cli import main
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.engines.chunk import Device
+from fmnist_keras3.training import trainer as trainer_module
 from fmnist_keras3.training.session import Session
 
 ROOT = Path(__file__).parents[2]
@@ -80,6 +81,7 @@ def on(monkeypatch, backend):
                 self.device = Device(platform, platform)
 
         monkeypatch.setattr(engines, "_engine_class", lambda: Elsewhere)
+        monkeypatch.setattr(trainer_module, "make_engine", engines.make_engine)  # a new one
         return switched
 
     return pretend

@@ -120,8 +120,11 @@ def test_the_model_is_summarized_on_a_screen_unless_disabled(
     assert ("Dense" in capsys.readouterr().out) == (on_screen and enabled)
 
 
-def test_a_summary_that_is_asked_for_is_printed_anywhere_and_once(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("fmnist_keras3.ground.screen.on_screen", lambda: True)
+@pytest.mark.parametrize("on_screen", [True, False])
+def test_a_summary_that_is_asked_for_is_printed_anywhere_and_once(
+    tmp_path, monkeypatch, capsys, on_screen
+):
+    monkeypatch.setattr("fmnist_keras3.ground.screen.on_screen", lambda: on_screen)
     fit(tmp_path / "run", ModelSummary(), max_epochs=1)
     assert capsys.readouterr().out.count("BatchNormalization") == 1
 
