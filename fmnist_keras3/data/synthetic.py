@@ -56,7 +56,8 @@ def posed(u: Dice, parts: list[Part]) -> list[Part]:
 
 def rasterise(parts: list[Part], n: int) -> np.ndarray:
     """Draw the parts over each other with smooth edges; returns uint8 ``[n, 28, 28]``."""
-    canvases = [Image.new("L", (SIDE * OVERSAMPLING,) * 2) for _ in range(n)]
+    large = SIDE * OVERSAMPLING
+    canvases = [Image.new("L", (large, large)) for _ in range(n)]
     pens = [ImageDraw.Draw(canvas) for canvas in canvases]
     for part in parts:
         # Pillow counts from the middle of the first pixel, the garments from its edge.
