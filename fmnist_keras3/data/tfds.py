@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import logging
 import os
 import re
 import sys
@@ -25,6 +26,7 @@ from fmnist_keras3.data.mirrors import Unreachable, reach
 from fmnist_keras3.errors import UserError, nearest
 
 FASHION_MNIST = "fashion_mnist"
+log = logging.getLogger(__name__)
 OTHER = "Use a set like tfds:cifar10."
 NAME = re.compile(r"(?P<name>[a-z]\w*)(/(?P<config>\w[\w+.-]*))?(:(?P<version>\d+\.\d+\.\d+))?")
 
@@ -117,6 +119,7 @@ def _prepare(tfds: Any, name: str, root: Path, download: bool) -> Path:
         return Path(builder.data_dir)
     if not download:
         raise Unreachable(f"tfds:{name} is not prepared in {root}, and downloads are off")
+    log.info("downloading %s with TFDS", name)
     urls = [url for url in builder.url_infos or () if url.startswith("http")]
     if urls:
         # TFDS itself tries ten times, for minutes. Neither it nor this imports TensorFlow so far.
@@ -185,10 +188,10 @@ def _unshuffle(split: Split, name: str) -> Split:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep TFDS' prints out of stdout, its warnings and (not on a terminal) its bars away."""
-    from absl import logging
+    from absl import logging as absl
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    verbosity = absl.get_verbosity()
+    absl.set_verbosity(absl.ERROR)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             if not sys.stderr.isatty():
@@ -197,7 +200,7 @@ def _quiet() -> Iterator[None]:
                 tfds.disable_progress_bar()
             yield
     finally:
-        logging.set_verbosity(verbosity)
+        absl.set_verbosity(verbosity)
 
 
 def _first_line(error: Exception) -> str:
