@@ -55,6 +55,7 @@ def lint(session: nox.Session) -> None:
     session.install(".[test,lint]")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports")
     session.run("pyright")
     session.run("pyright", "-p", "tests/typed")  # as a user's editor sees the package
 

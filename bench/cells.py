@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fmnist_keras3.errors import UserError
+from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.runtime import BACKENDS
 
 ROOT = Path(__file__).parents[1]

@@ -23,8 +23,8 @@ from typing import Any
 from bench.cells import ROOT
 from fmnist_keras3 import recipes
 from fmnist_keras3.config import OWN_VARIABLES, TrainConfig, convert, mapping
-from fmnist_keras3.errors import UserError, nearest
-from fmnist_keras3.files import write, write_json
+from fmnist_keras3.ground.errors import UserError, nearest
+from fmnist_keras3.ground.files import write, write_json
 
 FILES = ("summary.json", "metrics.jsonl", "config.yaml")
 FULL = "full"  # the recipe itself, among the runs of its ablation

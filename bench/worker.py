@@ -22,7 +22,7 @@ import numpy as np
 
 from bench.cells import PRECISIONS
 from fmnist_keras3 import runtime
-from fmnist_keras3.errors import UserError
+from fmnist_keras3.ground.errors import UserError
 
 LEARNING_RATE = 1e-3
 VALIDATION = 2560  # images, at most
@@ -140,9 +140,9 @@ def trainer(spec: dict[str, Any]) -> dict[str, Any]:
     """Measure our Trainer, with the images on the device or streamed."""
     model = our_model(spec)
     from fmnist_keras3 import Trainer
+    from fmnist_keras3.callbacks import Callback
     from fmnist_keras3.data.datamodule import DataModule
     from fmnist_keras3.data.dataset import ImageData, Split
-    from fmnist_keras3.training.callbacks import Callback
 
     class Prepared(DataModule):
         def load(self):
@@ -188,7 +188,7 @@ def engine(spec: dict[str, Any]) -> dict[str, Any]:
     """Measure the compiled loop alone: batches that lie ready, one chunk an epoch."""
     model = our_model(spec)
     from fmnist_keras3.engines import make_engine
-    from fmnist_keras3.engines.base import Chunk, StepPlan
+    from fmnist_keras3.engines.chunk import Chunk, StepPlan
 
     def chunk(x: np.ndarray, y: np.ndarray) -> Chunk:
         steps = len(x) // size
@@ -208,7 +208,7 @@ def engine(spec: dict[str, Any]) -> dict[str, Any]:
         clock.stop()
         logs, _ = runner.infer([validation])
         clock.validated(logs["loss"], logs["accuracy"])
-    return measured(clock, len(x), model.count_params(), device=runner.device)
+    return measured(clock, len(x), model.count_params(), device=runner.device.name)
 
 
 def timed(work: Callable[[], Any]) -> list[float]:

@@ -10,13 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fmnist_keras3.data.datamodule import ArrayData, DataModule, FashionMNIST
-    from fmnist_keras3.errors import Diverged, UserError
-    from fmnist_keras3.history import History
-    from fmnist_keras3.models import build_model
-    from fmnist_keras3.run import Run, load_model, load_run
-    from fmnist_keras3.seeding import seed_everything
-    from fmnist_keras3.training.callbacks import (
+    from fmnist_keras3.callbacks import (
         Callback,
         DeviceStatsMonitor,
         EarlyStopping,
@@ -32,7 +26,9 @@ if TYPE_CHECKING:
         Timer,
         WeightAveraging,
     )
-    from fmnist_keras3.training.loggers import (
+    from fmnist_keras3.data.datamodule import ArrayData, DataModule, FashionMNIST
+    from fmnist_keras3.ground.errors import Diverged, UserError
+    from fmnist_keras3.loggers import (
         CSVLogger,
         Logger,
         MLFlowLogger,
@@ -40,46 +36,32 @@ if TYPE_CHECKING:
         TrackioLogger,
         WandbLogger,
     )
-    from fmnist_keras3.training.result import FitResult
+    from fmnist_keras3.models import build_model
+    from fmnist_keras3.runs.history import History
+    from fmnist_keras3.runs.load import Run, load_model, load_run
+    from fmnist_keras3.runs.result import FitResult
+    from fmnist_keras3.seeding import seed_everything
     from fmnist_keras3.training.trainer import Trainer
-    from fmnist_keras3.tuning import Tuner
+    from fmnist_keras3.tuning.finders import Tuner
 
-_HOME = {
-    "ArrayData": "data.datamodule",
-    "DataModule": "data.datamodule",
-    "FashionMNIST": "data.datamodule",
-    "Diverged": "errors",
-    "UserError": "errors",
-    "History": "history",
-    "build_model": "models",
-    "Run": "run",
-    "load_model": "run",
-    "load_run": "run",
-    "seed_everything": "seeding",
-    "Callback": "training.callbacks",
-    "DeviceStatsMonitor": "training.callbacks",
-    "EMAWeightAveraging": "training.callbacks",
-    "EarlyStopping": "training.callbacks",
-    "GradientNorm": "training.callbacks",
-    "LearningRateMonitor": "training.callbacks",
-    "Lookahead": "training.callbacks",
-    "ModelCheckpoint": "training.callbacks",
-    "ModelSummary": "training.callbacks",
-    "RichProgressBar": "training.callbacks",
-    "StochasticWeightAveraging": "training.callbacks",
-    "ThroughputMonitor": "training.callbacks",
-    "Timer": "training.callbacks",
-    "WeightAveraging": "training.callbacks",
-    "CSVLogger": "training.loggers",
-    "Logger": "training.loggers",
-    "MLFlowLogger": "training.loggers",
-    "TensorBoardLogger": "training.loggers",
-    "TrackioLogger": "training.loggers",
-    "WandbLogger": "training.loggers",
-    "FitResult": "training.result",
-    "Trainer": "training.trainer",
-    "Tuner": "tuning",
+_PUBLIC = {
+    "data.datamodule": "ArrayData DataModule FashionMNIST",
+    "ground.errors": "Diverged UserError",
+    "models": "build_model",
+    "seeding": "seed_everything",
+    "runs.history": "History",
+    "runs.load": "Run load_model load_run",
+    "runs.result": "FitResult",
+    "training.callback": "Callback",
+    "training.logger": "Logger",
+    "training.trainer": "Trainer",
+    "tuning.finders": "Tuner",
+    "callbacks": "DeviceStatsMonitor EMAWeightAveraging EarlyStopping GradientNorm Lookahead "
+    "LearningRateMonitor ModelCheckpoint ModelSummary RichProgressBar StochasticWeightAveraging "
+    "ThroughputMonitor Timer WeightAveraging",
+    "loggers": "CSVLogger MLFlowLogger TensorBoardLogger TrackioLogger WandbLogger",
 }
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 
 __all__ = [
     "ArrayData",
@@ -122,7 +104,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        from fmnist_keras3.lightning import NAMES
+        from fmnist_keras3.ground.lightning import NAMES
 
         if name in NAMES:  # an AttributeError's message would be lost in `from ... import`
             raise ImportError(f"There is no {name} in {__name__}. It is {NAMES[name]}.")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fmnist_keras3 import config as settings
-from fmnist_keras3.errors import (
+from fmnist_keras3.ground.errors import (
     EXIT_DIVERGED,
     EXIT_USER,
     Diverged,
@@ -18,7 +18,7 @@ from fmnist_keras3.errors import (
     nearest,
     told,
 )
-from fmnist_keras3.lightning import option_here
+from fmnist_keras3.ground.lightning import option_here
 from fmnist_keras3.training.signals import terminable
 
 
@@ -150,7 +150,7 @@ def evaluate_options(parser: Parser) -> None:
 
 def run_evaluate(options: argparse.Namespace) -> int:
     from fmnist_keras3.commands import evaluate
-    from fmnist_keras3.evaluation.tta import parse_tta
+    from fmnist_keras3.training.tta import parse_tta
 
     given = vars(options)
     split = given.get("split", "test")

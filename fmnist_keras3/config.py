@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fmnist_keras3.errors import UserError, nearest
-from fmnist_keras3.lightning import option_here
+from fmnist_keras3.ground.errors import UserError, nearest
+from fmnist_keras3.ground.lightning import option_here
 
 if TYPE_CHECKING:
     import keras
@@ -205,12 +205,12 @@ class TrainConfig:
             _check(f, getattr(self, f.name))
         from fmnist_keras3.data.augment import parse_augment
         from fmnist_keras3.data.sources import check_name
-        from fmnist_keras3.evaluation.tta import parse_tta
+        from fmnist_keras3.loggers import make_loggers
         from fmnist_keras3.models import check_model
+        from fmnist_keras3.optimizers import check_optimizer, parse_lr_groups
         from fmnist_keras3.training.arguments import check_amount, seconds
-        from fmnist_keras3.training.loggers import make_loggers
-        from fmnist_keras3.training.optimizers import check_optimizer, parse_lr_groups
         from fmnist_keras3.training.schedules import RISING, make_schedule
+        from fmnist_keras3.training.tta import parse_tta
 
         check_model(self.model)
         check_optimizer(self.optimizer)
@@ -266,7 +266,7 @@ class TrainConfig:
     def build_model(self, image_shape: tuple[int, ...], classes: int) -> keras.Model:
         """Build the model, compiled with the optimizer of these settings; imports Keras."""
         from fmnist_keras3.models import build_model
-        from fmnist_keras3.training.optimizers import make_optimizer, parse_lr_groups
+        from fmnist_keras3.optimizers import make_optimizer, parse_lr_groups
 
         optimizer = make_optimizer(
             self.optimizer,
@@ -313,7 +313,7 @@ def checkpoint_interval(text: str | None) -> dict[str, Any]:
 
 def monitors(text: str | None) -> list[str]:
     """Return the names in ``monitor``; raises UserError for one that there is not."""
-    from fmnist_keras3.training.callbacks import MONITORS
+    from fmnist_keras3.callbacks import MONITORS
 
     names = [name.strip() for name in text.split(",")] if text else []
     for name in names:

@@ -6,7 +6,6 @@ set (but for a flag that would end the process), and may be called any number of
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -16,10 +15,9 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-from fmnist_keras3.errors import UserError, nearest
+from fmnist_keras3.ground.errors import UserError, nearest
 
 BACKENDS = ("jax", "tensorflow")
 
@@ -157,25 +155,6 @@ def import_tensorflow_for_data():
         # TensorFlow would take the whole GPU at its first op, also for tf.data alone.
         tf.config.set_visible_devices([], "GPU")
     return tf
-
-
-@contextlib.contextmanager
-def keras_without_tensorflow() -> Iterator[None]:
-    """Keep Keras from importing TensorFlow on another backend, only to ask for its types.
-
-    Writing or reading a `.keras` file does that (`serialization_lib.serialize_keras_object`), which
-    costs seconds and, on a GPU, memory.
-    """
-    from keras.src.utils import module_utils
-
-    lazy = module_utils.tensorflow
-    before = lazy._available
-    if "tensorflow" not in sys.modules:
-        lazy._available = False
-    try:
-        yield
-    finally:
-        lazy._available = before
 
 
 def import_keras_alone() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fmnist_keras3.errors import UserError
-from fmnist_keras3.lightning import explained
+from fmnist_keras3.ground.errors import UserError
+from fmnist_keras3.ground.lightning import explained
 
 
 @explained

@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from fmnist_keras3 import files
-from fmnist_keras3.errors import UserError
+from fmnist_keras3.ground import files
+from fmnist_keras3.ground.errors import UserError
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):

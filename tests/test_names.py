@@ -8,12 +8,11 @@ import keras
 import pytest
 
 import fmnist_keras3
-from fmnist_keras3 import Callback, Trainer, Tuner
+from fmnist_keras3 import Callback, Trainer, Tuner, callbacks, loggers
 from fmnist_keras3.cli import COMMANDS, main
 from fmnist_keras3.config import FIELDS
-from fmnist_keras3.training import callbacks, loggers
+from fmnist_keras3.optimizers import OPTIMIZERS
 from fmnist_keras3.training.arguments import PRECISIONS, PROFILERS
-from fmnist_keras3.training.optimizers import OPTIMIZERS
 from fmnist_keras3.training.schedules import SCHEDULES
 
 ROOT = Path(__file__).parents[1]

@@ -23,7 +23,7 @@ from fmnist_keras3 import (
     load_run,
 )
 from fmnist_keras3.cli import main
-from fmnist_keras3.training import checkpoint, rundir
+from fmnist_keras3.runs import checkpoint, rundir
 from fmnist_keras3.training.hparams import PLACES
 
 sys.path.insert(0, str(Path(__file__).parent / "training"))

@@ -6,7 +6,7 @@ import pytest
 from rich.panel import Panel
 from rich.table import Table
 
-from fmnist_keras3 import screen
+from fmnist_keras3.ground import screen
 
 ODD = "sweep[lr=0.01] exp[/a] [bold] :fire: $x_1$ \\[b]"
 

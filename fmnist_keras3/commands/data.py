@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from fmnist_keras3 import screen
 from fmnist_keras3.data.augment import augmented, parse_augment
 from fmnist_keras3.data.dataset import ImageData
 from fmnist_keras3.data.plan import draws_of
-from fmnist_keras3.errors import UserError
+from fmnist_keras3.ground import screen
+from fmnist_keras3.ground.errors import UserError
 
 
 def describe(

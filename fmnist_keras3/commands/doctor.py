@@ -10,8 +10,9 @@ import sys
 import time
 from typing import Any
 
-from fmnist_keras3 import runtime, screen
-from fmnist_keras3.errors import EXIT_USER, UserError
+from fmnist_keras3 import runtime
+from fmnist_keras3.ground import screen
+from fmnist_keras3.ground.errors import EXIT_USER, UserError
 
 PROBE_SECONDS = 1.0
 
@@ -78,11 +79,11 @@ def probe() -> None:
 
     runtime.prepare()
     from fmnist_keras3.data.dataset import Split
-    from fmnist_keras3.data.feeds import ResidentFeed
     from fmnist_keras3.data.plan import epoch_plan
     from fmnist_keras3.engines import make_engine
-    from fmnist_keras3.engines.base import StepPlan
+    from fmnist_keras3.engines.chunk import StepPlan
     from fmnist_keras3.models import build_model
+    from fmnist_keras3.training.feeds import ResidentFeed
 
     steps, batch = 16, 128
     rng = np.random.default_rng(0)
@@ -103,7 +104,7 @@ def probe() -> None:
         chunk()
         done += len(images)
     found = {
-        "device": engine.device,
+        "device": engine.device.name,
         "images_per_second": done / (time.perf_counter() - started),
         "right": compiled_equals_eager(engine),
         "flags": os.environ.get("XLA_FLAGS", ""),

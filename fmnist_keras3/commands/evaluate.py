@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fmnist_keras3 import runtime, screen
-from fmnist_keras3.errors import UserError
+from fmnist_keras3 import runtime
+from fmnist_keras3.ground import screen
+from fmnist_keras3.ground.errors import UserError
 
 if TYPE_CHECKING:
     from fmnist_keras3.evaluation.metrics import Evaluation
@@ -30,7 +31,7 @@ def evaluate(
     path = Path(target)
     if not path.exists():
         raise UserError(f"{target} does not exist. Give a run directory or a .keras file.")
-    from fmnist_keras3.run import load_model, load_run
+    from fmnist_keras3.runs.load import load_model, load_run
 
     config = load_run(path).config if path.is_dir() else {}
     config |= config.get("data_module", {})  # of a run that was started from Python

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from fmnist_keras3 import runtime, screen
+from fmnist_keras3 import runtime
 from fmnist_keras3.commands.train import build, command_line
 from fmnist_keras3.config import TrainConfig
-from fmnist_keras3.errors import UserError
+from fmnist_keras3.ground import screen
+from fmnist_keras3.ground.errors import UserError
 
 ROWS = 12  # of the table of learning rates
 
@@ -23,7 +24,7 @@ def find(what: str, config: TrainConfig, options: list[str], output: Path) -> in
     """
     console = screen.console()
     data, model, trainer = build(config, console)
-    from fmnist_keras3.tuning import Tuner
+    from fmnist_keras3.tuning.finders import Tuner
 
     search = _learning_rate if what == "lr" else _batch_size
     best = search(console, Tuner(trainer), model, data, output)

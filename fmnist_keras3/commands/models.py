@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fmnist_keras3 import runtime, screen
+from fmnist_keras3 import runtime
+from fmnist_keras3.ground import screen
 
 
 def show(chosen: list[str]) -> int:
@@ -13,8 +14,8 @@ def show(chosen: list[str]) -> int:
     """
     from rich.table import Table
 
+    from fmnist_keras3.ground.specs import written
     from fmnist_keras3.models import MODELS, build_model, check_model, macs
-    from fmnist_keras3.options import written
 
     texts = {text: check_model(text)[0] for text in chosen or MODELS}
     runtime.prepare()

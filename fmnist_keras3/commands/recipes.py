@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fmnist_keras3 import recipes, screen
+from fmnist_keras3 import recipes
 from fmnist_keras3.evaluation.report import duration
+from fmnist_keras3.ground import screen
 
 
 def show() -> int:

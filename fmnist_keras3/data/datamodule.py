@@ -12,9 +12,9 @@ import numpy as np
 from fmnist_keras3.data.augment import parse_augment
 from fmnist_keras3.data.dataset import ImageData, Split, fits
 from fmnist_keras3.data.plan import generator
-from fmnist_keras3.errors import UserError
-from fmnist_keras3.lightning import DATA_HOOKS, check_hooks
-from fmnist_keras3.tree import leaves, mapped, packed
+from fmnist_keras3.ground.errors import UserError
+from fmnist_keras3.ground.lightning import DATA_HOOKS, check_hooks
+from fmnist_keras3.ground.tree import leaves, mapped, packed
 
 BATCH_SIZE = 128
 # How much is read of a tf.data.Dataset whose length nobody knows.

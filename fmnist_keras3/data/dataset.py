@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fmnist_keras3.errors import UserError
-from fmnist_keras3.tree import leaves, mapped
+from fmnist_keras3.ground.errors import UserError
+from fmnist_keras3.ground.tree import leaves, mapped
 
 FASHION_CLASSES = (
     "T-shirt/top",

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from fmnist_keras3.data.dataset import FASHION_CLASSES, ImageData, Split
-from fmnist_keras3.errors import UserError
-from fmnist_keras3.files import write
+from fmnist_keras3.ground.errors import UserError
+from fmnist_keras3.ground.files import write
 
 # SHA-256 of the uncompressed files of the current release (since 31 August 2017).
 FILES = {

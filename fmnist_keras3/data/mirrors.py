@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from fmnist_keras3.errors import UserError
-from fmnist_keras3.files import save
+from fmnist_keras3.ground.errors import UserError
+from fmnist_keras3.ground.files import save
 
 MIRRORS = (
     "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",

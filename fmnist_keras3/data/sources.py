@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fmnist_keras3.data import idx, mirrors, synthetic, tfds
 from fmnist_keras3.data.dataset import ImageData
-from fmnist_keras3.errors import UserError, nearest
+from fmnist_keras3.ground.errors import UserError, nearest
 
 NAMES = ("auto", "fashion_mnist", "synthetic")
 FILES_OF_DATA = (".csv", ".npz", ".npy", ".parquet", ".h5", ".pkl", ".mat", ".zip", ".json")

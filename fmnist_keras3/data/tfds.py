@@ -23,7 +23,7 @@ import numpy as np
 from fmnist_keras3.data import idx
 from fmnist_keras3.data.dataset import ImageData, Split
 from fmnist_keras3.data.mirrors import Unreachable, reach
-from fmnist_keras3.errors import UserError, nearest
+from fmnist_keras3.ground.errors import UserError, nearest
 
 FASHION_MNIST = "fashion_mnist"
 log = logging.getLogger(__name__)

@@ -6,13 +6,16 @@ import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fmnist_keras3.errors import UserError
+from fmnist_keras3.ground.errors import UserError
 
 if TYPE_CHECKING:
     import keras
 
     from fmnist_keras3.engines.base import Engine
 
+# Sums of metrics may be anything: they begin anew with each epoch and touch no weight. Gradients of
+# a scaled loss may overflow; the optimizer then leaves that update out.
+MAY_BE_INFINITE = ("metrics/", "optimizer/scaled_gradients/")
 ENGINES = {"jax": "jax:JaxEngine", "tensorflow": "tensorflow:TensorFlowEngine"}
 
 

@@ -10,7 +10,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from fmnist_keras3.tree import mapped
+from fmnist_keras3.ground.tree import mapped
+from fmnist_keras3.layers.keras_private import all_layers
 
 
 class Averages:
@@ -24,7 +25,7 @@ class Averages:
     def __init__(self, model: keras.Model) -> None:
         self._norms = [
             layer
-            for layer in model._flatten_layers()
+            for layer in all_layers(model)
             if isinstance(layer, keras.layers.BatchNormalization)
         ]
         moving = [v for norm in self._norms for v in (norm.moving_mean, norm.moving_variance)]

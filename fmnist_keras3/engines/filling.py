@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
-from keras.src import api_export
 
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.engines.metrics import Metrics
-from fmnist_keras3.models.layers import Dropout
-from fmnist_keras3.tree import leaves
+from fmnist_keras3.ground.tree import leaves
+from fmnist_keras3.layers import keras_private
+from fmnist_keras3.layers.fast import Dropout
 
 NORMALIZATION = "BatchNormalization"
 
@@ -121,7 +121,7 @@ def _is_listed_loss(loss: Any) -> bool:
 def _is_listed_metric(metric: keras.metrics.Metric) -> bool:
     # Keras makes this one of a name or a function, which may be a user's.
     wraps = type(metric) is keras.metrics.MeanMetricWrapper
-    listed = exported_name(metric._fn if wraps else metric) in METRICS
+    listed = exported_name(keras_private.function_of(metric) if wraps else metric) in METRICS
     return listed and getattr(metric, "ignore_class", None) is None
 
 
@@ -129,7 +129,7 @@ def _of_layers(model: keras.Model, training: bool) -> Iterator[str]:
     """Yield the layers of a model, and of models inside, that are not known to be safe."""
     if type(model).call is keras.Sequential.call:
         operations = model.layers
-    elif type(model).call is keras.src.models.Functional.call:
+    elif keras_private.is_plain_functional(model):
         operations = model.operations
     else:
         yield type(model).__name__  # its call may do anything
@@ -171,13 +171,13 @@ def exported_name(thing: Any) -> str | None:
     """
     if isinstance(thing, str):
         thing = keras.losses.get(thing)
-    names = api_export.REGISTERED_OBJS_TO_NAMES
     kind = thing if callable(thing) and hasattr(thing, "__name__") else type(thing)
-    return names[kind].rsplit(".", 1)[1] if kind in names else None
+    name = keras_private.exported_name(kind)
+    return name and name.rsplit(".", 1)[1]
 
 
 def _is_of_keras(activation: Any) -> bool:
-    return api_export.REGISTERED_OBJS_TO_NAMES.get(activation, "").startswith("keras.activations.")
+    return (keras_private.exported_name(activation) or "").startswith("keras.activations.")
 
 
 def _name(thing: Any) -> str:

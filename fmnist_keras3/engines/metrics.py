@@ -8,7 +8,8 @@ import keras
 import numpy as np
 
 from fmnist_keras3.data.dataset import Split
-from fmnist_keras3.tree import leaves, mapped
+from fmnist_keras3.ground.tree import leaves, mapped
+from fmnist_keras3.layers import keras_private
 
 
 class Metrics:
@@ -20,7 +21,7 @@ class Metrics:
     """
 
     def __init__(self, model: keras.Model, example: Split | None) -> None:
-        self._container = model._compile_metrics
+        self._container = keras_private.compiled_metrics(model)
         self.known = False
         if example is not None and example.y is not None:
             self.known = True
@@ -29,13 +30,18 @@ class Metrics:
         elif isinstance(shape := getattr(model, "output_shape", None), tuple):
             outputs = np.zeros((1, *shape[1:]), np.float32)
             self._build(model, _labels_like(model.loss, outputs), outputs)
-        self.own = [m for m in model.metrics if m not in (self._container, model._loss_tracker)]
+        self.own = [
+            m
+            for m in model.metrics
+            if m not in (self._container, keras_private.loss_tracker(model))
+        ]
         self.compiled = self._container.metrics if self._container else []
         self.variables = [v for metric in (*self.compiled, *self.own) for v in metric.variables]
 
     def _build(self, model: keras.Model, y: Any, outputs: Any) -> None:
-        if len(leaves(outputs)) > 1 and model._compile_loss is not None:
-            model._compile_loss(y, outputs)  # makes the trackers of the outputs' losses
+        loss = keras_private.compiled_loss(model)
+        if len(leaves(outputs)) > 1 and loss is not None:
+            loss(y, outputs)  # makes the trackers of the outputs' losses
         if self._container is not None and not self._container.built:
             self._container.build(y, outputs)
         self.update(y, outputs, None, None)  # some make their variables only now
@@ -49,14 +55,12 @@ class Metrics:
         compiled = self._container
         if compiled is None or not compiled.built or y is None:
             return
-        y, outputs = compiled._flatten_y(y), compiled._flatten_y(outputs)
-        weights = [None] if weight is None else compiled._flatten_y(weight)
+        y, outputs = keras_private.flat(compiled, y), keras_private.flat(compiled, outputs)
+        weights = [None] if weight is None else keras_private.flat(compiled, weight)
         if len(weights) < len(y):
             weights = weights[:1] * len(y)
-        for kind, counted in (
-            (compiled._flat_metrics, [mask] * len(y)),
-            (compiled._flat_weighted_metrics, weights),
-        ):
+        kinds = keras_private.metrics_of_outputs(compiled)
+        for kind, counted in zip(kinds, ([mask] * len(y), weights), strict=True):
             for metrics, true, predicted, count in zip(kind, y, outputs, counted, strict=False):
                 for metric in metrics.metrics if metrics else ():
                     # One of a user's may not know the argument, if it is not needed.
@@ -88,7 +92,7 @@ class Metrics:
 def output_spec(model: keras.Model, x: Any) -> Any:
     """Return the model's outputs for ``x [B, ...]`` as KerasTensors, with shape and dtype."""
     inputs = mapped(lambda a: keras.KerasTensor(a.shape, a.dtype.name), x)
-    return keras.src.backend.compute_output_spec(model, inputs, training=False)
+    return keras_private.output_spec(model, inputs)
 
 
 def _zeros(tensor: keras.KerasTensor) -> np.ndarray:

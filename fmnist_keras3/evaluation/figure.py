@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure, SubFigure
 
-from fmnist_keras3.files import save
+from fmnist_keras3.ground.files import save
 
 SYNTHETIC = "generated garments, not Fashion-MNIST"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fmnist_keras3.errors import UserError
+from fmnist_keras3.ground.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from fmnist_keras3.evaluation.figure import BLACK, BLUE, GREEN, GREY, ORANGE, Picture, sentence
 from fmnist_keras3.evaluation.figure import figure as _figure
 from fmnist_keras3.evaluation.metrics import CALIBRATION_BINS, Evaluation
-from fmnist_keras3.files import save
+from fmnist_keras3.ground.files import save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fmnist_keras3.errors import UserError
-from fmnist_keras3.files import save
+from fmnist_keras3.ground.errors import UserError
+from fmnist_keras3.ground.files import save
 
 PLOTS = {
     "curves": "Learning curves",
@@ -137,7 +137,7 @@ def _load(run: Run, name: str) -> dict[str, Any]:
 
 
 def _records(run: Run) -> list[dict[str, Any]]:
-    from fmnist_keras3.training.loggers.jsonl import parsed
+    from fmnist_keras3.runs.jsonl import parsed
 
     try:
         content = (run.folder / "metrics.jsonl").read_bytes()

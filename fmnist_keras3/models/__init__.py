@@ -14,9 +14,9 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fmnist_keras3 import options as texts
-from fmnist_keras3.errors import UserError, nearest
-from fmnist_keras3.options import Option
+from fmnist_keras3.ground import specs as texts
+from fmnist_keras3.ground.errors import UserError, nearest
+from fmnist_keras3.ground.specs import Option
 
 if TYPE_CHECKING:
     import keras
@@ -131,8 +131,8 @@ def build_model(
     prepare()
     import keras
 
-    from fmnist_keras3.models.initial import draw_weights
-    from fmnist_keras3.models.losses import SparseCategoricalCrossentropy
+    from fmnist_keras3.layers.initial import draw_weights
+    from fmnist_keras3.layers.losses import SparseCategoricalCrossentropy
 
     inputs = keras.Input(input_shape, name="pixels")
     module = import_module(f"fmnist_keras3.models.{entry.module}")
@@ -160,7 +160,7 @@ class Dropouts:
         """Apply the next dropout to ``x``; at rate 0 there is no layer."""
         if self.rate == 0:
             return x
-        from fmnist_keras3.models.layers import Dropout
+        from fmnist_keras3.layers.fast import Dropout
 
         self.made += 1
         seed = (self.seed * 1000 + self.made) % 2**31
@@ -173,7 +173,9 @@ def macs(layer: keras.layers.Layer) -> int:
     ``layer`` is a model, or a layer with those inside it. Other layers, and those whose output has
     no known shape, count nothing.
     """
-    return sum(_own_macs(inner) for inner in layer._flatten_layers())
+    from fmnist_keras3.layers.keras_private import all_layers
+
+    return sum(_own_macs(inner) for inner in all_layers(layer))
 
 
 def _own_macs(layer: keras.layers.Layer) -> int:
@@ -194,11 +196,13 @@ def output_shape(layer: keras.layers.Layer) -> tuple[Any, ...] | None:
 
     A layer of a subclassed model has no symbolic output; Keras notes what it was built for.
     """
+    from fmnist_keras3.layers import keras_private
+
     try:
-        if layer._inbound_nodes:
+        if keras_private.was_called(layer):
             return tuple(layer.output.shape)
-        if layer._build_shapes_dict:
-            return tuple(layer.compute_output_shape(**layer._build_shapes_dict))
+        if shapes := keras_private.build_shapes(layer):
+            return tuple(layer.compute_output_shape(**shapes))
     except Exception:  # several outputs, or a layer of a stranger's that does not tell
         return None
     return None

@@ -11,11 +11,11 @@ from typing import Any
 
 from keras import layers
 
-from fmnist_keras3.errors import UserError
+from fmnist_keras3.ground.errors import UserError
+from fmnist_keras3.layers.fast import Activation, Conv2D, GlobalMaxPooling2D, MaxPooling2D
+from fmnist_keras3.layers.initial import Dirac
+from fmnist_keras3.layers.whitening import prepare as prepare  # of this model
 from fmnist_keras3.models.blocks import convolution, logits, normalized
-from fmnist_keras3.models.initial import Dirac
-from fmnist_keras3.models.layers import Activation, Conv2D, GlobalMaxPooling2D, MaxPooling2D
-from fmnist_keras3.models.whitening import prepare as prepare  # of this model
 
 # What PyTorch draws convolutions from.
 TORCH = {"scale": 1 / 3, "mode": "fan_in", "distribution": "uniform"}

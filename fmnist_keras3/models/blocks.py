@@ -6,7 +6,7 @@ from typing import Any
 
 from keras import layers, regularizers
 
-from fmnist_keras3.models.layers import BatchNormalization, Conv2D
+from fmnist_keras3.layers.fast import BatchNormalization, Conv2D
 
 
 def convolution(

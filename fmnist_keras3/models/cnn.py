@@ -6,7 +6,7 @@ from typing import Any
 
 from keras import layers, regularizers
 
-from fmnist_keras3.models.layers import Conv2D, MaxPooling2D
+from fmnist_keras3.layers.fast import Conv2D, MaxPooling2D
 
 
 def build(x: Any, *, classes: int, dropout: Any, l2: float) -> Any:

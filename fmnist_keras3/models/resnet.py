@@ -12,8 +12,8 @@ from typing import Any
 
 from keras import layers
 
+from fmnist_keras3.layers.fast import Activation, MaxPooling2D
 from fmnist_keras3.models.blocks import convolution, logits, normalized
-from fmnist_keras3.models.layers import Activation, MaxPooling2D
 
 
 def build(

@@ -10,8 +10,8 @@ from typing import Any
 
 from keras import layers
 
+from fmnist_keras3.layers.fast import MaxPooling2D
 from fmnist_keras3.models.blocks import convolution, logits, normalized
-from fmnist_keras3.models.layers import MaxPooling2D
 
 
 def build(x: Any, *, classes: int, dropout: Any, l2: float, depth: int, width: int) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fmnist_keras3.config import mapping, typed
-from fmnist_keras3.errors import UserError, nearest
+from fmnist_keras3.ground.errors import UserError, nearest
 
 FOLDER = Path(__file__).parent
 

@@ -6,7 +6,7 @@ import re
 from datetime import timedelta
 from typing import Any
 
-from fmnist_keras3.errors import UserError, nearest
+from fmnist_keras3.ground.errors import UserError, nearest
 from fmnist_keras3.training.schedules import make_schedule
 
 # Lightning's names, and Keras' policies for them.

@@ -7,17 +7,20 @@ that Keras would train rightly.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 
+from fmnist_keras3.data.datamodule import DataModule
 from fmnist_keras3.data.dataset import Split, fits
-from fmnist_keras3.engines.base import computes_loss
 from fmnist_keras3.engines.filling import exported_name
-from fmnist_keras3.errors import UserError
-from fmnist_keras3.tree import leaves
+from fmnist_keras3.engines.step import computes_loss
+from fmnist_keras3.ground.errors import UserError
+from fmnist_keras3.ground.tree import leaves
+from fmnist_keras3.layers.keras_private import all_layers
 
 SHOWN = 5  # rows in a message
 SPARSE = {"SparseCategoricalCrossentropy", "sparse_categorical_crossentropy"}
@@ -25,6 +28,25 @@ CATEGORICAL = {
     *("CategoricalCrossentropy", "categorical_crossentropy"),
     *("CategoricalFocalCrossentropy", "categorical_focal_crossentropy"),
 }
+
+
+def check_examples(model: keras.Model, data: DataModule, *, goes_around: bool) -> None:
+    """Raise UserError for training or validation data that does not suit the model or holds NaN.
+
+    NaN is only warned of where the training ``goes_around`` it.
+    """
+    check_split(model, data.train, "training")
+    found = not_finite(data.train, "training")
+    if data.validation is not None:
+        check_split(model, data.validation, "validation", data.train)
+        found = found or not_finite(data.validation, "validation")
+    if found and goes_around:
+        warnings.warn(f"{found} Their steps will be left out.", stacklevel=4)
+    elif found:
+        raise UserError(
+            f"{found} Leave these examples out, mend them with np.nan_to_num, or train around "
+            "them: on_nonfinite='rollback'."
+        )
 
 
 def check_split(model: keras.Model, split: Split, name: str, like: Split | None = None) -> None:
@@ -166,7 +188,7 @@ def _how_to_reshape(given: tuple[int, ...], takes: tuple[int | None, ...]) -> st
 def _rescales(model: keras.Model) -> bool:
     """Tell whether the first thing a model does is to bring 0..255 to 0..1."""
     passed = (keras.layers.InputLayer, keras.Model)
-    layers = model._flatten_layers(include_self=False)
+    layers = all_layers(model, itself=False)
     first: Any = next((layer for layer in layers if not isinstance(layer, passed)), None)
     if not isinstance(first, keras.layers.Rescaling):
         return False

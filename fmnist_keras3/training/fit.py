@@ -6,26 +6,25 @@ import math
 from collections import Counter
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from fmnist_keras3.data.datamodule import DataModule
-from fmnist_keras3.data.feeds import Feed
 from fmnist_keras3.data.plan import EpochPlan, epoch_plan
-from fmnist_keras3.engines.base import Engine, StepLogs, StepPlan
+from fmnist_keras3.engines.base import Engine
+from fmnist_keras3.engines.chunk import StepLogs, StepPlan
+from fmnist_keras3.runs.jsonl import JSONLLogger
+from fmnist_keras3.runs.keeper import Keeper
+from fmnist_keras3.runs.rundir import RunDirectory
 from fmnist_keras3.training.accumulation import Accumulation
-from fmnist_keras3.training.keeper import Keeper
-from fmnist_keras3.training.loggers import JSONLLogger, Loggers
+from fmnist_keras3.training.averaging import Averaging
+from fmnist_keras3.training.feeds import Feed
+from fmnist_keras3.training.logger import Loggers
 from fmnist_keras3.training.profiler import Profiler
-from fmnist_keras3.training.rundir import RunDirectory
 from fmnist_keras3.training.schedules import Schedule
 from fmnist_keras3.training.session import Session
 from fmnist_keras3.training.signals import StopSignals
-
-if TYPE_CHECKING:
-    from fmnist_keras3.training.callbacks import WeightAveraging
-
 
 ENDLESS = 2**31 - 1  # epochs, where something else is to end the training
 
@@ -43,6 +42,7 @@ class Position:
     seconds: float = 0.0  # of training proper: no compilation, validation or checkpoint
     validated: int = 0  # the step of the last validation
     ended: int = 0  # the step at which an epoch was ended last, also one cut short by `max_steps`
+    statistics_of: int = -1  # the step of the weights that the averages' statistics fit
     skipped: list[int] = field(default_factory=list)  # steps left out by a rollback, from 1
     lr_scale: float = 1.0  # of the learning rate, after rollbacks
 
@@ -89,7 +89,7 @@ class Fit:
     jsonl: JSONLLogger  # whose place checkpoints keep
     loggers: Loggers  # besides
     signals: StopSignals
-    averaging: WeightAveraging | None
+    averaging: Averaging | None
     seed: int
     max_epochs: int
     max_steps: int | None

@@ -11,14 +11,15 @@ import keras
 import numpy as np
 
 from fmnist_keras3.data.plan import evaluation_plan
-from fmnist_keras3.errors import Diverged, told
-from fmnist_keras3.files import write_json
+from fmnist_keras3.ground.errors import Diverged, told
+from fmnist_keras3.ground.files import write_json
 from fmnist_keras3.models import macs
-from fmnist_keras3.training import checkpoint, resume, rundir, signals
-from fmnist_keras3.training.checkpoint import Checkpoint
+from fmnist_keras3.runs import checkpoint, rundir
+from fmnist_keras3.runs.checkpoint import Checkpoint
+from fmnist_keras3.runs.result import FitResult
+from fmnist_keras3.training import averaging, resume, signals
 from fmnist_keras3.training.fit import Fit, named
 from fmnist_keras3.training.loop import train
-from fmnist_keras3.training.result import FitResult
 
 
 def run_fit(fit: Fit, found: Checkpoint | None) -> FitResult:
@@ -102,8 +103,8 @@ def _train(fit: Fit, peak: float) -> None:
     fit.session.publish()
     if fit.schedule is not None:
         fit.engine.set_learning_rate(peak)
-    if fit.averaging is not None and not fit.signals.received:
-        fit.averaging.finish(fit)
+    if not fit.signals.received:
+        averaging.finish(fit)
 
 
 def _fail(fit: Fit, exception: BaseException) -> None:
@@ -185,7 +186,7 @@ def _describe(fit: Fit) -> dict[str, Any]:
     promised, why = fit.engine.determinism()
     return {
         "backend": keras.backend.backend(),
-        "device": fit.engine.device,
+        "device": fit.engine.device.name,
         "deterministic": promised,
         "deterministic_because": why,
         "precision": fit.precision,

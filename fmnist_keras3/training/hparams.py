@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fmnist_keras3.errors import UserError
-from fmnist_keras3.training.callbacks.keras_callback import KerasCallback
+from fmnist_keras3.ground.errors import UserError
 
 if TYPE_CHECKING:
     import keras
@@ -68,8 +67,7 @@ def check_hparams(values: dict[str, Any]) -> dict[str, Any]:
 
 def _described(callback: Any) -> dict[str, Any]:
     """Return a callback's class and those of its arguments that it keeps."""
-    if isinstance(callback, KerasCallback):
-        callback = callback.callback
+    callback = callback.given
     names = inspect.signature(type(callback)).parameters
     kept = {n: getattr(callback, n) for n in names if hasattr(callback, n)}
     return {"class": type(callback).__name__, **kept}

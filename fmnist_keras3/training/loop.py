@@ -12,10 +12,11 @@ from functools import partial
 
 import numpy as np
 
-from fmnist_keras3.data.feeds import Feed
 from fmnist_keras3.data.plan import EpochPlan, evaluation_plan
 from fmnist_keras3.engines.base import Engine
-from fmnist_keras3.errors import Diverged
+from fmnist_keras3.ground.errors import Diverged
+from fmnist_keras3.training import averaging
+from fmnist_keras3.training.feeds import Feed
 from fmnist_keras3.training.fit import Fit
 from fmnist_keras3.training.pace import Pace
 
@@ -100,7 +101,7 @@ def validate(fit: Fit, pace: Pace, log: bool) -> None:
         measure = partial(evaluate, fit.engine, feed, fit.data.batch_size, pace, stop)
         values = measure()[0]
         if fit.averaging is not None and fit.averaging.began(fit) and not stop():
-            with fit.averaging.applied(fit):
+            with averaging.applied(fit):
                 values |= {f"averaged_{name}": value for name, value in measure()[0].items()}
     if fit.signals.received:
         return

@@ -6,13 +6,32 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from fmnist_keras3.errors import UserError
+from fmnist_keras3.ground.errors import UserError
+from fmnist_keras3.layers import keras_private
+from fmnist_keras3.optimizers import inner_optimizer
 from fmnist_keras3.training.arguments import PRECISIONS
-from fmnist_keras3.training.optimizers import inner_optimizer
 from fmnist_keras3.training.session import Session
 
 if TYPE_CHECKING:
     from fmnist_keras3.engines.base import Engine
+    from fmnist_keras3.training.trainer import Trainer
+
+
+def prepare(session: Session, trainer: Trainer) -> None:
+    """Give a compiled model what the Trainer's arguments ask for, before its engine is made."""
+    model = session.model
+    if getattr(model, "optimizer", None) is None:
+        return  # the engine says what is missing
+    if trainer.precision is not None:
+        set_precision(session, trainer.precision)
+    own = inner_optimizer(model.optimizer).gradient_accumulation_steps
+    if trainer.accumulate_grad_batches > 1 and own:
+        raise UserError(
+            f"accumulate_grad_batches is {trainer.accumulate_grad_batches}, but the optimizer has "
+            f"gradient_accumulation_steps={own} already. Leave one of them out."
+        )
+    if trainer.gradient_clip_val is not None:
+        set_clipping(session, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
 
 
 def set_precision(session: Session, name: str) -> None:
@@ -22,8 +41,8 @@ def set_precision(session: Session, name: str) -> None:
     "16-mixed" the optimizer scales the loss (Micikevicius et al. 2017). Both stay with the model.
     """
     model, policy = session.model, keras.DTypePolicy(PRECISIONS[name])
-    last = {id(t._keras_history.operation) for t in getattr(model, "outputs", None) or ()}
-    for layer in model._flatten_layers():
+    last = {id(keras_private.layer_behind(t)) for t in getattr(model, "outputs", None) or ()}
+    for layer in keras_private.all_layers(model):
         if id(layer) not in last and layer.dtype_policy != policy:
             session.set(layer, "dtype_policy", policy, stays=True)
     scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)

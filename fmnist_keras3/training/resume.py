@@ -7,9 +7,9 @@ import warnings
 from pathlib import Path
 
 from fmnist_keras3.engines.base import Engine
-from fmnist_keras3.errors import Diverged, UserError
-from fmnist_keras3.training import checkpoint, rundir
-from fmnist_keras3.training.checkpoint import Checkpoint
+from fmnist_keras3.ground.errors import Diverged, UserError
+from fmnist_keras3.runs import checkpoint, rundir
+from fmnist_keras3.runs.checkpoint import Checkpoint
 from fmnist_keras3.training.fit import Fit, Position, named
 
 ROLLBACKS = 5  # tries from one checkpoint

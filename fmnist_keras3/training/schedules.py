@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fmnist_keras3.errors import UserError, nearest
+from fmnist_keras3.ground.errors import UserError, nearest
 
 Schedule = Callable[[np.ndarray], np.ndarray]
 

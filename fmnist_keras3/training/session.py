@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from fmnist_keras3.errors import UserError
+from fmnist_keras3.ground.errors import UserError
 
 if TYPE_CHECKING:
     import keras

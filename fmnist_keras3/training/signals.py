@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-from fmnist_keras3.errors import Interrupted
+from fmnist_keras3.ground.errors import Interrupted
 
 STOPS = ("SIGINT", "SIGTERM")
 CHECKPOINT = "SIGUSR1"  # what SLURM sends before a time limit: sbatch --signal=SIGUSR1@90

@@ -17,7 +17,7 @@ from fmnist_keras3.cli import COMMANDS, main
 from fmnist_keras3.config import FIELDS, TrainConfig
 from fmnist_keras3.data import idx
 from fmnist_keras3.data.dataset import FASHION_CLASSES, ImageData, Split
-from fmnist_keras3.errors import UserError
+from fmnist_keras3.ground.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"keras", "jax", "tensorflow", "matplotlib", "sklearn", "numpy", "rich", "yaml"}

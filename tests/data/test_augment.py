@@ -28,7 +28,7 @@ from fmnist_keras3.data.augment import (
 )
 from fmnist_keras3.data.datamodule import ArrayData
 from fmnist_keras3.data.plan import epoch_plan
-from fmnist_keras3.errors import UserError
+from fmnist_keras3.ground.errors import UserError
 
 # Every registered augmentation must be here, in the forms in which it is used.
 FORMS = {

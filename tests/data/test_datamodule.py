@@ -128,7 +128,10 @@ def test_seed_everything_seeds_all_generators():
     for _ in range(2):
         assert seed_everything(7) == 7
         backend = np.asarray(keras.ops.convert_to_numpy(keras.random.normal((3,))))
-        draws.append((random.random(), np.random.random(), *backend.tolist()))
+        layer = keras.layers.Dense(3)
+        layer.build((1, 2))
+        initial = np.asarray(layer.kernel.value).ravel()
+        draws.append((random.random(), np.random.random(), *backend.tolist(), *initial.tolist()))
     assert draws[0] == draws[1]
     with pytest.raises(UserError, match="seed is -1"):
         seed_everything(-1)

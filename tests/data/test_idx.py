@@ -9,7 +9,7 @@ import pytest
 
 from fmnist_keras3.data import idx, sources
 from fmnist_keras3.data.dataset import FASHION_CLASSES, ImageData, Split
-from fmnist_keras3.errors import UserError
+from fmnist_keras3.ground.errors import UserError
 
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = idx.FILES
 

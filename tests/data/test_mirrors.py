@@ -14,7 +14,7 @@ import pytest
 
 from fmnist_keras3.data import idx, mirrors
 from fmnist_keras3.data.dataset import FASHION_CLASSES, ImageData, Split
-from fmnist_keras3.errors import UserError
+from fmnist_keras3.ground.errors import UserError
 
 NAMES = {f"{name}.gz" for name in idx.FILES}
 

@@ -9,7 +9,7 @@ import pytest
 
 from fmnist_keras3.data import idx, mirrors, sources, synthetic, tfds
 from fmnist_keras3.data.dataset import FASHION_CLASSES, ImageData, Split
-from fmnist_keras3.errors import UserError
+from fmnist_keras3.ground.errors import UserError
 
 SPLIT = Split(np.zeros((10, 4, 4, 1), np.uint8), np.arange(10, dtype=np.int32))
 DATA = ImageData("small", "a test", SPLIT, SPLIT, FASHION_CLASSES)

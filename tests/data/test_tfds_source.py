@@ -15,7 +15,7 @@ import pytest
 
 from fmnist_keras3.data import idx, tfds
 from fmnist_keras3.data.dataset import FASHION_CLASSES, ImageData, Split
-from fmnist_keras3.errors import UserError
+from fmnist_keras3.ground.errors import UserError
 
 SCRIPT = """
 import contextlib, functools, hashlib, http.server, json, pathlib, sys, threading

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from fmnist_keras3 import screen
-from fmnist_keras3.errors import UserError
 from fmnist_keras3.evaluation.metrics import evaluate_logits, per_class_table
+from fmnist_keras3.ground import screen
+from fmnist_keras3.ground.errors import UserError
 
 NAMES = ("cat", "dog", "frog")
 

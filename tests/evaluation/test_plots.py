@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmnist_keras3.errors import UserError
 from fmnist_keras3.evaluation import figure, plots
 from fmnist_keras3.evaluation.metrics import evaluate_logits
+from fmnist_keras3.ground.errors import UserError
 
 NAMES = ("T-shirt/top", "a $tra$nge _name_ that is far too long", "Bag")
 

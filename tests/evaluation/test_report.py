@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmnist_keras3.errors import UserError
 from fmnist_keras3.evaluation import report
 from fmnist_keras3.evaluation.metrics import evaluate_logits
+from fmnist_keras3.ground.errors import UserError
 
 SUMMARY = {
     "status": "completed",

@@ -8,7 +8,7 @@ import pytest
 
 from fmnist_keras3 import ArrayData, Trainer, UserError
 from fmnist_keras3.cli import main
-from fmnist_keras3.evaluation.tta import TTA, parse_tta
+from fmnist_keras3.training.tta import TTA, parse_tta
 
 N = 50
 

@@ -6,7 +6,7 @@ import pytest
 
 from fmnist_keras3 import build_model
 from fmnist_keras3.engines import make_engine
-from fmnist_keras3.models.layers import Dropout, traced_for_xla_cpu
+from fmnist_keras3.layers.fast import Dropout, traced_for_xla_cpu
 
 SHAPE = (256, 500)
 

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from fmnist_keras3.models.layers import Conv2D, MaxPooling2D, accelerate, traced_for_xla_cpu
-from fmnist_keras3.models.winograd import winograd_conv
+from fmnist_keras3.layers.fast import Conv2D, MaxPooling2D, accelerate, traced_for_xla_cpu
+from fmnist_keras3.layers.winograd import winograd_conv
 
 BACKEND = keras.backend.backend()
 TOLERANCE = {"float32": 2e-5, "float16": 1e-2, "bfloat16": 6e-2}  # of the largest value
@@ -361,7 +361,7 @@ def test_who_is_convolved_by_winograds_algorithm(monkeypatch, shape, options, ex
         calls.append(args)
         return winograd_conv(*args)
 
-    monkeypatch.setattr("fmnist_keras3.models.kernels.winograd_conv", recorded)
+    monkeypatch.setattr("fmnist_keras3.layers.kernels.winograd_conv", recorded)
     layer = Conv2D(**{"filters": 32, "kernel_size": 3, **options})
     inputs = keras.Input(shape)
     layer(inputs)

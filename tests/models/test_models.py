@@ -8,10 +8,10 @@ import keras
 import numpy as np
 import pytest
 
-from fmnist_keras3.errors import UserError
+from fmnist_keras3.ground.errors import UserError
+from fmnist_keras3.layers.fast import Conv2D
+from fmnist_keras3.layers.initial import Dirac
 from fmnist_keras3.models import MODELS, build_model, check_model, macs, model_label
-from fmnist_keras3.models.initial import Dirac
-from fmnist_keras3.models.layers import Conv2D
 
 
 def digest(arrays) -> str:
@@ -127,7 +127,7 @@ def test_draws_are_those_of_the_initializer(model):
     ids=["he_normal", "glorot_uniform"],
 )
 def test_draws_spread_as_keras_would_spread_them(initializer):
-    from fmnist_keras3.models.initial import draw_weights
+    from fmnist_keras3.layers.initial import draw_weights
 
     inputs = keras.Input((6, 6, 20))
     layer = Conv2D(240, 5, kernel_initializer=initializer)
@@ -142,7 +142,7 @@ def test_draws_spread_as_keras_would_spread_them(initializer):
 
 
 def test_weights_with_a_constant_initializer_stay():
-    from fmnist_keras3.models.initial import draw_weights
+    from fmnist_keras3.layers.initial import draw_weights
 
     inputs = keras.Input((4,))
     layer = keras.layers.Dense(3, kernel_initializer="ones", bias_initializer="ones")

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from keras import ops
 
-from fmnist_keras3.models.layers import (
+from fmnist_keras3.layers.fast import (
     Activation,
     BatchNormalization,
     GlobalMaxPooling2D,
     traced_for_xla_cpu,
 )
-from fmnist_keras3.models.normalization import channel_means, gelu
+from fmnist_keras3.layers.normalization import channel_means, gelu
 
 BACKEND = keras.backend.backend()
 
@@ -128,7 +128,7 @@ def test_other_normalizations_are_left_to_keras(options, call, dtype, calls_of_k
 @pytest.mark.parametrize("options", [{}, {"scale": False}, {"center": False}], ids=str)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_batch_normalization_as_on_a_gpu(options, dtype, calls_of_keras, monkeypatch):
-    monkeypatch.setattr("fmnist_keras3.models.layers._fast", lambda: False)
+    monkeypatch.setattr("fmnist_keras3.layers.fast._fast", lambda: False)
     options = {"dtype": f"mixed_{dtype}", "epsilon": 1e-5, **options}
     layers = BatchNormalization(**options), keras.layers.BatchNormalization(**options)
     for layer in layers:

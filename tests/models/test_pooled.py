@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from fmnist_keras3.models.layers import (
+from fmnist_keras3.layers.fast import (
     Conv2D,
     MaxPooling2D,
     pooled_convolutions,

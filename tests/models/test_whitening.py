@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 
+from fmnist_keras3.layers.whitening import EPSILON, whiten
 from fmnist_keras3.models import build_model
-from fmnist_keras3.models.whitening import EPSILON, whiten
 
 
 @pytest.fixture(scope="module")

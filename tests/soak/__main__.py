@@ -46,8 +46,8 @@ import numpy as np
 
 from fmnist_keras3 import runtime
 from fmnist_keras3.data import idx, synthetic
-from fmnist_keras3.files import _TEMPORARY
-from fmnist_keras3.training import checkpoint, rundir
+from fmnist_keras3.ground.files import _TEMPORARY
+from fmnist_keras3.runs import checkpoint, rundir
 
 VICTIM = Path(__file__).parent / "victim.py"
 MOMENTS = ("starting", "training", "writing", "validation", "finishing", "ended")

@@ -65,8 +65,8 @@ class SlowSystem:
 
 def slow_writes(pause: Callable[[], None]) -> None:
     """Let checkpoints, pointers and summaries be half written for a while."""
-    from fmnist_keras3 import files
-    from fmnist_keras3.training import checkpoint
+    from fmnist_keras3.ground import files
+    from fmnist_keras3.runs import checkpoint
 
     def in_halves(file: Any, content: bytes) -> None:
         half = len(content) // 2
@@ -135,7 +135,8 @@ def main(path: str, pause: float, words: list[str]) -> int:
     def patch_after_import() -> None:
         # Not earlier: Keras is to be imported in the command's own way.
         import_keras()
-        from fmnist_keras3.training import checkpoint, loop, signals
+        from fmnist_keras3.runs import checkpoint
+        from fmnist_keras3.training import loop, signals
 
         if pause:
             # Not from the seed of anything: how long a write takes must not decide any bit.

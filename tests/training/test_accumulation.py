@@ -3,16 +3,22 @@
 import keras
 import numpy as np
 import pytest
-from everything import At, arrays, last, terminate
+from everything import At, arrays, kept, last, terminate
 from hypothesis import given
 from hypothesis import strategies as st
-from test_arguments import fit_plain, plain_model
+from test_arguments import fit_plain as fit_with_validation
+from test_arguments import plain_model
 
 from fmnist_keras3 import ArrayData, Trainer, UserError
 from fmnist_keras3.data.plan import epoch_plan
 from fmnist_keras3.training.accumulation import Accumulation
 
 RATE = 0.1
+
+
+def fit_plain(path, optimizer, batch_size=40, **options):
+    """Five batches an epoch, and no validation to compile."""
+    return fit_with_validation(path, optimizer, batch_size, validation=0.0, **options)
 
 
 @given(
@@ -42,7 +48,7 @@ def batch_gradients(batch_size, weights):
     """The gradients of an epoch's batches, all at the same weights, by steps of plain Keras."""
     x, y = arrays()
     plan = epoch_plan(0, 0, examples=len(x), batch_size=batch_size)
-    model = plain_model(keras.optimizers.SGD(1.0))
+    model = kept.model(plain_model, "sgd", 1.0)
     found = []
     for rows, valid in zip(plan.indices, plan.valid, strict=True):
         model.set_weights(weights)
@@ -63,9 +69,9 @@ def moved(weights, gradients):
 def test_an_epoch_ends_with_an_update_by_the_mean_of_what_is_left(precision):
     """Four batches, of 60, 60, 60 and 20 examples: one update of all, or one of three and one."""
     x, y = arrays()
-    start = plain_model("sgd").get_weights()
     for batches in (8, 3):
-        model = plain_model(keras.optimizers.SGD(RATE))
+        model = kept.model(plain_model, "sgd", RATE, precision)
+        start = model.get_weights()
         made = Trainer(1, accumulate_grad_batches=batches, precision=precision, barebones=True)
         made.fit(model, ArrayData(x, y, batch_size=60, validation=0.0))
         expected = moved(start, batch_gradients(60, start)[:batches])
@@ -76,12 +82,10 @@ def test_an_epoch_ends_with_an_update_by_the_mean_of_what_is_left(precision):
 
 
 def test_two_accumulated_batches_are_one_of_twice_the_size(tmp_path):
-    one, _ = fit_plain(tmp_path / "one", keras.optimizers.SGD(0.1), 32)
-    two, result = fit_plain(
-        tmp_path / "two", keras.optimizers.SGD(0.1), 16, accumulate_grad_batches=2
-    )
+    one = fit_plain(tmp_path / "one", ("sgd", RATE))[0].get_weights()
+    two, result = fit_plain(tmp_path / "two", ("sgd", RATE), 20, accumulate_grad_batches=2)
     assert result.summary["steps"] == 10
-    for a, b in zip(one.get_weights(), two.get_weights(), strict=True):
+    for a, b in zip(one, two.get_weights(), strict=True):
         assert np.allclose(a, b, atol=1e-6)
 
 
@@ -97,17 +101,15 @@ def test_a_schedule_in_the_optimizer_counts_updates(tmp_path):
 
 def test_a_stop_amid_an_accumulation_is_resumed_to_the_bit(tmp_path):
     options = {"max_epochs": 2, "accumulate_grad_batches": 3}
-    straight, _ = fit_plain(tmp_path / "straight", keras.optimizers.Adam(0.01), **options)
-    fit_plain(tmp_path / "run", keras.optimizers.Adam(0.01), callbacks=At(7, terminate), **options)
+    straight = fit_plain(tmp_path / "straight", ("adam", 0.01), **options)[0].get_weights()
+    fit_plain(tmp_path / "run", ("adam", 0.01), callbacks=At(7, terminate), **options)
     found = last(tmp_path / "run")
     assert found.manifest["position"]["step"] == 7
     sums = [a for name, a in found.state if name.startswith("optimizer/gradients/")]
     assert len(sums) == 4
     assert all(np.any(a) for a in sums)
-    resumed = fit_plain(tmp_path / "run", keras.optimizers.Adam(0.01), ckpt_path="last", **options)[
-        0
-    ]
-    for a, b in zip(straight.get_weights(), resumed.get_weights(), strict=True):
+    resumed, _ = fit_plain(tmp_path / "run", ("adam", 0.01), ckpt_path="last", **options)
+    for a, b in zip(straight, resumed.get_weights(), strict=True):
         assert np.array_equal(a, b)
 
 

@@ -10,7 +10,7 @@ import pytest
 def losses(model, data, steps, optimizer, augment="flip,crop,erase") -> list[float]:
     """Train ``model`` with its own dropout and with augmentation; returns the loss of each step."""
     from fmnist_keras3 import FashionMNIST, Trainer, build_model
-    from fmnist_keras3.training.optimizers import make_optimizer
+    from fmnist_keras3.optimizers import make_optimizer
 
     lr = 0.05 if optimizer == "sgd" else 1e-3
     with tempfile.TemporaryDirectory() as folder:

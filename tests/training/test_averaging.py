@@ -3,20 +3,28 @@
 import keras
 import numpy as np
 import pytest
-from everything import EPOCHS, STEPS, At, arrays, data, everything_model, last, terminate, trainer
+from everything import (
+    EPOCHS,
+    STEPS,
+    At,
+    arrays,
+    data,
+    everything_model,
+    kept,
+    last,
+    terminate,
+    trainer,
+)
 
 from fmnist_keras3 import (
     Callback,
     EMAWeightAveraging,
     Lookahead,
     StochasticWeightAveraging,
-    Trainer,
     UserError,
     load_model,
 )
-from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.data.plan import epoch_plan
-from fmnist_keras3.engines import make_engine
 
 
 class Weights(Callback):
@@ -33,13 +41,19 @@ class Weights(Callback):
 
 
 def plain_model():
+    """One model in its first state: its engines compile once for all tests of this file."""
+    return kept.model(without_averages)
+
+
+def without_averages(accumulated=None, scaled=False):
     """Without the optimizer's own averages and accumulation, so that all weights move each step."""
     model = everything_model()
     keras.utils.set_random_seed(0)
     twin = keras.models.clone_model(model)
     twin.set_weights(model.get_weights())
+    optimizer = keras.optimizers.Adam(0.01, gradient_accumulation_steps=accumulated)
     twin.compile(
-        keras.optimizers.Adam(0.01),
+        keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer,
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
@@ -92,9 +106,7 @@ def test_an_exponential_average_is_that_of_its_formula(tmp_path, options, expect
 
 @pytest.mark.parametrize("scaled", [False, True])
 def test_accumulated_gradients_make_one_update_of_the_average(tmp_path, scaled):
-    watch, model = Weights(), plain_model()
-    optimizer = keras.optimizers.Adam(0.01, gradient_accumulation_steps=2)
-    model.optimizer = keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer
+    watch, model = Weights(), without_averages(2, scaled)
     averaging = EMAWeightAveraging(0.8, use_warmup=False)
     fit(tmp_path / "run", averaging, model, watch)
     close([v.value for v in model.trainable_variables], ema(watch.seen, 0.8, every=2))
@@ -130,8 +142,8 @@ class Looked(Weights):
 def test_slow_weights_look_ahead_and_the_others_begin_again_from_them(tmp_path, anneal):
     watch, plain, model = Looked(), Weights(), plain_model()
     first = [np.array(v.value) for v in model.trainable_variables]
-    fit(tmp_path / "plain", EMAWeightAveraging(), plain_model(), plain)
-    fit(tmp_path / "run", Lookahead(3, 0.4, anneal), model, watch)
+    fit(tmp_path / "plain", EMAWeightAveraging(), model, plain)
+    fit(tmp_path / "run", Lookahead(3, 0.4, anneal), plain_model(), watch)
     close(watch.seen[1], plain.seen[1])
     alphas = [1 - 0.6 * (step / (EPOCHS * STEPS)) ** 3 if anneal else 0.4 for step in (3, 6)]
     slow = [a + alphas[0] * (b - a) for a, b in zip(first, plain.seen[2], strict=True)]
@@ -194,13 +206,25 @@ def test_averaging_changes_no_weight_that_is_trained(tmp_path):
         assert a.tobytes() == b.tobytes(), name
 
 
+AVERAGING = {
+    "ema": lambda: EMAWeightAveraging(0.8),
+    "swa": lambda: StochasticWeightAveraging(0.005, 0.5, 1, "linear"),
+    "lookahead": lambda: Lookahead(4, 0.5, True),
+}
+
+
+def train(path, kind, *callbacks, pipeline="resident", **options):
+    made = trainer(path, AVERAGING[kind](), *callbacks, val_check_interval=4, pipeline=pipeline)
+    model = plain_model()
+    result = made.fit(model, data(), **options)
+    return result, [np.array(w) for w in model.get_weights()]
+
+
 @pytest.fixture(scope="module")
-def averaging_engine():
-    """One engine for all, the state it begins with, and its options."""
-    options = Trainer(label_smoothing=0.1, callbacks=[EMAWeightAveraging()])._engine_options()
-    example = Split(*(part[:1] for part in arrays()))
-    engine = make_engine(plain_model(), example=example, **options)
-    return engine, engine.export_state(), options
+def straight(tmp_path_factory):
+    """Of each kind the folder of a run that was never stopped, and the weights of its end."""
+    runs = {kind: tmp_path_factory.mktemp("straight") / kind for kind in AVERAGING}
+    return {kind: (run, train(run, kind)[1]) for kind, run in runs.items()}
 
 
 @pytest.mark.parametrize(
@@ -212,27 +236,12 @@ def averaging_engine():
         *[("lookahead", step, "resident") for step in (2, 7, -9)],
     ],
 )
-def test_a_resume_is_exact(tmp_path, averaging_engine, kind, step, pipeline):
-    averaging = {
-        "ema": lambda: EMAWeightAveraging(0.8),
-        "swa": lambda: StochasticWeightAveraging(0.005, 0.5, 1, "linear"),
-        "lookahead": lambda: Lookahead(4, 0.5, True),
-    }[kind]
-
-    def train(path, *callbacks, **options):
-        made = trainer(path, averaging(), *callbacks, val_check_interval=4, pipeline=pipeline)
-        engine, began, made._made_with = averaging_engine
-        made._engine = engine
-        engine.import_state(began)
-        result = made.fit(engine.model, data(), **options)
-        return result, [np.array(w) for w in engine.model.get_weights()]
-
-    _, weights = train(tmp_path / "straight")
-    stopped, _ = train(tmp_path / "run", At(step, terminate))
+def test_a_resume_is_exact(tmp_path, straight, kind, step, pipeline):
+    run, weights = straight[kind]
+    stopped, _ = train(tmp_path / "run", kind, At(step, terminate), pipeline=pipeline)
     assert stopped.status == "interrupted"
-    _, resumed = train(tmp_path / "run", ckpt_path="last")
-    pairs = zip(last(tmp_path / "run").state, last(tmp_path / "straight").state, strict=True)
-    for (name, a), (_, b) in pairs:
+    _, resumed = train(tmp_path / "run", kind, pipeline=pipeline, ckpt_path="last")
+    for (name, a), (_, b) in zip(last(tmp_path / "run").state, last(run).state, strict=True):
         assert a.tobytes() == b.tobytes(), name
     for a, b in zip(resumed, weights, strict=True):
         assert a.tobytes() == b.tobytes()
@@ -260,14 +269,11 @@ def test_values_outside_their_range_are_told(make, words):
 
 def test_a_second_training_looks_ahead_from_where_the_first_ended(tmp_path):
     model, made = plain_model(), trainer(tmp_path / "a", Lookahead(50, 0.5), max_epochs=1)
-    made.fit(model, data())
-    close(
-        [v.value for v in made._engine.averages.weights],
-        [v.value for v in plain_model().trainable_variables],
-    )
-    made.run_dir, began = tmp_path / "b", [np.array(v.value) for v in model.trainable_variables]
-    made.fit(model, data())
-    close([v.value for v in made._engine.averages.weights], began)
+    for name in "ab":
+        made.run_dir = tmp_path / name
+        began = [np.array(v.value) for v in model.trainable_variables]
+        made.fit(model, data())
+        close([v.value for v in made._engine.averages.weights], began)
 
 
 def test_a_start_after_the_end_is_told(tmp_path):

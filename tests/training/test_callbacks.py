@@ -21,11 +21,11 @@ from fmnist_keras3 import (
     UserError,
     load_run,
 )
-from fmnist_keras3.training import checkpoint
-from fmnist_keras3.training.callbacks import device_stats_monitor
+from fmnist_keras3.callbacks import device_stats_monitor
+from fmnist_keras3.runs import checkpoint
+from fmnist_keras3.runs.rundir import read_metrics
+from fmnist_keras3.runs.writer import Writer
 from fmnist_keras3.training.fit import Position
-from fmnist_keras3.training.rundir import read_metrics
-from fmnist_keras3.training.writer import Writer
 
 
 class Says(Callback):

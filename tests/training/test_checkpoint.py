@@ -7,9 +7,9 @@ import shutil
 import numpy as np
 import pytest
 
-from fmnist_keras3.errors import Diverged, UserError
-from fmnist_keras3.training import checkpoint
-from fmnist_keras3.training.checkpoint import Damaged
+from fmnist_keras3.ground.errors import Diverged, UserError
+from fmnist_keras3.runs import checkpoint
+from fmnist_keras3.runs.checkpoint import Damaged
 
 
 @pytest.fixture

@@ -16,9 +16,10 @@ from fmnist_keras3 import (
     UserError,
     load_run,
 )
+from fmnist_keras3.callbacks import progress
+from fmnist_keras3.callbacks.model_summary import model_table
+from fmnist_keras3.ground import screen
 from fmnist_keras3.models import macs
-from fmnist_keras3.training.callbacks import model_summary, progress
-from fmnist_keras3.training.callbacks.model_summary import model_table
 
 
 def terminal(**options):
@@ -114,21 +115,24 @@ def test_a_negative_refresh_rate_is_refused():
 def test_the_model_is_summarized_on_a_screen_unless_disabled(
     tmp_path, monkeypatch, capsys, on_screen, enabled
 ):
-    monkeypatch.setattr("fmnist_keras3.training.trainer.on_screen", lambda: on_screen)
+    monkeypatch.setattr("fmnist_keras3.ground.screen.on_screen", lambda: on_screen)
     fit(tmp_path / "run", max_epochs=1, enable_model_summary=enabled)
     assert ("Dense" in capsys.readouterr().out) == (on_screen and enabled)
 
 
-def test_a_summary_that_is_asked_for_is_printed_anywhere_and_once(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("fmnist_keras3.training.trainer.on_screen", lambda: True)
+@pytest.mark.parametrize("on_screen", [True, False])
+def test_a_summary_that_is_asked_for_is_printed_anywhere_and_once(
+    tmp_path, monkeypatch, capsys, on_screen
+):
+    monkeypatch.setattr("fmnist_keras3.ground.screen.on_screen", lambda: on_screen)
     fit(tmp_path / "run", ModelSummary(), max_epochs=1)
     assert capsys.readouterr().out.count("BatchNormalization") == 1
 
 
 def test_a_log_is_no_screen(monkeypatch):
-    assert not model_summary.on_screen()
+    assert not screen.on_screen()
     monkeypatch.setenv("FORCE_COLOR", "1")
-    assert model_summary.on_screen()
+    assert screen.on_screen()
 
 
 def rows(model, max_depth=1):

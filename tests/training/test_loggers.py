@@ -30,10 +30,10 @@ from fmnist_keras3 import (
 from fmnist_keras3.cli import main
 from fmnist_keras3.data import idx
 from fmnist_keras3.data.dataset import FASHION_CLASSES, ImageData, Split
-from fmnist_keras3.training.loggers import LOGGERS, Loggers, make_loggers
-from fmnist_keras3.training.loggers.base import require, scalars
-from fmnist_keras3.training.loggers.ledger import Ledger
-from fmnist_keras3.training.rundir import read_metrics
+from fmnist_keras3.loggers import LOGGERS, Loggers, make_loggers
+from fmnist_keras3.loggers.ledger import Ledger
+from fmnist_keras3.runs.rundir import read_metrics
+from fmnist_keras3.training.logger import require, scalars
 
 SERVICES = {"mlflow": MLFlowLogger, "wandb": WandbLogger, "trackio": TrackioLogger}
 NAMES = ["tensorboard", *SERVICES]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fmnist_keras3 import ArrayData, Trainer, UserError
-from fmnist_keras3.training.optimizers import OPTIMIZERS, make_optimizer, parse_lr_groups
+from fmnist_keras3.optimizers import OPTIMIZERS, make_optimizer, parse_lr_groups
 
 RNG = np.random.default_rng(0)
 SHAPES = {"kernel": (3, 3, 2, 4), "beta": (4,), "gamma": (4,)}

@@ -23,9 +23,9 @@ from everything import (
 )
 
 from fmnist_keras3 import Callback, ModelCheckpoint, UserError
-from fmnist_keras3.errors import Interrupted
-from fmnist_keras3.training import checkpoint
-from fmnist_keras3.training.rundir import read_metrics
+from fmnist_keras3.ground.errors import Interrupted
+from fmnist_keras3.runs import checkpoint
+from fmnist_keras3.runs.rundir import read_metrics
 
 
 def without_times(record):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fmnist_keras3.errors import UserError
+from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.training.schedules import SCHEDULES, make_schedule
 
 

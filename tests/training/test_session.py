@@ -17,7 +17,7 @@ from fmnist_keras3 import (
     build_model,
 )
 from fmnist_keras3.data.plan import epoch_plan
-from fmnist_keras3.models.whitening import whiten
+from fmnist_keras3.layers.whitening import whiten
 from fmnist_keras3.training.session import owner
 
 N, BATCH = 52, 16  # of the 47 to train on, the last batch has 15

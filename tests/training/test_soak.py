@@ -12,7 +12,7 @@ from soak import __main__ as driver
 from soak.__main__ import Failure, Settings, Soak, check_output, compare
 
 from fmnist_keras3.cli import main
-from fmnist_keras3.errors import Interrupted
+from fmnist_keras3.ground.errors import Interrupted
 from fmnist_keras3.training.signals import terminable
 
 SMALL = Settings(examples=1000, epochs=3, checkpoint_every=20, pause=0.02)

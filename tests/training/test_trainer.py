@@ -7,6 +7,7 @@ import signal
 import keras
 import numpy as np
 import pytest
+from everything import kept
 
 from fmnist_keras3 import (
     ArrayData,
@@ -19,11 +20,16 @@ from fmnist_keras3 import (
     build_model,
     load_run,
 )
-from fmnist_keras3.training import checkpoint
-from fmnist_keras3.training.rundir import read_metrics
+from fmnist_keras3.runs import checkpoint
+from fmnist_keras3.runs.rundir import read_metrics
 
 
-def tiny_model(**options):
+def tiny_model():
+    """One model in its first state, compiled once."""
+    return kept.model(built)
+
+
+def built():
     """Everything that has state: dropout, batch normalisation, an optimizer with slots."""
     keras.utils.clear_session()
     inputs = keras.Input((28, 28, 1))
@@ -39,7 +45,7 @@ def tiny_model(**options):
     model.get_layer("hidden").kernel.assign(rng.normal(0, 0.1, (49, 16)).astype("float32"))
     model.get_layer("logits").kernel.assign(rng.normal(0, 0.1, (16, 10)).astype("float32"))
     model.compile(
-        options.get("optimizer") or keras.optimizers.Adam(0.01),
+        keras.optimizers.Adam(0.01),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
@@ -111,8 +117,8 @@ def test_the_written_model_is_the_trained_one(straight, tiny_data):
 
 
 def test_an_epoch_that_a_fit_before_cut_short_counts_no_more(data):
-    made, model = Trainer(barebones=True), tiny_model(optimizer="sgd")
-    state = [(v, np.array(v.value)) for v in model.variables]
+    made, model = Trainer(barebones=True), tiny_model()
+    state = [(v, np.array(v.value)) for v in [*model.variables, *model.optimizer.variables]]
     accuracies = []
     for made.max_steps in (4, 3, 4):
         for variable, value in state:
@@ -153,13 +159,12 @@ class SendSignal(Callback):
             os.kill(os.getpid(), self.number)
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_a_signal_stops_and_a_resume_gives_the_same_bits(straight, data, tmp_path, name):
+def test_sigint_stops_and_a_resume_gives_the_same_bits(straight, data, tmp_path):
     every = ModelCheckpoint(every_n_train_steps=1)  # a boundary, so a place to stop, at every step
-    callbacks = [SendSignal(getattr(signal, name), 8), every]
+    callbacks = [SendSignal(signal.SIGINT, 8), every]
     stopped = trainer(tmp_path / "run", callbacks=callbacks).fit(tiny_model(), data)
     assert stopped.status == stopped.summary["status"] == "interrupted"
-    assert stopped.reason == name
+    assert stopped.reason == "SIGINT"
     assert stopped.summary["steps"] == 8
     result = trainer(tmp_path / "run").fit(tiny_model(), data, ckpt_path="last")
     assert result.status == "completed"
@@ -187,16 +192,6 @@ def test_every_step_is_logged_once(data, tmp_path):
     assert steps[0]["lr"] == pytest.approx(0.01)
 
 
-def test_early_stopping_stops_with_its_reason(data, tmp_path):
-    never_better = EarlyStopping("val_loss", patience=2, min_delta=1e9)
-    result = trainer(tmp_path / "run", max_epochs=9, callbacks=[never_better]).fit(
-        tiny_model(), data
-    )
-    assert result.status == "stopped"
-    assert "val_loss did not improve" in result.reason
-    assert result.summary["epochs"] == 3  # the first is an improvement on nothing
-
-
 def test_early_stopping_goes_on_after_a_resume(data, tmp_path):
     def stopping():
         return [EarlyStopping("val_loss", patience=2, min_delta=1e9)]
@@ -213,7 +208,8 @@ def test_a_monitor_that_is_not_logged_is_named(data, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_ends_in_diverged(data, tmp_path):
-    model = tiny_model(optimizer=keras.optimizers.SGD(1e30))
+    model = tiny_model()
+    model.optimizer.learning_rate.assign(1e30)
     with pytest.raises(Diverged, match=r"step \d+"):
         trainer(tmp_path / "run", schedule=None).fit(model, data)
     summary = json.loads((tmp_path / "run/summary.json").read_text())
@@ -265,13 +261,6 @@ def test_validate_test_and_predict_agree_with_keras(data, tmp_path, tiny_data):
     )
 
 
-def test_limits_are_kept(data, tmp_path):
-    result = trainer(tmp_path / "run", limit_train_batches=2, limit_val_batches=1).fit(
-        tiny_model(), data
-    )
-    assert result.summary["steps"] == 6
-
-
 def test_a_run_is_never_overwritten(straight, data):
     with pytest.raises(UserError, match=r"already holds a run.*--resume last"):
         trainer(straight.run_dir).fit(tiny_model(), data)
@@ -288,15 +277,6 @@ def test_a_checkpoint_of_another_model_names_the_array(straight, data, tmp_path)
 def test_another_seed_may_not_resume(straight, data):
     with pytest.raises(UserError, match="seed"):
         trainer(straight.run_dir, seed=5).fit(tiny_model(), data, ckpt_path="last")
-
-
-def test_the_csv_logger_has_a_row_an_epoch_after_a_resume(data, tmp_path):
-    options = {"logger": "csv", "schedule": None}
-    trainer(tmp_path / "run", max_epochs=1, **options).fit(tiny_model(), data)
-    trainer(tmp_path / "run", max_epochs=3, **options).fit(tiny_model(), data, ckpt_path="last")
-    lines = (tmp_path / "run/metrics.csv").read_text().splitlines()
-    assert lines[0].startswith("epoch,step,loss,accuracy")
-    assert [line.split(",")[0] for line in lines[1:]] == ["1", "2", "3"]
 
 
 @pytest.mark.parametrize(

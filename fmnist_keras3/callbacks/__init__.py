@@ -1,0 +1,49 @@
+"""Callbacks: one file each, with Lightning's hook names."""
+
+from __future__ import annotations
+
+from fmnist_keras3.callbacks.averaging import (
+    EMAWeightAveraging,
+    Lookahead,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+from fmnist_keras3.callbacks.device_stats_monitor import DeviceStatsMonitor
+from fmnist_keras3.callbacks.early_stopping import EarlyStopping
+from fmnist_keras3.callbacks.gradient_norm import GradientNorm
+from fmnist_keras3.callbacks.learning_rate_monitor import LearningRateMonitor
+from fmnist_keras3.callbacks.model_checkpoint import ModelCheckpoint
+from fmnist_keras3.callbacks.model_summary import ModelSummary
+from fmnist_keras3.callbacks.progress import RichProgressBar
+from fmnist_keras3.callbacks.summary import Summary
+from fmnist_keras3.callbacks.throughput_monitor import ThroughputMonitor
+from fmnist_keras3.callbacks.timer import Timer
+from fmnist_keras3.callbacks.trace import Trace
+from fmnist_keras3.training.callback import Callback
+
+MONITORS = {  # of the command line
+    "lr": LearningRateMonitor,
+    "gradients": GradientNorm,
+    "throughput": ThroughputMonitor,
+    "device": DeviceStatsMonitor,
+}
+
+__all__ = [
+    "MONITORS",
+    "Callback",
+    "DeviceStatsMonitor",
+    "EMAWeightAveraging",
+    "EarlyStopping",
+    "GradientNorm",
+    "LearningRateMonitor",
+    "Lookahead",
+    "ModelCheckpoint",
+    "ModelSummary",
+    "RichProgressBar",
+    "StochasticWeightAveraging",
+    "Summary",
+    "ThroughputMonitor",
+    "Timer",
+    "Trace",
+    "WeightAveraging",
+]

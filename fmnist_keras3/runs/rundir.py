@@ -1,0 +1,256 @@
+"""The run directory: the files a run leaves, and reading them back."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+import warnings
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from fmnist_keras3 import runtime
+from fmnist_keras3.ground.errors import UserError
+from fmnist_keras3.ground.files import remove_temporary, whole, write, write_json
+from fmnist_keras3.runs import checkpoint
+from fmnist_keras3.runs.history import History
+from fmnist_keras3.runs.jsonl import parsed
+from fmnist_keras3.runs.lock import locked
+
+CONFIG, METRICS, SUMMARY, MODEL = "config.yaml", "metrics.jsonl", "summary.json", "model.keras"
+RAW_MODEL = "model_raw.keras"  # the weights that were trained, where the model holds an average
+CHECKPOINTS, PLOTS = "checkpoints", "plots"
+
+
+def new_run_path(root: Path, model: str, backend: str, synthetic: bool = False) -> Path:
+    """Make a folder below ``root`` that nobody has, named by time, model and backend.
+
+    Of processes that start in the same second each gets its own. Raises UserError where ``root``
+    cannot be written.
+    """
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    name = f"{stamp}-{model}-{backend}" + ("-synthetic" if synthetic else "")
+    for number in count(1):
+        path = root / (f"{name}-{number}" if number > 1 else name)
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(
+                f"The folder for runs {root} cannot be written ({error.strerror}). Give --run_dir."
+            ) from error
+    raise AssertionError("count() does not end")
+
+
+def has_run(path: Path) -> bool:
+    """Tell whether there is a run in ``path``, or what is left of one."""
+    return any(os.path.exists(path / name) for name in (CONFIG, METRICS, SUMMARY, CHECKPOINTS))
+
+
+def check_new(path: Path) -> None:
+    """Raise UserError if ``path`` cannot become a run directory: a run is in it, or unwritable."""
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise UserError(f"The run directory {path} is a file. Give another --run_dir.")
+    if has_run(path):
+        raise UserError(
+            f"{path} already holds a run, and runs are never overwritten. Type --resume last "
+            f"--run_dir {path} to continue it, or give another --run_dir."
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".probe.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"The run directory {path} cannot be written ({error.strerror}). "
+            "Give another --run_dir."
+        ) from error
+
+
+class RunDirectory:
+    """Writes one run's files; a context that holds the directory's lock.
+
+    A new run needs a directory without one (see `check_new`), a resumed one must be there. Raises
+    UserError where that is not so, where another process writes the run, or nothing can be written.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any], *, resumed: bool = False) -> None:
+        self.path, self.config, self.resumed = path, config, resumed
+        self.checkpoints, self.plots = path / CHECKPOINTS, path / PLOTS
+        self.summary: dict[str, Any] = {}
+        self._lock = ExitStack()
+
+    def __enter__(self) -> RunDirectory:
+        if not self.resumed:
+            check_new(self.path)
+        with ExitStack() as lock:
+            lock.enter_context(locked(self.path))
+            if not self.resumed:
+                check_new(self.path)  # another process may have made its run meanwhile
+            self._check_places()
+            self._lock = lock.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.close()
+
+    def _check_places(self) -> None:
+        """Raise UserError for a folder in the place of a file now, not after hours of training."""
+        pointers = (f"{CHECKPOINTS}/{name}.json" for name in ("last", "best"))
+        for name in (CONFIG, METRICS, SUMMARY, MODEL, *pointers):
+            if os.path.isdir(self.path / name):
+                raise UserError(
+                    f"{self.path / name} is a folder; a file is to be written there. Move it away."
+                )
+
+    def begin(self) -> None:
+        """Write ``config.yaml``, with which the run can be repeated; read a resumed summary."""
+        import yaml
+
+        for folder in (self.path, self.checkpoints, self.plots):
+            remove_temporary(folder)
+        if self.resumed:
+            summary = read_json(self.path / SUMMARY)
+            self.summary = summary if isinstance(summary, dict) else {}
+            for name, value in ((SUMMARY, summary), (CONFIG, self._old_config())):
+                # Without a checkpoint they need not be there yet: the run begins again.
+                if not isinstance(value, dict) and checkpoint.saved(self.checkpoints):
+                    path = self.path / name
+                    warnings.warn(f"{path} is damaged or missing; written anew.", stacklevel=3)
+        write(self.path / CONFIG, yaml.safe_dump(self.config, sort_keys=False).encode())
+
+    def _old_config(self) -> Any:
+        import yaml
+
+        try:
+            return yaml.safe_load((self.path / CONFIG).read_text())
+        except (OSError, ValueError, yaml.YAMLError, RecursionError):
+            return None
+
+    def update(self, **values: Any) -> None:
+        """Set keys of the summary and write it."""
+        self.summary.update(values)
+        write_json(self.path / SUMMARY, self.summary)
+
+    def write_model(self, model: Any, name: str = MODEL) -> Path:
+        """Write ``model.keras``, which plain `keras.saving.load_model` reads."""
+        from fmnist_keras3.layers import keras_private
+
+        path, compiled = self.path / name, model.compiled
+        with whole(path) as beside, keras_private.without_tensorflow():
+            try:
+                model.get_compile_config()
+            except Exception as error:  # Keras hands on whatever a loss of one's own raises
+                warnings.warn(
+                    f"{path} holds the model without loss, optimizer and metrics, because one of "
+                    f"them cannot be stored ({error}). Call compile() again after loading it.",
+                    stacklevel=3,
+                )
+                model.compiled = False
+            try:
+                model.save(beside)
+            finally:
+                model.compiled = compiled
+        return path
+
+
+def command_line() -> str:
+    """Return the command of this process as it was typed, with the backend it ran on."""
+    program = Path(sys.argv[0])
+    module = program.name == "__main__.py"
+    words = [*(["python", "-m", program.parent.name] if module else [program.name]), *sys.argv[1:]]
+    backend = os.environ.get("KERAS_BACKEND", "")
+    return f"KERAS_BACKEND={backend} " * bool(backend) + shlex.join(words)
+
+
+def environment() -> dict[str, Any]:
+    """Return what a summary says of the machine: versions, flags, hardware, command."""
+    return {
+        "command": command_line(),
+        "versions": runtime.versions(),
+        "hardware": {**runtime.hardware(), "xla_flags": os.environ.get("XLA_FLAGS", "")},
+    }
+
+
+def read_json(path: Path) -> Any:
+    """Return the JSON value in ``path``, or None where there is none that can be read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a ``metrics.jsonl``; a line cut short by a crash is left out."""
+    try:
+        return parsed(path.read_bytes())
+    except OSError:
+        return []
+
+
+def read_history(path: Path, summary: dict[str, Any]) -> History:
+    """Return the history of the run directory ``path``, with the content of its summary.json."""
+    dataset = summary.get("dataset")
+    synthetic = isinstance(dataset, dict) and dataset.get("name") == "synthetic"
+    return History(read_metrics(path / METRICS), path.resolve().name, synthetic)
+
+
+def find_run(path: Path) -> Path:
+    """Return the run directory that ``path`` is or lies in; raises UserError without one."""
+    for folder in (path, *path.parents[:2]):
+        try:
+            if (folder / CONFIG).exists() or (folder / CHECKPOINTS).is_dir():
+                return folder
+        except OSError as error:
+            raise UserError(f"{folder} cannot be read: {error.strerror}.") from error
+    raise UserError(
+        f"{path} is no run directory (there is no {CONFIG} in it). "
+        "Give a folder that `fmnist train` wrote, such as runs/20261122-231500-baseline-jax."
+    )
+
+
+def locate(ckpt_path: str | Path, run_dir: str | Path | None) -> tuple[Path, str | None]:
+    """Return the run directory that ``ckpt_path`` means, and "last", "best" or a checkpoint's name.
+
+    ``ckpt_path`` is "last", "best" or "auto" (of ``run_dir``), or a run's or checkpoint's folder;
+    "auto" is "last", or None where no checkpoint was written yet. Raises UserError where there is
+    nothing of the kind.
+    """
+    if str(ckpt_path) in ("last", "best", "auto"):
+        if run_dir is None:
+            raise UserError(f"{ckpt_path!r} of which run? Give run_dir, or type --run_dir DIR.")
+        run = Path(run_dir)
+        if ckpt_path == "auto":
+            found = checkpoint.saved(run / CHECKPOINTS)
+            if not found and os.path.exists(run / MODEL):
+                raise UserError(
+                    f"{run} holds a finished run, but no checkpoint to go on from, and runs are "
+                    "never overwritten. Give another --run_dir."
+                )
+            return run, "last" if found else None
+        return find_run(run), str(ckpt_path)
+    path = Path(ckpt_path)
+    run = find_run(path)
+    if path.resolve() == run.resolve():
+        return run, "last"
+    if not checkpoint.is_name(path.name):
+        raise UserError(
+            f"{path} is neither a run directory nor a checkpoint. Give {run}, or one of the "
+            f"folders in {run / CHECKPOINTS}."
+        )
+    return run, path.name
+
+
+def newest_run(root: Path) -> Path:
+    """Return the run below ``root`` that was started last; raises UserError where there is none."""
+    runs = sorted(p.parent for p in root.glob(f"*/{CONFIG}"))
+    if not runs:
+        raise UserError(f"There is no run in {root} to resume. Give --run_dir DIR.")
+    return max(runs, key=lambda run: (run / CONFIG).stat().st_mtime)

@@ -1,0 +1,221 @@
+"""The two pipelines: both turn the same epoch plan into the same chunks on the device.
+
+`ResidentFeed` keeps the split on the device and gathers there; where the device is the CPU, NumPy
+gathers, which copies whole images (10,000 of 28x28 in 3 ms; XLA:CPU's gather, byte by byte, takes
+50). `StreamFeed` gathers on the host with tf.data, in parallel and ahead of the device, for splits
+that do not fit. Augmentation runs on the device in both; the training program sees equal arrays and
+so gives equal bits.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from fmnist_keras3.data.augment import Augmentation, augmented, is_mixing, partners
+from fmnist_keras3.data.dataset import Split
+from fmnist_keras3.data.plan import EpochPlan
+from fmnist_keras3.engines.base import Engine
+from fmnist_keras3.engines.chunk import Chunk
+from fmnist_keras3.ground.errors import UserError
+from fmnist_keras3.ground.tree import leaves, mapped, packed
+from fmnist_keras3.training.pace import Pace
+
+# Steps that tf.data gathers at once: a call for each would cost 0.6 ms a step.
+GROUP_STEPS = 16
+
+
+class Feed(ABC):
+    """Gives chunks of a split in the order of a plan.
+
+    A short last batch comes filled up by repeats where that gives the same numbers ``training`` (or
+    evaluating) the engine's model, else at its true size, as a chunk of its own.
+    """
+
+    name: str  # of the pipeline
+
+    def __init__(
+        self,
+        split: Split,
+        engine: Engine,
+        augment: tuple[tuple[str, Augmentation], ...] = (),
+        *,
+        chunk_steps: int | None = None,
+        training: bool = False,
+    ) -> None:
+        self.split, self.engine = split, engine
+        self.chunk_steps = chunk_steps or engine.chunk_steps  # programs know chunks of one length
+        self._fills = engine.step.fills_training if training else engine.step.fills_evaluation
+        self._arrays = (split.x, split.y, split.weight)
+        self._augment = None
+        self._mixing: Any = next((pair for pair in augment if is_mixing(pair[1])), None)
+        if self._mixing is not None and engine.step.loss_obstacles:
+            raise UserError(
+                f"{self._mixing[0]} mixes labels, for a loss that is the mean over the examples. "
+                f"The model's may be something else (by {engine.step.loss_obstacles[0]}); leave "
+                f"{self._mixing[0]} out of augment."
+            )
+        if augment:
+            self._augment = engine.program(augment, partial(_augment, dict(augment)))
+        self._plan: EpochPlan
+
+    @abstractmethod
+    def open(self, plan: EpochPlan, start: int = 0) -> None:
+        """Begin at step ``start`` of ``plan``."""
+
+    @abstractmethod
+    def take(self, count: int) -> Chunk:
+        """Return the next ``count`` batches (at most ``chunk_steps``)."""
+
+    def chunks(
+        self,
+        plan: EpochPlan,
+        pace: Pace | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Chunk]:
+        """Yield the batches of ``plan`` in chunks as ``pace`` wants them, until ``stop``.
+
+        Without ``pace``, in the fewest chunks.
+        """
+        pace = pace or Pace(self.chunk_steps, first=self.chunk_steps)
+        self.open(plan)
+        done = 0
+        while done < plan.steps and not stop():
+            count, started = pace.steps(self.ends_at(plan, done) - done), time.perf_counter()
+            yield self.take(count)
+            pace.measured(count, time.perf_counter() - started)
+            done += count
+
+    def ends_at(self, plan: EpochPlan, step: int) -> int:
+        """Return the step of ``plan`` before which a chunk from ``step`` on must end."""
+        return plan.steps if self._fills else plan.steps_before_partial(step)
+
+    def close(self) -> None:  # noqa: B027 - a feed may have nothing to close
+        """Let go of threads."""
+
+    def _pad(self, array: np.ndarray) -> np.ndarray:
+        # Programs are compiled for one chunk length; the tail beyond `count` is never looked at.
+        missing = self.chunk_steps - len(array)
+        return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) if missing else array
+
+    def _empty_like(self, array: np.ndarray) -> np.ndarray:
+        """Return an array for a whole chunk of batches of ``array``'s rows, ``[K, B, ...]``."""
+        size = self._plan.indices.shape[1]
+        return np.empty((self.chunk_steps, size, *array.shape[1:]), array.dtype)
+
+    def _chunk(self, batches: tuple[Any, Any, Any], steps: slice) -> Chunk:
+        """Return ``batches`` of ``steps``, x, y and weights ``[K, B, ...]``, with augmented x."""
+        x, y, weight = batches
+        valid, mix = self._pad(self._plan.valid[steps]), None
+        if self._augment is not None:
+            draws = {name: self._pad(d[steps]) for name, d in self._plan.draws.items()}
+            on_device = {name: self.engine.put(d) for name, d in draws.items()}
+            x, partner = self._augment(x, y if self._mixing else None, on_device)
+            if self._mixing is not None:
+                name, mixing = self._mixing
+                share = mixing.share(draws[name], *self.split.image_shape[:2])
+                mix = partner, self.engine.put(share)
+        if not self._fills and self._plan.is_partial(steps):
+            x, y, weight, mix = mapped(lambda a: a[:1, : valid[0]], (x, y, weight, mix))
+            valid = valid[:1]
+        return Chunk(x, y, valid, steps.stop - steps.start, weight, mix)
+
+
+def _augment(
+    augment: dict[str, Augmentation], x: Any, y: Any, draws: dict[str, Any]
+) -> tuple[Any, Any]:
+    return augmented(augment, x, draws), mapped(partners, y)
+
+
+class ResidentFeed(Feed):
+    """Keeps the whole split on the device, which gets only indices and draws (or is the host)."""
+
+    name = "resident"
+
+    def __init__(self, split: Split, engine: Engine, augment=(), **options: Any) -> None:
+        super().__init__(split, engine, augment, **options)
+        if not engine.device.is_host:
+            self._arrays = mapped(engine.put, self._arrays)
+            self._gather = engine.program("gather", _gather)
+
+    def open(self, plan, start=0):
+        self._plan, self._at = plan, start
+
+    def take(self, count):
+        steps = slice(self._at, self._at + count)
+        self._at += count
+        indices, put = self._plan.indices[steps], self.engine.put
+        if self.engine.device.is_host:
+            rows = mapped(lambda array: put(self._rows(array, indices)), self._arrays)
+        else:
+            rows = self._gather(self._arrays, put(self._pad(indices)))
+        return self._chunk(rows, steps)
+
+    def _rows(self, array: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        rows = self._empty_like(array)
+        np.take(array, indices, axis=0, out=rows[: len(indices)], mode="clip")
+        rows[len(indices) :] = 0
+        return rows
+
+
+def _gather(arrays: Any, indices: Any) -> Any:
+    from keras import ops
+
+    return mapped(lambda array: ops.take(array, indices, 0), arrays)
+
+
+class StreamFeed(Feed):
+    """Gathers on the host with tf.data, prefetching while the device computes."""
+
+    name = "stream"
+
+    def __init__(self, split: Split, engine: Engine, augment=(), **options: Any) -> None:
+        super().__init__(split, engine, augment, **options)
+        from fmnist_keras3.runtime import import_tensorflow_for_data
+
+        self._tf = import_tensorflow_for_data()
+        self.close()
+
+    def open(self, plan, start=0):
+        tf, arrays = self._tf, leaves(self._arrays)
+
+        def gather(indices):
+            # NumPy's own indexing: the images need not be copied into a TensorFlow constant.
+            def take(i):
+                return [array[i] for array in arrays]
+
+            return tuple(tf.numpy_function(take, [indices], [array.dtype for array in arrays]))
+
+        self.close()
+        self._plan, self._at = plan, start
+        with tf.device("CPU"):
+            steps = tf.data.Dataset.from_tensor_slices(plan.indices[start:]).batch(GROUP_STEPS)
+            groups = steps.map(gather, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            self._groups = groups.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+
+    def take(self, count):
+        steps = slice(self._at, self._at + count)
+        self._at += count
+        rows = [self._empty_like(array) for array in leaves(self._arrays)]
+        done = 0
+        while done < count:
+            if not self._ready or not len(self._ready[0]):
+                self._ready = next(self._groups)
+            part = slice(done, done + min(count - done, len(self._ready[0])))
+            used = part.stop - part.start
+            for row, array in zip(rows, self._ready, strict=True):
+                row[part] = array[:used]
+            self._ready = tuple(array[used:] for array in self._ready)
+            done = part.stop
+        for row in rows:
+            row[count:] = 0
+        return self._chunk(packed(self._arrays, [self.engine.put(row) for row in rows]), steps)
+
+    def close(self):
+        self._groups: Iterator[Any] = iter(())
+        self._ready: tuple[Any, ...] = ()  # batches of a group that were not taken yet
