@@ -188,7 +188,7 @@ def engine(spec: dict[str, Any]) -> dict[str, Any]:
     """Measure the compiled loop alone: batches that lie ready, one chunk an epoch."""
     model = our_model(spec)
     from fmnist_keras3.engines import make_engine
-    from fmnist_keras3.engines.base import Chunk, StepPlan
+    from fmnist_keras3.engines.chunk import Chunk, StepPlan
 
     def chunk(x: np.ndarray, y: np.ndarray) -> Chunk:
         steps = len(x) // size
@@ -208,7 +208,7 @@ def engine(spec: dict[str, Any]) -> dict[str, Any]:
         clock.stop()
         logs, _ = runner.infer([validation])
         clock.validated(logs["loss"], logs["accuracy"])
-    return measured(clock, len(x), model.count_params(), device=runner.device)
+    return measured(clock, len(x), model.count_params(), device=runner.device.name)
 
 
 def timed(work: Callable[[], Any]) -> list[float]:

@@ -31,7 +31,7 @@ class DeviceStatsMonitor(Callback):
         self.cpu_stats = cpu_stats
 
     def setup(self, fit):
-        self._cpu = fit.engine.platform == "cpu" if self.cpu_stats is None else self.cpu_stats
+        self._cpu = fit.engine.device.is_host if self.cpu_stats is None else self.cpu_stats
         self._cores: Any = runtime.hardware()["cores"] or 1
         self._logged = 0  # the step of the latest record
 

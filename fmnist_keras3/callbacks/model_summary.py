@@ -8,7 +8,6 @@ from typing import Any
 
 from fmnist_keras3.ground import screen
 from fmnist_keras3.ground.errors import UserError
-from fmnist_keras3.layers import keras_private
 from fmnist_keras3.models import macs, output_shape
 from fmnist_keras3.training.callback import Callback
 
@@ -59,6 +58,8 @@ def model_table(model: Any, max_depth: int = 1) -> Any:
 
 def totals(model: Any) -> str:
     """Return parameters (trainable or not), size and work of a model in one line."""
+    from fmnist_keras3.layers import keras_private
+
     trainable = _count(model.trainable_weights)
     fixed = _count(model.weights) - trainable
     text = f"{trainable + fixed:,} parameters"
@@ -76,6 +77,8 @@ def _count(weights: list[Any]) -> int:
 def _layers(layer: Any, max_depth: int, depth: int = 0) -> Iterator[tuple[int, Any]]:
     """Yield the layers inside ``layer``, each with its depth, but for the inputs."""
     import keras
+
+    from fmnist_keras3.layers import keras_private
 
     if depth == max_depth:
         return

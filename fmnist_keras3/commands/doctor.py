@@ -87,7 +87,7 @@ def probe() -> None:
     from fmnist_keras3.data.dataset import Split
     from fmnist_keras3.data.plan import epoch_plan
     from fmnist_keras3.engines import make_engine
-    from fmnist_keras3.engines.base import StepPlan
+    from fmnist_keras3.engines.chunk import StepPlan
     from fmnist_keras3.models import build_model
     from fmnist_keras3.training.feeds import ResidentFeed
 
@@ -112,7 +112,7 @@ def probe() -> None:
     print(
         json.dumps(
             {
-                "device": engine.device,
+                "device": engine.device.name,
                 "images_per_second": done / (time.perf_counter() - started),
                 "right": compiled_equals_eager(engine),
                 "flags": os.environ.get("XLA_FLAGS", ""),

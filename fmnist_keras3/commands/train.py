@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 import warnings
@@ -11,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from fmnist_keras3 import runtime
-from fmnist_keras3.config import FIELDS, TrainConfig, checkpoint_interval, convert, monitors
+from fmnist_keras3.config import FIELDS, TrainConfig, convert
 from fmnist_keras3.ground import screen
 from fmnist_keras3.ground.errors import UserError, exit_code
-from fmnist_keras3.ground.files import storing, write_json
 from fmnist_keras3.runs import checkpoint, rundir
-from fmnist_keras3.runs.load import load_model
 from fmnist_keras3.runs.lock import locked
 from fmnist_keras3.training import profiler
 
@@ -73,53 +70,11 @@ def build(config: TrainConfig, console: Any) -> tuple[Any, Any, Any]:
     """Return the data, the model and the Trainer of ``config``, and announce the data."""
     runtime.prepare()
     runtime.import_keras_alone()
-    from fmnist_keras3.data.datamodule import FashionMNIST
+    from fmnist_keras3 import experiment
 
-    data = FashionMNIST(
-        batch_size=config.batch_size,
-        augment=config.augment,
-        validation=config.validation,
-        seed=config.seed,
-        data=config.data,
-        data_dir=config.data_dir,
-    ).setup()
+    data = experiment.load_data(config)
     _announce(console, data)
-
-    from fmnist_keras3.training.trainer import Trainer
-
-    model = config.build_model(data.train.image_shape, len(data.source.class_names))
-    trainer = Trainer(
-        max_epochs=config.epochs,
-        min_epochs=config.min_epochs,
-        max_steps=config.max_steps,
-        max_time=config.max_time,
-        schedule=config.schedule,
-        warmup=config.warmup or 0.0,
-        accumulate_grad_batches=config.accumulate,
-        precision=config.precision,
-        label_smoothing=config.label_smoothing,
-        limit_train_batches=config.limit_train_batches,
-        limit_val_batches=config.limit_val_batches,
-        limit_test_batches=config.limit_test_batches,
-        last_batch=config.last_batch,
-        overfit_batches=config.overfit_batches,
-        fast_dev_run=config.fast_dev_run,
-        val_check_interval=config.val_every,
-        check_val_every_n_epoch=config.check_val_every_n_epoch,
-        pipeline=config.pipeline,
-        deterministic={"true": True}.get(config.deterministic or "", config.deterministic),
-        on_nonfinite=config.on_nonfinite,
-        seed=config.seed,
-        num_sanity_val_steps=config.num_sanity_val_steps,
-        barebones=bool(config.barebones),
-        callbacks=_callbacks(config),
-        logger=config.logger,
-        profiler=config.profile,
-        log_every_n_steps=config.log_every_n_steps,
-        run_dir=config.run_dir,
-        default_root_dir=RUNS,
-    )
-    return data, model, trainer
+    return data, *experiment.build(config, data)
 
 
 def _train(config: TrainConfig, ckpt_path: str | Path | None) -> int:
@@ -156,6 +111,8 @@ def _conclude(
     console: Any, config: TrainConfig, trainer: Any, model: Any, data: Any, result: Any
 ) -> int:
     """Say how the training ended, and evaluate what is complete; returns the exit code."""
+    from fmnist_keras3.experiment import conclude
+
     backend = runtime.choose_backend()
     if result.run_dir is None:
         if result.status == "interrupted":
@@ -181,14 +138,14 @@ def _conclude(
     if result.reason:
         console.print(f"Ended early: {result.reason}.", soft_wrap=True)
     try:
-        with locked(result.run_dir):
-            finish(console, trainer, model, data, result, config.tta)
+        conclusion = conclude(trainer, model, data, result, config.tta)
     except (KeyboardInterrupt, UserError) as error:
         error.add_note(
             "The training is complete; its evaluation and report are not. To make them:\n  "
             + _resume_command(backend, result.run_dir)
         )
         raise
+    _show(console, result.run_dir, conclusion)
     _announce_synthetic(console, data)
     return 0
 
@@ -200,87 +157,15 @@ def _say_how_to_read_a_trace(console: Any, folder: Path) -> None:
     console.print(f"Trace: {how}", soft_wrap=True)
 
 
-def _callbacks(config: TrainConfig) -> list[Any]:
-    from fmnist_keras3.callbacks import (
-        MONITORS,
-        EarlyStopping,
-        EMAWeightAveraging,
-        Lookahead,
-        ModelCheckpoint,
-        StochasticWeightAveraging,
-    )
-
-    callbacks: list[Any] = []
-    if not config.barebones:
-        interval = checkpoint_interval(config.checkpoint_every)
-        callbacks.append(ModelCheckpoint(save_top_k=config.keep_top, **interval))
-    if config.early_stopping is not None:
-        callbacks.append(EarlyStopping(patience=config.early_stopping))
-    if config.ema is not None:
-        callbacks.append(EMAWeightAveraging(config.ema))
-    if config.swa is not None:
-        callbacks.append(StochasticWeightAveraging(config.swa_lr, config.swa))
-    if config.lookahead is not None:
-        steps, anneal = config.lookahead_steps, bool(config.lookahead_anneal)
-        callbacks.append(Lookahead(steps, config.lookahead, anneal))
-    callbacks += [MONITORS[name]() for name in monitors(config.monitor)]
-    if config.recipe is not None and not config.barebones:
-        callbacks.append(_recorded(config.recipe))
-    return callbacks
-
-
-def _recorded(recipe: str) -> Any:
-    """Return a callback that writes the recipe's name into the run's summary."""
-    from fmnist_keras3.callbacks import Callback
-
-    class Recipe(Callback):
-        def on_fit_start(self, fit):
-            fit.run.update(recipe=recipe)
-
-    return Recipe()
-
-
-def finish(
-    console: Any, trainer: Any, model: Any, data: Any, result: Any, tta: str | None = None
-) -> None:
-    """Evaluate on the test split, once; write record, plots and report; print the tables.
-
-    Where there is to be no test, ``tta`` is measured on the validation split.
-    """
+def _show(console: Any, run: Path, conclusion: Any) -> None:
+    """Print the tables of a finished run: the scores of the classes, and the figures."""
     from rich.table import Table
 
-    from fmnist_keras3.evaluation import report
-    from fmnist_keras3.evaluation.metrics import evaluate_logits, per_class_table
-    from fmnist_keras3.loggers import JSONLLogger
+    from fmnist_keras3.evaluation.metrics import per_class_table
 
-    run = result.run_dir
-    summary = dict(result.summary)
-    if trainer.limit_test_batches == 0:
-        if tta is not None and data.validation is not None:
-            logs = trainer.validate(model, data, tta=tta)
-            names = ("loss_tta", "accuracy_tta")
-            summary |= {f"validation_{name}": logs[name] for name in names}
-            write_json(run / rundir.SUMMARY, summary)
-    elif data.test is not None:
-        logs, logits = trainer.test_outputs(model, data, tta=tta)
-        tested = data.test.take(slice(len(logits)))  # limit_test_batches may leave some out
-        evaluation = evaluate_logits(tested.y, logits, data.source.class_names)
-        write_json(run / "evaluation.json", evaluation.to_dict())
-        raw = run / rundir.RAW_MODEL
-        if raw.exists():
-            found = _test_raw(trainer, model, data, raw)
-            logs |= {f"raw_{name}": value for name, value in found.items()}
-        record = {"event": "test", "epoch": summary["epochs"], "step": summary["steps"], **logs}
-        JSONLLogger(run).log(record)
-        trainer.loggers.log(record)
-        kinds = ("{}", "raw_{}", "{}_tta")
-        names = [kind.format(name) for kind in kinds for name in ("loss", "accuracy")]
-        summary |= {f"test_{name}": logs[name] for name in names if name in logs}
-        summary["total_seconds"] = round(runtime.process_seconds(), 2)
-        write_json(run / rundir.SUMMARY, summary)
-        draw(run, tested, evaluation)
-        console.print(per_class_table(evaluation))
-    report.build([run])
+    summary = conclusion.summary
+    if conclusion.evaluation is not None:
+        console.print(per_class_table(conclusion.evaluation))
     table = Table(show_header=False, box=None)
     kinds = ("test", "test_raw", "validation", "validation_averaged")
     keys = [f"{kind}_{name}" for kind in kinds for name in ("accuracy", "loss")]
@@ -290,36 +175,8 @@ def finish(
     if summary.get("images_per_second"):
         table.add_row("training speed", f"{summary['images_per_second']:,.0f} images/s")
     table.add_row("model", str(run / rundir.MODEL))
-    table.add_row("report", str(run / "report.html"))
+    table.add_row("report", str(conclusion.report))
     console.print(table)
-
-
-def _test_raw(trainer: Any, model: Any, data: Any, path: Path) -> dict[str, float]:
-    """Return loss and metrics of the weights that were trained; the model holds their average."""
-    average = model.get_weights()
-    model.set_weights(load_model(path).get_weights())
-    values = trainer.test(model, data)
-    model.set_weights(average)
-    return values
-
-
-def draw(run: Path, tested: Any, evaluation: Any) -> None:
-    """Write the four plots of a run, ``tested`` being the `Split` of the evaluation."""
-    from fmnist_keras3.evaluation import plots
-
-    summary = json.loads((run / rundir.SUMMARY).read_text())
-    synthetic = summary["dataset"]["name"] == "synthetic"
-    title = f"{summary['model']} on {summary['backend']}, seed {summary['seed']}"
-    folder = run / rundir.PLOTS
-    with storing(folder):
-        folder.mkdir(exist_ok=True)
-    records = rundir.read_metrics(run / rundir.METRICS)
-    plots.curves(records, folder / "curves.png", title, synthetic)
-    plots.confusion_matrix(evaluation, folder / "confusion_matrix.png", title, synthetic)
-    plots.mistakes(
-        tested.x, tested.y, evaluation, folder / "mistakes.png", title, synthetic=synthetic
-    )
-    plots.calibration(evaluation, folder / "calibration.png", title, synthetic)
 
 
 def _announce(console: Any, data: Any) -> None:

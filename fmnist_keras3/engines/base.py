@@ -1,4 +1,4 @@
-"""What an engine does, and the arithmetic of a step that all engines share.
+"""What an engine does, and what all engines share.
 
 An engine compiles three kinds of program: `train` runs up to `chunk_steps` optimizer steps over a
 chunk of batches that is on the device already, `infer` runs the forward pass over such a chunk, and
@@ -15,7 +15,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,128 +23,50 @@ import keras
 import numpy as np
 from keras import ops
 
-from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.engines.averages import Averages, batch_statistics, zeros_like
-from fmnist_keras3.engines.filling import NORMALIZATION, loss_obstacles, obstacles
-from fmnist_keras3.engines.metrics import Metrics
+from fmnist_keras3.engines.chunk import Chunk, Device, StepLogs, StepPlan
+from fmnist_keras3.engines.step import CompiledStep, Step
 from fmnist_keras3.ground.errors import UserError
-from fmnist_keras3.ground.tree import leaves, mapped
+from fmnist_keras3.ground.tree import mapped
 from fmnist_keras3.layers import keras_private
 from fmnist_keras3.layers.fast import pooled_convolutions, traced_for_xla_cpu
-from fmnist_keras3.layers.losses import log_softmax, picked
 from fmnist_keras3.optimizers import inner_optimizer
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Batches on the device: ``x [K, B, ...]``, ``y [K, B, ...]``; on the host ``valid [K]``.
-
-    The first ``count`` batches are to be used, and of batch ``i`` the first ``valid[i]`` examples.
-    ``weight [K, B]`` are sample weights, or None. ``x``, ``y`` and ``weight`` may be structures of
-    such arrays; without ``y`` there are outputs, but no losses. ``mix``, of batches whose images
-    are mixed: the labels of the other image of each, like ``y``, and the share of the own one,
-    float32 ``[K, B]``.
-    """
-
-    x: Any
-    y: Any
-    valid: np.ndarray
-    count: int
-    weight: Any = None
-    mix: tuple[Any, Any] | None = None
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    """What the steps of a chunk take, arrays ``[K]``, float32; the device waits for none of it.
-
-    ``rates`` are learning rates. ``shares``, in 0..1, are those of the new weights in their
-    averages (None: the averages stay), ``pulls`` those of the averages in the weights after that.
-    ``accumulated`` says after which steps the optimizer makes an update: over how many batches it
-    takes the mean of the gradients, 0 where it waits for more. None: after each, over one.
-    """
-
-    rates: np.ndarray
-    shares: np.ndarray | None = None
-    pulls: np.ndarray | None = None
-    accumulated: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class StepLogs:
-    """Per step of a chunk, float32 ``[count]``: loss without penalty, and the penalty.
-
-    ``finite``: after the last step, all weights and values of the optimizer are.
-    ``gradient_norms``: ``[count, V]``, the L2 norm of the gradient of each trainable variable,
-    before clipping; None unless the engine was asked for it.
-    """
-
-    loss: np.ndarray
-    penalty: np.ndarray
-    finite: bool
-    gradient_norms: np.ndarray | None = None
-
-    @classmethod
-    def of(cls, values: Any, count: int, finite: Any) -> StepLogs:
-        """Make it of what the programs return, ``values [K, 2 + V]``."""
-        loss, penalty, *norms = np.asarray(values)[:count].T
-        return cls(loss, penalty, bool(finite), np.stack(norms, 1) if norms else None)
-
-    def first_bad(self) -> int | None:
-        """Return the first step, from 0, whose loss or (seen after the last) update is not."""
-        bad = np.flatnonzero(~np.isfinite(self.loss))
-        if len(bad):
-            return int(bad[0])
-        return None if self.finite else len(self.loss) - 1
 
 
 class Engine(ABC):
     """Trains one compiled Keras model on one backend.
 
-    ``label_smoothing`` (0 <= rate < 1) applies to training only; reported losses are without it.
-    ``example`` is a `Split` of one example that the model is trained on: its inputs build a model
-    that is not built yet, and by its labels Keras chooses the metrics; without it, there are none
-    but those that the name of the loss tells. ``averaging`` keeps averages of the weights beside
-    them, ``accumulation`` sums of gradients, and ``gradient_norms`` has the norms reported.
-    ``fill_last_batch`` lets BatchNormalization count the repeats by which a short batch is filled
-    up. ``deterministic`` asks for programs that give the same bits each time, see `determinism`.
+    ``step`` says what is computed on a batch, by default what the model was compiled for (see
+    `step.CompiledStep`, which takes the other ``options``). ``averaging`` keeps averages of the
+    weights beside them, ``accumulation`` sums of gradients, and ``gradient_norms`` has the norms
+    reported. ``deterministic`` asks for programs that give the same bits each time, see
+    `determinism`.
     """
 
-    device: str  # what the programs run on, as a person would name it
-    platform: str  # "cpu" or "gpu"
+    device: Device
     determinism_by: str  # what makes programs for a GPU deterministic
 
     def __init__(
         self,
         model: keras.Model,
         *,
+        step: Step | None = None,
         chunk_steps: int = 128,
-        label_smoothing: float = 0.0,
-        example: Split | None = None,
         averaging: bool = False,
         accumulation: bool = False,
         gradient_norms: bool = False,
-        fill_last_batch: bool = False,
         deterministic: bool | str | None = None,
+        **options: Any,
     ):
-        _check_trainable(model, label_smoothing)
-        if not model.built:
-            _build(model, example)
-        _check_loss(model, example)
         self.model = model
+        self.step: Step = CompiledStep(model, **options) if step is None else step
         self.chunk_steps = chunk_steps
         self.deterministic = deterministic
-        self.label_smoothing = label_smoothing
         self._norms_asked = gradient_norms
         self.optimizer = model.optimizer
         self.scales_loss = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
         self.optimizer.build(model.trainable_variables)
         self.trains_all = _trains_all(model)
-        self.metrics = Metrics(model, example)
-        self.metric_variables = self.metrics.variables
-        self.loss_obstacles = list(loss_obstacles(model, example))
-        self.fills_training = _fills(model, self.metrics, example, fill_last_batch)
-        self.fills_evaluation = not obstacles(model, self.metrics, example, training=False)
         self.averages = Averages(model) if averaging else None
         self.gradient_sums = [zeros_like(v) for v in model.trainable_variables * accumulation]
         self._programs: dict[Hashable, Callable] = {}  # those that prepare chunks
@@ -186,7 +107,8 @@ class Engine(ABC):
 
     def tracing(self) -> AbstractContextManager[None]:
         """Return the context in which the programs are traced: the layers take their fast form."""
-        return traced_for_xla_cpu(self.platform == "cpu", self._pooled)
+        fast = self.device.kind == "cpu" and self.device.compiler == "xla"
+        return traced_for_xla_cpu(fast, self._pooled)
 
     @abstractmethod
     def jit(self, function: Callable) -> Callable:
@@ -300,10 +222,10 @@ class Engine(ABC):
 
     def determinism(self) -> tuple[bool, str]:
         """Tell whether equal runs give equal bits on this device with these versions, and why."""
-        if self.platform == "cpu":
+        if self.device.kind == "cpu":
             return True, "XLA's programs for CPUs always are"
-        if self.platform != "gpu":
-            return False, f"nothing is known of the platform {self.platform!r}"
+        if self.device.kind != "gpu":
+            return False, f"nothing is known of the platform {self.device.kind!r}"
         if self.deterministic:
             return True, self.determinism_by
         return False, "not asked for: programs for GPUs may add in any order"
@@ -323,7 +245,7 @@ class Engine(ABC):
         groups = {
             "model": self.model.trainable_variables + self.model.non_trainable_variables,
             "optimizer": self.optimizer.variables,
-            "metrics": self.metric_variables,
+            "metrics": self.step.variables,
         }
         named = [(f"{group}/{v.path}", v) for group, vs in groups.items() for v in vs]
         averages = self.averages.named if self.averages is not None else []
@@ -380,128 +302,10 @@ def to_numpy(variable: Any) -> np.ndarray:
     return np.array(ops.convert_to_numpy(ops.convert_to_tensor(variable)))
 
 
-def training_losses(
-    engine: Engine, x: Any, y: Any, weight: Any, valid: Any, mix: tuple[Any, Any] | None = None
-) -> tuple[Any, Any, Any]:
-    """Run the forward pass in training mode and return what to minimise, the loss, the penalty.
-
-    ``x [B, ...]``, ``y [B, ...]``, ``weight [B]`` or None; the first ``valid`` examples count.
-    ``mix``: the other labels ``[B, ...]`` and the share of the own ones ``[B]``, see `Chunk`.
-    Updates the metrics. The loss is without penalty and label smoothing (see `_losses`).
-    """
-    model = engine.model
-    outputs = model(x, training=True)
-    filled = valid if engine.fills_training else None
-    total, loss, penalty, weight = _losses(engine, x, y, outputs, weight, filled, True, mix)
-    if engine.label_smoothing:
-        # Cross-entropy to (1 - e) * one-hot + e / classes, as a correction of the plain one.
-        log_p = log_softmax(ops.cast(outputs, "float32"))
-        true = picked(log_p, ops.reshape(y, (-1,)))
-        if mix is not None:
-            other = picked(log_p, ops.reshape(mix[0], (-1,)))
-            true = other + mix[1] * (true - other)
-        correction = true - ops.mean(log_p, -1)
-        if weight is not None:
-            correction = ops.reshape(weight, (-1,)) * correction
-        total = total + engine.label_smoothing * ops.mean(correction)
-    return total, loss, penalty
-
-
-def evaluation_losses(
-    engine: Engine, x: Any, y: Any, weight: Any, valid: Any, *, measure: bool
-) -> tuple[Any, Any]:
-    """Run the forward pass in inference mode; returns the batch's summed loss and the outputs.
-
-    Unless it is to ``measure``, the loss is 0.
-    """
-    outputs = engine.model(x, training=False)
-    if not measure:
-        return ops.zeros(()), outputs
-    filled = valid if engine.fills_evaluation else None
-    loss = _losses(engine, x, y, outputs, weight, filled, False)[1]
-    return ops.cast(loss, "float32") * ops.cast(valid, "float32"), outputs
-
-
-def _losses(
-    engine: Engine,
-    x: Any,
-    y: Any,
-    outputs: Any,
-    weight: Any,
-    filled: Any,
-    training: bool,
-    mix: tuple[Any, Any] | None = None,
-) -> tuple[Any, Any, Any, Any]:
-    """Return what Keras minimises, the loss in it, the penalty, and the weights of the examples.
-
-    The loss is without the penalty (of regularisers and `add_loss`), unless it is all that the
-    model has, or the model computes its loss itself.
-
-    ``filled`` is None, or the number of examples in a batch that may be filled up. Keras' losses
-    divide by the full length, so the weights make that the valid one. By weights, too, mixed
-    examples count a share for each of their labels; metrics see the label of the larger one.
-    """
-    model, counted, mask = engine.model, weight, None
-    if filled is not None:
-        size = leaves(x)[0].shape[0]
-        mask = ops.cast(ops.arange(size, dtype="int32") < filled, "float32")
-        counted = _weighted(mask, weight)
-        weight = _weighted(size / ops.cast(filled, "float32"), counted)
-    if mix is None:
-        total = keras_private.total_loss(model, x, y, outputs, weight, training)
-    else:
-        other, share = mix
-        own, rest = (_weighted(s, weight) for s in (share, 1 - share))
-        total = keras_private.total_loss(model, x, y, outputs, own, training)
-        total += keras_private.total_loss(model, x, other, outputs, rest, training)
-        total -= _penalty(model)  # which is in both
-        y = mapped(lambda a, b: ops.where(_rows(share, a) >= 0.5, a, b), y, other)
-    engine.metrics.update(y, outputs, counted, mask)
-    penalty = _penalty(model)
-    whole = computes_loss(model) or model.loss is None
-    return total, total if whole else total - penalty, penalty, weight
-
-
-def _penalty(model: keras.Model) -> Any:
-    """Return the sum of the model's regularisers and of what its layers gave to `add_loss`."""
-    return sum((keras_private.additional_loss(model, loss) for loss in model.losses), ops.zeros(()))
-
-
-def _weighted(factor: Any, weight: Any) -> Any:
-    """Return the weights of examples times ``factor``, a scalar or ``[B]``; None means ones."""
-    if weight is None:
-        return factor
-    return mapped(lambda w: (_rows(factor, w) if len(factor.shape) else factor) * w, weight)
-
-
-def _rows(mask: Any, like: Any) -> Any:
-    return ops.reshape(mask, (-1,) + (1,) * (len(like.shape) - 1))
-
-
 def averaged(average: Any, value: Any, share: Any) -> Any:
     """Return the average with ``share`` of ``value`` in it; exactly one of them for 0 and 1."""
     share = ops.cast(share, average.dtype)
     return (1 - share) * average + share * value
-
-
-def computes_loss(model: keras.Model) -> bool:
-    """Tell whether the model has a `compute_loss` of its own."""
-    return type(model).compute_loss is not keras.Model.compute_loss
-
-
-def _fills(
-    model: keras.Model, metrics: Metrics, example: Split | None, with_normalization: bool
-) -> bool:
-    """Tell whether a short batch of the training is filled up; raises UserError if it cannot be."""
-    found = obstacles(model, metrics, example, training=True)
-    if not with_normalization:
-        return not found
-    if found := [part for part in found if not part.startswith(NORMALIZATION)]:
-        raise UserError(
-            f"last_batch is 'fill', but {found[0]} may not look at one example at a time: repeats "
-            "would count. Leave last_batch out, or give 'drop'."
-        )
-    return True
 
 
 def _compiled_from(model: keras.Model) -> list[Any]:
@@ -534,52 +338,3 @@ def _trains_all(model: keras.Model) -> bool:
             "was frozen or unfrozen since. Call model.compile(...) again, with a new optimizer."
         )
     return False
-
-
-def _build(model: keras.Model, example: Split | None) -> None:
-    if example is None:
-        raise UserError("The model is not built. Give it an Input, or call it on one batch first.")
-    model(mapped(ops.convert_to_tensor, example.x))
-
-
-def _check_trainable(model: keras.Model, label_smoothing: float) -> None:
-    if not getattr(model, "compiled", False):
-        raise UserError(
-            "The model is not compiled. Type model.compile(optimizer=..., loss=..., metrics=[...]) "
-            "before Trainer.fit, or make it with build_model()."
-        )
-    for method in ("train_step", "test_step", "compute_metrics"):
-        if getattr(type(model), method) is not getattr(keras.Model, method):
-            raise UserError(
-                f"{type(model).__name__} has a {method} of its own, which the compiled loop would "
-                "not run. Override compute_loss instead (it may update metrics of the model), or "
-                "use model.fit."
-            )
-    plain = isinstance(model.loss, keras.losses.SparseCategoricalCrossentropy)
-    if label_smoothing and not (plain and model.loss.from_logits and not [*loss_obstacles(model)]):
-        raise UserError(
-            "label_smoothing needs a model of outputs [N, C] that is compiled with "
-            "keras.losses.SparseCategoricalCrossentropy(from_logits=True)."
-        )
-
-
-def _check_loss(model: keras.Model, example: Split | None) -> None:
-    """Raise UserError where there is nothing to minimise but the size of the weights."""
-    if any(getattr(loss, "reduction", "sum") in (None, "none") for loss in leaves(model.loss)):
-        raise UserError(
-            "A loss with reduction 'none' is a number for each example, and nothing to minimise. "
-            "Leave reduction out."
-        )
-    if computes_loss(model) or model.loss is not None:
-        return
-    added: list[Any] = []  # by add_loss, and by activity regularisers
-    if example is not None:
-        with keras.StatelessScope(collect_losses=True) as scope:  # the model stays as it is
-            model(mapped(ops.convert_to_tensor, example.x), training=True)
-        added = scope.losses
-    if not added:
-        raise UserError(
-            "The model is compiled without a loss, so there is nothing to train for. Type "
-            "model.compile(optimizer=..., loss=keras.losses."
-            "SparseCategoricalCrossentropy(from_logits=True)), or what your labels need."
-        )

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
 
-from fmnist_keras3.engines.base import (
-    Engine,
-    StepLogs,
-    averaged,
-    evaluation_losses,
-    training_losses,
-)
+from fmnist_keras3.engines.base import Engine, averaged
+from fmnist_keras3.engines.chunk import Batch, Device, StepLogs
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.tree import mapped
 from fmnist_keras3.layers.keras_private import all_layers
@@ -29,8 +24,25 @@ _OF_TENSORFLOW = (
 )
 
 
+Arrays = list[jax.Array]
+
+
+class State(NamedTuple):
+    """The whole training state, or the Keras variables that it is of, in lists of the same order.
+
+    ``sums`` are of gradients that wait for an update.
+    """
+
+    trainable: Any
+    other: Any
+    optimizer: Any
+    metrics: Any
+    averages: Any
+    sums: Any
+
+
 class JaxEngine(Engine):
-    """Trains with `jax.jit` and a device loop; the state is six lists of arrays, donated."""
+    """Trains with `jax.jit` and a device loop; the state is a `State` of arrays, donated."""
 
     determinism_by = "each program is compiled with xla_gpu_deterministic_ops"
 
@@ -44,13 +56,13 @@ class JaxEngine(Engine):
                 )
         super().__init__(model, **options)
         device = jax.devices()[0]
-        self.platform = device.platform
-        self.device = "CPU" if self.platform == "cpu" else device.device_kind
-        self._groups = (
+        kind = device.platform
+        self.device = Device(kind, "CPU" if kind == "cpu" else device.device_kind)
+        self._of = State(
             model.trainable_variables,
             model.non_trainable_variables,
             self.optimizer.variables,
-            self.metric_variables,
+            self.step.variables,
             self.averages.weights if self.averages is not None else [],
             self.gradient_sums,
         )
@@ -73,85 +85,83 @@ class JaxEngine(Engine):
         return jnp.asarray(array)
 
     def train(self, chunk, plan):
-        steps = (plan.rates, plan.shares, plan.pulls, plan.accumulated)
-        batches = (chunk.x, chunk.y, chunk.weight, chunk.valid, chunk.mix, *steps)
         self._ahead = True
         with self.tracing():
-            (self._state, values), finite = self._train(self._state, batches, np.int32(chunk.count))
+            (self._state, values), finite = self._train(
+                self._state, chunk.batches(plan), np.int32(chunk.count)
+            )
         # The one place where the host waits for the device.
         return StepLogs.of(values, chunk.count, finite)
 
     def _train_chunk(self, state, batches, count):
         def body(i, carry):
             state, values = carry
-            state, value = self._step(state, *mapped(lambda a: a[i], batches))
+            state, value = self._step(state, mapped(lambda a: a[i], batches))
             return state, values.at[i].set(jnp.stack(value))
 
-        values = jnp.zeros((len(batches[3]), self.values_per_step), jnp.float32)
+        values = jnp.zeros((len(batches.valid), self.values_per_step), jnp.float32)
         carry = jax.lax.fori_loop(0, count, body, (state, values))
-        trainable, other, optimizer, _, _, sums = carry[0]
-        groups = (trainable, other, optimizer, [] if self.scales_loss else sums)
+        after: State = carry[0]
+        groups = (after.trainable, after.other, after.optimizer)
+        groups += ([],) if self.scales_loss else (after.sums,)
         kept = [v for group in groups for v in group if jnp.issubdtype(v, jnp.floating)]
         return carry, jnp.stack([jnp.isfinite(v).all() for v in kept]).all()
 
-    def _step(self, state, x, y, weight, valid, mix, rate, share, pull, accumulated):
+    def _step(self, state: State, batch: Batch):
         trainable, other, optimizer, metrics, averages, sums = state
 
         def objective(trainable):
             with self._scope(trainable, other, metrics) as scope:
-                objective, loss, penalty = training_losses(self, x, y, weight, valid, mix)
+                objective, loss, penalty = self.step.train(batch)
             with keras.StatelessScope(zip(self.optimizer.variables, optimizer, strict=True)):
                 objective = self.optimizer.scale_loss(objective)  # for float16
                 scale = self.optimizer.scale_loss(jnp.ones(()))
-            return objective, (loss, penalty, scale, *self._read(scope, 1, 3))
+            after = (_read(scope, self._of.other), _read(scope, self._of.metrics))
+            return objective, (loss, penalty, scale, *after)
 
         gradients, logs = jax.grad(objective, has_aux=True)(trainable)
         loss, penalty, scale, other, metrics = logs
         if self._lr is not None:
-            optimizer = [*optimizer[: self._lr], rate, *optimizer[self._lr + 1 :]]
+            optimizer = [*optimizer[: self._lr], batch.rate, *optimizer[self._lr + 1 :]]
         values = [loss, penalty, *self.gradient_norms(gradients, scale)]
-        if accumulated is None:
+        if batch.accumulated is None:
             trainable, optimizer = self._apply(optimizer, gradients, trainable)
         else:
             sums = [a + g for a, g in zip(sums, gradients, strict=True)]
 
             def update(trainable, optimizer, sums):
-                means = [a / accumulated for a in sums]
+                means = [a / batch.accumulated for a in sums]
                 applied = self._apply(optimizer, means, trainable)
                 return *applied, [jnp.zeros_like(a) for a in sums]
 
             before = (trainable, optimizer, sums)
             trainable, optimizer, sums = jax.lax.cond(
-                accumulated > 0, update, lambda *state: state, *before
+                batch.accumulated > 0, update, lambda *state: state, *before
             )
-        if share is not None:
+        if (share := batch.share) is not None:
             averages = [averaged(a, w, share) for a, w in zip(averages, trainable, strict=True)]
-        if pull is not None:
+        if (pull := batch.pull) is not None:
             trainable = [averaged(w, a, pull) for a, w in zip(averages, trainable, strict=True)]
-        return (trainable, other, optimizer, metrics, averages, sums), values
+        return State(trainable, other, optimizer, metrics, averages, sums), values
 
     def _apply(self, optimizer, gradients, trainable):
         if self.trains_all:
             return self.optimizer.stateless_apply(optimizer, gradients, trainable)
         # The optimizer was built for more weights, of layers that were frozen since.
-        variables = self._groups[0]
-        everything = (*variables, *self.optimizer.variables)
-        values = zip(everything, (*trainable, *optimizer), strict=True)
+        variables = (*self._of.trainable, *self._of.optimizer)
+        values = zip(variables, (*trainable, *optimizer), strict=True)
         with keras.StatelessScope(values) as scope:
-            self.optimizer.apply(gradients, variables)
-        return self._read(scope, 0, 2)
+            self.optimizer.apply(gradients, self._of.trainable)
+        return _read(scope, self._of.trainable), _read(scope, self._of.optimizer)
 
     def _begin_inference(self):
         return self._fresh_metrics()
 
     def _infer_batches(self, chunk, metrics, measure):
         with self.tracing():
+            weights = (self._state.trainable, self._state.other)
             losses, metrics, outputs = self._infer(
-                self._state[:2],
-                metrics,
-                (chunk.x, chunk.y, chunk.weight, chunk.valid),
-                np.int32(chunk.count),
-                measure,
+                weights, metrics, chunk.batches(), np.int32(chunk.count), measure
             )
         return np.asarray(losses), mapped(np.asarray, outputs), metrics
 
@@ -159,12 +169,13 @@ class JaxEngine(Engine):
         return self._results(metrics)
 
     def _infer_chunk(self, weights, metrics, batches, count, measure):
+        trainable, other = weights
+
         def one(metrics, i):
-            with self._scope(weights[0], weights[1], metrics) as scope:
-                loss, outputs = evaluation_losses(
-                    self, *mapped(lambda a: a[i], batches), measure=measure
-                )
-            return loss, self._read(scope, 3)[0], outputs
+            with self._scope(trainable, other, metrics) as scope:
+                batch = mapped(lambda a: a[i], batches)
+                loss, outputs = self.step.evaluate(batch, measure=measure)
+            return loss, _read(scope, self._of.metrics), outputs
 
         def body(i, carry):
             losses, metrics, outputs = carry
@@ -172,39 +183,36 @@ class JaxEngine(Engine):
             outputs = mapped(lambda a, new: a.at[i].set(new), outputs, predicted)
             return losses.at[i].set(loss), metrics, outputs
 
-        steps = len(batches[3])
+        steps = len(batches.valid)
         shapes = jax.eval_shape(one, metrics, 0)[2]
         outputs = mapped(lambda s: jnp.zeros((steps, *s.shape), s.dtype), shapes)
         zeros = jnp.zeros(steps, jnp.float32)
         return jax.lax.fori_loop(0, count, body, (zeros, metrics, outputs))
 
     def _scope(self, trainable, other, metrics) -> keras.StatelessScope:
-        variables = (*self._groups[0], *self._groups[1], *self._groups[3])
+        variables = (*self._of.trainable, *self._of.other, *self._of.metrics)
         values = (*trainable, *other, *metrics)
         return keras.StatelessScope(zip(variables, values, strict=True), collect_losses=True)
 
-    def _read(self, scope: keras.StatelessScope, *groups: int) -> list[list[jax.Array]]:
-        return [[scope.get_current_value(v) for v in self._groups[group]] for group in groups]
-
     def metric_results(self):
-        return self._results(self._state[3])
+        return self._results(self._state.metrics)
 
     def _results(self, values) -> dict[str, float]:
-        with keras.StatelessScope(zip(self.metric_variables, values, strict=True)):
-            return self.metrics.results()
+        with keras.StatelessScope(zip(self._of.metrics, values, strict=True)):
+            return self.step.results()
 
-    def _fresh_metrics(self) -> list[jax.Array]:
-        with keras.StatelessScope([(v, v.value) for v in self.metric_variables]) as scope:
-            self.metrics.reset()
-            return [jnp.array(scope.get_current_value(v)) for v in self.metric_variables]
+    def _fresh_metrics(self) -> Arrays:
+        with keras.StatelessScope([(v, v.value) for v in self._of.metrics]) as scope:
+            self.step.reset()
+            return [jnp.array(value) for value in _read(scope, self._of.metrics)]
 
     def reset_metrics(self):
         self._ahead = True
-        self._state = (*self._state[:3], self._fresh_metrics(), *self._state[4:])
+        self._state = self._state._replace(metrics=self._fresh_metrics())
 
     def read_model(self):
         # Copies: the model keeps arrays of its own, which donation cannot take away.
-        self._state = tuple([jnp.array(v.value) for v in group] for group in self._groups)
+        self._state = State(*([jnp.array(v.value) for v in group] for group in self._of))
         self._ahead = False
 
     def sync_model(self):
@@ -212,7 +220,7 @@ class JaxEngine(Engine):
             return True
         if any(value.is_deleted() for values in self._state for value in values):
             return False  # a program that failed had them for its own
-        for group, values in zip(self._groups, self._state, strict=True):
+        for group, values in zip(self._of, self._state, strict=True):
             for variable, value in zip(group, values, strict=True):
                 variable.assign(jnp.array(value))
         self._ahead = False
@@ -226,3 +234,7 @@ class JaxEngine(Engine):
         stats = jax.devices()[0].memory_stats() or {}
         peak = stats.get("peak_bytes_in_use")
         return None if peak is None else round(peak / 1e6, 1)
+
+
+def _read(scope: keras.StatelessScope, variables: list[keras.Variable]) -> Arrays:
+    return [scope.get_current_value(variable) for variable in variables]

@@ -7,23 +7,19 @@ Keras variables themselves.
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import warnings
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import ops
 from keras.random import SeedGenerator
 
 from fmnist_keras3.engines import MAY_BE_INFINITE
-from fmnist_keras3.engines.base import (
-    Engine,
-    StepLogs,
-    averaged,
-    evaluation_losses,
-    training_losses,
-)
+from fmnist_keras3.engines.base import Engine, averaged
+from fmnist_keras3.engines.chunk import Batch, Device, StepLogs
 from fmnist_keras3.engines.metrics import output_spec
 from fmnist_keras3.ground.tree import mapped
 from fmnist_keras3.layers.fast import Dropout
@@ -40,13 +36,12 @@ class TensorFlowEngine(Engine):
         if self.deterministic:  # there is no switch for one program, nor one that turns it off
             tf.config.experimental.enable_op_determinism()
         gpus = tf.config.list_physical_devices("GPU")
-        self.platform = "gpu" if gpus else "cpu"
-        # On a CPU Keras does without XLA, whose random numbers are others.
-        self._xla = bool(gpus) or not _draws(model)
-        self.device = "CPU"
+        self.device = Device("cpu", "CPU")
         if gpus:
             details = tf.config.experimental.get_device_details(gpus[0])
-            self.device = details.get("device_name", "GPU")
+            self.device = Device("gpu", details.get("device_name", "GPU"))
+        elif _draws(model):  # on a CPU Keras does without XLA, whose random numbers are others
+            self._leave_xla()
         self._train = self.jit(self._train_chunk)
         self._infer = self.jit(self._infer_chunk)
 
@@ -54,13 +49,13 @@ class TensorFlowEngine(Engine):
         by_xla, without = (_function(function, jit_compile) for jit_compile in (True, False))
 
         def call(*arguments):
-            if self._xla:
+            if self.device.compiler == "xla":
                 try:
                     return by_xla(*arguments)
                 except tf.errors.InvalidArgumentError as error:  # before anything has run
                     if "XLA" not in str(error):
                         raise
-                    self._xla = False
+                    self._leave_xla()
                     warnings.warn(
                         f"XLA cannot compile this model, so it is trained without: {_first(error)}",
                         stacklevel=5,
@@ -69,12 +64,12 @@ class TensorFlowEngine(Engine):
 
         return call
 
-    def tracing(self):
-        # Outside XLA, TensorFlow's own kernels are the faster ones.
-        return super().tracing() if self._xla else contextlib.nullcontext()
+    def _leave_xla(self):
+        # Outside XLA, TensorFlow's own kernels are the faster ones; see `tracing`.
+        self.device = dataclasses.replace(self.device, compiler="eager")
 
     def determinism(self):
-        if self._xla or self.platform != "cpu":
+        if self.device.compiler == "xla" or self.device.kind != "cpu":
             return super().determinism()
         if self.deterministic:
             return True, self.determinism_by
@@ -87,42 +82,40 @@ class TensorFlowEngine(Engine):
         return tf.constant(array)
 
     def train(self, chunk, plan):
-        steps = (plan.rates, plan.shares, plan.pulls, plan.accumulated)
-        valid, *steps = mapped(tf.constant, (chunk.valid, *steps))
-        batches = (chunk.x, chunk.y, chunk.weight, valid, chunk.mix, *steps)
+        batches = chunk.batches(plan)
         with self.tracing():
-            values, finite = self._train(batches, tf.constant(chunk.count))
+            values, finite = self._train(_on_device(batches), tf.constant(chunk.count))
         return StepLogs.of(values, chunk.count, finite)
 
     def _train_chunk(self, batches, count):
         def body(i, values):
-            value = self._step(*mapped(lambda a: a[i], batches))
+            value = self._step(mapped(lambda a: a[i], batches))
             return i + 1, _set(values, i, tf.stack(value))
 
-        values = tf.zeros((batches[3].shape[0], self.values_per_step), tf.float32)
+        values = tf.zeros((batches.valid.shape[0], self.values_per_step), tf.float32)
         _, values = tf.while_loop(lambda i, _: i < count, body, (tf.constant(0), values))
         state = [v.value for path, v in self.variables if not path.startswith(MAY_BE_INFINITE)]
         finite = [tf.reduce_all(tf.math.is_finite(v)) for v in state if v.dtype.is_floating]
         return values, tf.reduce_all(finite)
 
-    def _step(self, x, y, weight, valid, mix, rate, share, pull, accumulated):
+    def _step(self, batch: Batch):
         if self.sets_learning_rate:
-            self.optimizer.learning_rate.assign(rate)
+            self.optimizer.learning_rate.assign(batch.rate)
         scale = self.optimizer.scale_loss(tf.ones(()))
         with tf.GradientTape() as tape:
-            objective, loss, penalty = training_losses(self, x, y, weight, valid, mix)
+            objective, loss, penalty = self.step.train(batch)
             objective = self.optimizer.scale_loss(objective)  # for float16
         weights = self.model.trainable_weights
         gradients = tape.gradient(objective, [w.value for w in weights])
-        if accumulated is None:
+        if batch.accumulated is None:
             self.optimizer.apply(gradients, weights)
         else:
-            self._accumulate(gradients, weights, accumulated)
-        if share is not None and self.averages is not None:
+            self._accumulate(gradients, weights, batch.accumulated)
+        if batch.share is not None and self.averages is not None:
             for of, mean in zip(weights, self.averages.weights, strict=True):
-                mean.assign(averaged(mean.value, of.value, share))
-                if pull is not None:
-                    of.assign(averaged(of.value, mean.value, pull))
+                mean.assign(averaged(mean.value, of.value, batch.share))
+                if batch.pull is not None:
+                    of.assign(averaged(of.value, mean.value, batch.pull))
         return [loss, penalty, *self.gradient_norms(gradients, scale)]
 
     def _accumulate(self, gradients, weights, accumulated):
@@ -141,12 +134,12 @@ class TensorFlowEngine(Engine):
         tf.cond(accumulated > 0, update, lambda: None)
 
     def _begin_inference(self):
-        self._training_metrics = [v.numpy() for v in self.metric_variables]
+        self._training_metrics = [v.numpy() for v in self.step.variables]
         self.reset_metrics()
 
     def _infer_batches(self, chunk, metrics, measure):
         with self.tracing():
-            batches = (chunk.x, chunk.y, chunk.weight, tf.constant(chunk.valid))
+            batches = _on_device(chunk.batches())
             losses, outputs = self._infer(batches, tf.constant(chunk.count), measure)
         return losses.numpy(), mapped(lambda a: a.numpy(), outputs), metrics
 
@@ -154,28 +147,26 @@ class TensorFlowEngine(Engine):
         return self.metric_results()
 
     def _end_inference(self):
-        for variable, value in zip(self.metric_variables, self._training_metrics, strict=True):
+        for variable, value in zip(self.step.variables, self._training_metrics, strict=True):
             variable.assign(value)
 
     def _infer_chunk(self, batches, count, measure):
         def body(i, losses, outputs):
-            loss, predicted = evaluation_losses(
-                self, *mapped(lambda a: a[i], batches), measure=measure
-            )
+            loss, predicted = self.step.evaluate(mapped(lambda a: a[i], batches), measure=measure)
             outputs = mapped(lambda a, new: _set(a, i, new), outputs, predicted)
             return i + 1, _set(losses, i, loss), outputs
 
-        steps = batches[3].shape[0]
-        like = output_spec(self.model, mapped(lambda a: a[0], batches[0]))
+        steps = batches.valid.shape[0]
+        like = output_spec(self.model, mapped(lambda a: a[0], batches.x))
         outputs = mapped(lambda a: tf.zeros((steps, *a.shape), a.dtype), like)
         start = (tf.constant(0), tf.zeros(steps), outputs)
         return tf.while_loop(lambda i, *_: i < count, body, start)[1:]
 
     def metric_results(self):
-        return self.metrics.results()
+        return self.step.results()
 
     def reset_metrics(self):
-        self.metrics.reset()
+        self.step.reset()
 
     def sync_model(self):
         return True
@@ -188,7 +179,7 @@ class TensorFlowEngine(Engine):
         return isinstance(error, tf.errors.ResourceExhaustedError)
 
     def peak_memory_mb(self):
-        if self.platform == "cpu":
+        if self.device.kind == "cpu":
             return None
         return round(tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e6, 1)
 
@@ -210,6 +201,11 @@ def _draws(model):
 def _first(error):
     """Return the first sentence of TensorFlow's message, which is of many lines."""
     return str(error.message).splitlines()[0].split(" (", 1)[0]
+
+
+def _on_device(batches):
+    """Return batches with the arrays that the host made as tensors; those of a feed are."""
+    return mapped(lambda a: tf.constant(a) if isinstance(a, np.ndarray) else a, batches)
 
 
 def _set(array, i, value):

@@ -18,6 +18,8 @@ LEAVES = {
     "trace": "callbacks.trace:Trace",
     "Keras' callbacks": "callbacks.keras_callback:as_callbacks",
     "loggers": "loggers:make_loggers",
+    "test results": "evaluation.results:write_test",
+    "report": "evaluation.report:build",
     "settings": "config:TrainConfig",
     "plots": "evaluation.plots",
 }

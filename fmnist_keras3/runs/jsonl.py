@@ -30,6 +30,15 @@ class JSONLLogger:
             file.write(line)
         self._count(line)
 
+    def drop(self, event: str) -> None:
+        """Take away the records ``event`` at the file's end, before others take their place."""
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        kept = len(lines)
+        while kept and any(r["event"] == event for r in parsed(lines[kept - 1])):
+            kept -= 1
+        if kept < len(lines):
+            write(self.path, b"".join(lines[:kept]))
+
     def state_dict(self) -> dict[str, Any]:
         """Return how far the file has come."""
         return {"bytes": self._bytes, "sha256": self._hash.hexdigest()}

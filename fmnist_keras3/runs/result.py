@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fmnist_keras3.ground.errors import UserError
+from fmnist_keras3.ground.leaves import leaf
 from fmnist_keras3.runs.history import History, shown, summary_html
 
 
@@ -37,6 +39,15 @@ class FitResult:
         reason = f" ({self.reason})" * bool(self.reason)
         where = [] if self.run_dir is None else [f"run_dir={str(self.run_dir)!r}"]
         return f"FitResult({', '.join([self.status + reason, *values, *where])})"
+
+    def report(self) -> Path:
+        """Write report.html into the run, and return its path; `Trainer.test` comes before it.
+
+        Raises UserError where no run was kept.
+        """
+        if self.run_dir is None:
+            raise UserError("There is no run to report on: fast_dev_run and barebones keep none.")
+        return leaf("report")(self.run_dir)
 
     def _repr_html_(self) -> str:
         return summary_html(self.summary, self.run_dir)

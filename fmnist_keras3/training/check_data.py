@@ -7,15 +7,17 @@ that Keras would train rightly.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 
+from fmnist_keras3.data.datamodule import DataModule
 from fmnist_keras3.data.dataset import Split, fits
-from fmnist_keras3.engines.base import computes_loss
 from fmnist_keras3.engines.filling import exported_name
+from fmnist_keras3.engines.step import computes_loss
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.tree import leaves
 from fmnist_keras3.layers.keras_private import all_layers
@@ -26,6 +28,25 @@ CATEGORICAL = {
     *("CategoricalCrossentropy", "categorical_crossentropy"),
     *("CategoricalFocalCrossentropy", "categorical_focal_crossentropy"),
 }
+
+
+def check_examples(model: keras.Model, data: DataModule, *, goes_around: bool) -> None:
+    """Raise UserError for training or validation data that does not suit the model or holds NaN.
+
+    NaN is only warned of where the training ``goes_around`` it.
+    """
+    check_split(model, data.train, "training")
+    found = not_finite(data.train, "training")
+    if data.validation is not None:
+        check_split(model, data.validation, "validation", data.train)
+        found = found or not_finite(data.validation, "validation")
+    if found and goes_around:
+        warnings.warn(f"{found} Their steps will be left out.", stacklevel=4)
+    elif found:
+        raise UserError(
+            f"{found} Leave these examples out, mend them with np.nan_to_num, or train around "
+            "them: on_nonfinite='rollback'."
+        )
 
 
 def check_split(model: keras.Model, split: Split, name: str, like: Split | None = None) -> None:

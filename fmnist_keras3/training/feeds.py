@@ -20,7 +20,8 @@ import numpy as np
 from fmnist_keras3.data.augment import Augmentation, augmented, is_mixing, partners
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.data.plan import EpochPlan
-from fmnist_keras3.engines.base import Chunk, Engine
+from fmnist_keras3.engines.base import Engine
+from fmnist_keras3.engines.chunk import Chunk
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.tree import leaves, mapped, packed
 from fmnist_keras3.training.pace import Pace
@@ -49,14 +50,14 @@ class Feed(ABC):
     ) -> None:
         self.split, self.engine = split, engine
         self.chunk_steps = chunk_steps or engine.chunk_steps  # programs know chunks of one length
-        self._fills = engine.fills_training if training else engine.fills_evaluation
+        self._fills = engine.step.fills_training if training else engine.step.fills_evaluation
         self._arrays = (split.x, split.y, split.weight)
         self._augment = None
         self._mixing: Any = next((pair for pair in augment if is_mixing(pair[1])), None)
-        if self._mixing is not None and engine.loss_obstacles:
+        if self._mixing is not None and engine.step.loss_obstacles:
             raise UserError(
                 f"{self._mixing[0]} mixes labels, for a loss that is the mean over the examples. "
-                f"The model's may be something else (by {engine.loss_obstacles[0]}); leave "
+                f"The model's may be something else (by {engine.step.loss_obstacles[0]}); leave "
                 f"{self._mixing[0]} out of augment."
             )
         if augment:
@@ -138,7 +139,7 @@ class ResidentFeed(Feed):
 
     def __init__(self, split: Split, engine: Engine, augment=(), **options: Any) -> None:
         super().__init__(split, engine, augment, **options)
-        if engine.platform != "cpu":
+        if not engine.device.is_host:
             self._arrays = mapped(engine.put, self._arrays)
             self._gather = engine.program("gather", _gather)
 
@@ -149,7 +150,7 @@ class ResidentFeed(Feed):
         steps = slice(self._at, self._at + count)
         self._at += count
         indices, put = self._plan.indices[steps], self.engine.put
-        if self.engine.platform == "cpu":
+        if self.engine.device.is_host:
             rows = mapped(lambda array: put(self._rows(array, indices)), self._arrays)
         else:
             rows = self._gather(self._arrays, put(self._pad(indices)))

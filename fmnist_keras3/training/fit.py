@@ -12,7 +12,8 @@ import numpy as np
 
 from fmnist_keras3.data.datamodule import DataModule
 from fmnist_keras3.data.plan import EpochPlan, epoch_plan
-from fmnist_keras3.engines.base import Engine, StepLogs, StepPlan
+from fmnist_keras3.engines.base import Engine
+from fmnist_keras3.engines.chunk import StepLogs, StepPlan
 from fmnist_keras3.runs.jsonl import JSONLLogger
 from fmnist_keras3.runs.keeper import Keeper
 from fmnist_keras3.runs.rundir import RunDirectory

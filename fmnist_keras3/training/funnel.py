@@ -186,7 +186,7 @@ def _describe(fit: Fit) -> dict[str, Any]:
     promised, why = fit.engine.determinism()
     return {
         "backend": keras.backend.backend(),
-        "device": fit.engine.device,
+        "device": fit.engine.device.name,
         "deterministic": promised,
         "deterministic_because": why,
         "precision": fit.precision,

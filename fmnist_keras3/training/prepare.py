@@ -14,6 +14,24 @@ from fmnist_keras3.training.session import Session
 
 if TYPE_CHECKING:
     from fmnist_keras3.engines.base import Engine
+    from fmnist_keras3.training.trainer import Trainer
+
+
+def prepare(session: Session, trainer: Trainer) -> None:
+    """Give a compiled model what the Trainer's arguments ask for, before its engine is made."""
+    model = session.model
+    if getattr(model, "optimizer", None) is None:
+        return  # the engine says what is missing
+    if trainer.precision is not None:
+        set_precision(session, trainer.precision)
+    own = inner_optimizer(model.optimizer).gradient_accumulation_steps
+    if trainer.accumulate_grad_batches > 1 and own:
+        raise UserError(
+            f"accumulate_grad_batches is {trainer.accumulate_grad_batches}, but the optimizer has "
+            f"gradient_accumulation_steps={own} already. Leave one of them out."
+        )
+    if trainer.gradient_clip_val is not None:
+        set_clipping(session, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
 
 
 def set_precision(session: Session, name: str) -> None:

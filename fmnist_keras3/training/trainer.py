@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import tempfile
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import keras
-import numpy as np
 
 from fmnist_keras3.data.datamodule import (
     DataModule,
@@ -25,44 +26,34 @@ from fmnist_keras3.data.datamodule import (
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.engines import make_engine
 from fmnist_keras3.engines.base import Engine
-from fmnist_keras3.ground import screen
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.leaves import leaf
 from fmnist_keras3.ground.lightning import explained
 from fmnist_keras3.ground.tree import mapped
-from fmnist_keras3.optimizers import inner_optimizer
 from fmnist_keras3.runs import checkpoint, rundir
-from fmnist_keras3.runs.jsonl import JSONLLogger
-from fmnist_keras3.runs.keeper import Keeper
+from fmnist_keras3.runs.load import load_model
 from fmnist_keras3.runs.result import FitResult
 from fmnist_keras3.training import resume
-from fmnist_keras3.training.accumulation import Accumulation
 from fmnist_keras3.training.arguments import (
     Amount,
     batches,
-    batches_in_epoch,
     check,
     check_precision,
     seconds,
 )
 from fmnist_keras3.training.callback import Callback
-from fmnist_keras3.training.check_data import check_inputs, check_split, not_finite
-from fmnist_keras3.training.feeds import Feed, ResidentFeed, StreamFeed
-from fmnist_keras3.training.fit import ENDLESS, Fit
+from fmnist_keras3.training.check_data import check_examples, check_inputs, check_split, not_finite
+from fmnist_keras3.training.fit import ENDLESS
 from fmnist_keras3.training.funnel import run_fit
 from fmnist_keras3.training.hparams import check_hparams, describe
 from fmnist_keras3.training.logger import Logger, Loggers
 from fmnist_keras3.training.loop import evaluate
-from fmnist_keras3.training.prepare import set_clipping, set_from_data, set_precision
-from fmnist_keras3.training.schedules import make_schedule
+from fmnist_keras3.training.prepare import prepare, set_from_data
 from fmnist_keras3.training.session import Session, owner
-from fmnist_keras3.training.signals import StopSignals
+from fmnist_keras3.training.setup import make_feed, make_fit, steps_in_memory
 from fmnist_keras3.training.tta import TTA, parse_tta, scores
 
-PIPELINES = {"resident": ResidentFeed, "stream": StreamFeed}
-RESIDENT_BYTES = 2 * 2**30  # the largest training split that "auto" puts on the device
 CHUNK_STEPS = {"cpu": 128}  # longest chunk; elsewhere a whole epoch may be one
-CHUNK_BYTES = 256 * 2**20
 PREDICT_BATCH = 128
 MAX_EPOCHS = 10
 _VERBS = {"validation": "validate", "test": "test"}
@@ -204,6 +195,8 @@ class Trainer:
         self.run_dir, self.default_root_dir = run_dir, Path(default_root_dir)
         self._engine: Engine | None = None
         self._last_run: str | Path | None = run_dir
+        # The model that was fitted here to the end, what tells its weights, and its run.
+        self._finished: tuple[keras.Model, int, Path] | None = None
         self._made_with: dict[str, Any] = {}  # the engine's options
 
     def __repr__(self) -> str:
@@ -238,46 +231,56 @@ class Trainer:
         trained weights afterwards. Raises UserError for input that cannot be used and
         Diverged when the loss or a weight is not finite.
         """
-        with Session(model, "fit") as session:
+        leaves_files = not (self.fast_dev_run or self.barebones)
+        if ckpt_path is not None and not leaves_files:
+            raise UserError(
+                "fast_dev_run and barebones begin anew and keep nothing. Leave ckpt_path out (on "
+                "the command line --resume), or these."
+            )
+        self._finished = None
+        with Session(model, "fit") as session, contextlib.ExitStack() as folders:
             data = as_datamodule(data, validation_data, model)
             if self.overfit_batches:
                 data = overfitted(data, self.overfit_batches)
-            self._check_data(model, data)
+            around = self.on_nonfinite == "rollback"
+            check_examples(model, data, goes_around=around)
             engine = self._engine_for(session, data.train, data.batch_size)
-            own = {} if hparams is None else {"hparams": check_hparams(hparams)}
-            config = {**(describe(self, model, data) if config is None else config), **own}
-            if not (self.fast_dev_run or self.barebones):
-                return self._fit(session, data, engine, None, ckpt_path, config)
+            config = describe(self, model, data) if config is None else config
+            config |= {} if hparams is None else {"hparams": check_hparams(hparams)}
+            which = None
             if ckpt_path is not None:
-                raise UserError(
-                    "fast_dev_run and barebones begin anew and keep nothing. Leave ckpt_path out "
-                    "(on the command line --resume), or these."
-                )
-            with tempfile.TemporaryDirectory() as folder:
-                result = self._fit(session, data, engine, Path(folder) / "run", None, config)
-            return dataclasses.replace(
-                result, run_dir=None, last_checkpoint=None, best_checkpoint=None
-            )
-
-    def _fit(self, session, data, engine, path, ckpt_path, config) -> FitResult:
-        which = None
-        if ckpt_path is not None:
-            path, which = rundir.locate(ckpt_path, self.run_dir)
-        elif path is None:
-            path = self._run_path(session.model, data)
-        resumed = which is not None or (ckpt_path == "auto" and rundir.has_run(path))
-        if not (self.fast_dev_run or self.barebones):
-            self._last_run = path
-        with rundir.RunDirectory(path, config, resumed=resumed) as run:
+                path, which = rundir.locate(ckpt_path, self.run_dir)
+            elif leaves_files:
+                path = self._new_path(model, data)
+            else:
+                path = Path(folders.enter_context(tempfile.TemporaryDirectory())) / "run"
+            resumed = which is not None or (ckpt_path == "auto" and rundir.has_run(path))
+            if leaves_files:
+                self._last_run = path
+            run = folders.enter_context(rundir.RunDirectory(path, config, resumed=resumed))
             found = None if which is None else resume.find(path, which, engine)
-            fit = self._make_fit(session, data, engine, run)
+            fit = make_fit(self, session, data, engine, run)
             fit.notify("setup")
             if found is not None:
                 resume.check_data(fit, found)
             else:
                 set_from_data(engine, data.train.x)
             run.begin()
-            return run_fit(fit, found)
+            result = run_fit(fit, found)
+        if leaves_files:
+            if result.status != "interrupted":
+                self._finished = (model, _fingerprint(model), path)
+            return result
+        nowhere = dict.fromkeys(("run_dir", "last_checkpoint", "best_checkpoint"))
+        return dataclasses.replace(result, **nowhere)
+
+    def _new_path(self, model: keras.Model, data: DataModule) -> Path:
+        """Return the folder of a run that begins, made anew unless ``run_dir`` says which."""
+        if self.run_dir is not None:
+            return Path(self.run_dir)
+        synthetic = data.describe()["name"] == "synthetic"
+        backend = keras.backend.backend()
+        return rundir.new_run_path(self.default_root_dir, model.name, backend, synthetic)
 
     @explained
     def validate(
@@ -305,7 +308,11 @@ class Trainer:
         ckpt_path: str | Path | None = None,
         tta: str | None = None,
     ) -> dict[str, float]:
-        """Return loss and metrics on the test split of ``data``; all as for `validate`."""
+        """Return loss and metrics on the test split of ``data``; all as for `validate`.
+
+        After a `fit` of ``model`` they are written into its run, too, with plots and the scores of
+        the classes; `FitResult.report` makes a page of it all.
+        """
         return self.test_outputs(model, data, ckpt_path=ckpt_path, tta=tta)[0]
 
     def test_outputs(
@@ -317,7 +324,24 @@ class Trainer:
         tta: str | None = None,
     ) -> tuple[dict[str, float], Any]:
         """Return what `test` does, and the model's outputs ``[N, ...]``, without ``tta``."""
-        return self._outputs(model, data, "test", self.limit_test_batches, ckpt_path, tta)
+        limit = self.limit_test_batches
+        # Only of the weights that a run ended with, and not within a fit.
+        now = (model, _fingerprint(model)) if ckpt_path is None and owner(model) is None else None
+        if self._finished is None or self._finished[:2] != now:
+            return self._outputs(model, data, "test", limit, ckpt_path, tta)
+        run = self._finished[2]
+        logs, outputs = self._outputs(model, data, "test", limit, None, tta)
+        module, tested = _examples(model, data, "test", limit)
+        found = dict(logs)
+        if (run / rundir.RAW_MODEL).exists():
+            average = model.get_weights()
+            model.set_weights(load_model(run / rundir.RAW_MODEL).get_weights())
+            raw = self._outputs(model, data, "test", limit, None, None)[0]
+            model.set_weights(average)
+            found |= {f"raw_{name}": value for name, value in raw.items()}
+        names = module.source.class_names
+        self.loggers.log(leaf("test results")(run, found, tested, outputs, names))
+        return logs, outputs
 
     def _outputs(
         self,
@@ -392,7 +416,7 @@ class Trainer:
             run, which = rundir.locate(ckpt_path, self._last_run)
             found = resume.find(run, which or "last", engine)
             engine.import_state(checkpoint.adopt(found.state, engine.export_state()))
-        feed = self._feed(split, engine, batch_size)
+        feed = make_feed(self, split, engine, batch_size)
         try:
             return evaluate(engine, feed, batch_size, measure=measure)
         finally:
@@ -416,21 +440,21 @@ class Trainer:
         Its chunks are cut for batches of ``split``.
         """
         model, engine, options = session.model, self._engine, self._engine_options()
-        self._prepare(session)
-        learns = engine is not None and not engine.metrics.known and split.y is not None
+        prepare(session, self)
+        learns = engine is not None and not engine.step.known and split.y is not None
         changed = options != self._made_with or learns
         if engine is None or engine.model is not model or changed or not engine.is_current():
             engine = make_engine(model, example=split.take(slice(1)), **options)
             self._engine, self._made_with = engine, options
-        if self.precision not in (None, "32") and engine.platform == "cpu":
+        if self.precision not in (None, "32") and engine.device.kind == "cpu":
             warnings.warn(
                 f"On a CPU the precision {self.precision} is slower than 32.",
                 stacklevel=4,
             )
         engine.read_model()
         steps = -(-len(split) // batch_size)
-        most = CHUNK_STEPS.get(engine.platform, steps)
-        engine.chunk_steps = min(most, steps, _steps_in_memory(split, batch_size))
+        most = CHUNK_STEPS.get(engine.device.kind, steps)
+        engine.chunk_steps = min(most, steps, steps_in_memory(split, batch_size))
         session.engine = engine
         return engine
 
@@ -449,155 +473,10 @@ class Trainer:
         """Return the first of the given callbacks with this role, or None."""
         return next((c for c in self.callbacks if c.role == role), None)
 
-    def _all_callbacks(self, saves: bool) -> list[Callback]:
-        """Return the given callbacks and those that the Trainer brings, in the order of hooks."""
-        callbacks = [leaf("summary")(), *self.callbacks]
-        if self.profiler == "trace":
-            callbacks.append(leaf("trace")())
-        if self.max_time is not None:
-            callbacks.append(leaf("timer")(self.max_time))
-        wanted = {
-            "checkpoints": saves,
-            "progress bar": self.enable_progress_bar,
-            "model summary": self.enable_model_summary and screen.on_screen(),
-        }
-        for role, wants in wanted.items():
-            if wants and self._filling(role) is None:
-                callbacks.append(leaf(role)())
-        return sorted(callbacks, key=lambda callback: callback.order)
 
-    def _prepare(self, session: Session) -> None:
-        """Give a compiled model what the arguments ask for, before its engine is made."""
-        model = session.model
-        if getattr(model, "optimizer", None) is None:
-            return  # the engine says what is missing
-        if self.precision is not None:
-            set_precision(session, self.precision)
-        own = inner_optimizer(model.optimizer).gradient_accumulation_steps
-        if self.accumulate_grad_batches > 1 and own:
-            raise UserError(
-                f"accumulate_grad_batches is {self.accumulate_grad_batches}, but the optimizer has "
-                f"gradient_accumulation_steps={own} already. Leave one of them out."
-            )
-        if self.gradient_clip_val is not None:
-            set_clipping(session, self.gradient_clip_val, self.gradient_clip_algorithm)
-
-    def _check_data(self, model: keras.Model, data: DataModule) -> None:
-        """Raise UserError for data that does not suit the model or holds NaN."""
-        check_split(model, data.train, "training")
-        found = not_finite(data.train, "training")
-        if data.validation is not None:
-            check_split(model, data.validation, "validation", data.train)
-            found = found or not_finite(data.validation, "validation")
-        if found and self.on_nonfinite == "rollback":
-            warnings.warn(f"{found} Their steps will be left out.", stacklevel=4)
-        elif found:
-            raise UserError(
-                f"{found} Leave these examples out, mend them with np.nan_to_num, or train around "
-                "them: on_nonfinite='rollback'."
-            )
-
-    def _validation(self, data: DataModule) -> Split | None:
-        if data.validation is None or self.limit_val_batches == 0:
-            return None
-        total = -(-len(data.validation) // data.batch_size)
-        count = batches(self.limit_val_batches, total)
-        return limited(data.validation, count, data.batch_size)
-
-    def _feed(
-        self,
-        split: Split,
-        engine: Engine,
-        batch_size: int,
-        augment: Any = (),
-        *,
-        training: bool = False,
-    ) -> Feed:
-        name = self.pipeline
-        if name == "auto":
-            name = "resident" if split.nbytes <= RESIDENT_BYTES else "stream"
-        # Within a fit the examples of another verb may come in larger batches.
-        steps = min(engine.chunk_steps, _steps_in_memory(split, batch_size))
-        return PIPELINES[name](split, engine, augment, chunk_steps=steps, training=training)
-
-    def _accumulation(self, data: DataModule) -> Accumulation:
-        """Return when the optimizer makes its updates in a training on ``data``."""
-        steps = batches_in_epoch(len(data.train), data.batch_size, self.last_batch)
-        return Accumulation(self.accumulate_grad_batches, batches(self.limit_train_batches, steps))
-
-    def _run_path(self, model, data) -> Path:
-        if self.run_dir is not None:
-            return Path(self.run_dir)
-        synthetic = data.describe()["name"] == "synthetic"
-        backend = keras.backend.backend()
-        return rundir.new_run_path(self.default_root_dir, model.name, backend, synthetic)
-
-    def _make_fit(self, session, data, engine, run) -> Fit:
-        model = session.model
-        accumulation = self._accumulation(data)
-        steps = accumulation.steps_in_epoch
-        epochs = self.max_epochs or -(-(self.max_steps or 0) // steps)
-        total = min(epochs * steps, self.max_steps or epochs * steps)
-        means = accumulation.means(np.array([total - 1]))
-        if means is not None and not means[0]:
-            warnings.warn(
-                f"Training ends at step {total}, amid an accumulation of {accumulation.batches} "
-                "batches: the last ones make no update, unless the run is resumed.",
-                stacklevel=4,
-            )
-        every = self.val_check_interval
-        schedule = None
-        if self.schedule not in (None, "constant") and epochs == ENDLESS:
-            raise UserError(
-                f"The schedule {self.schedule} goes by the length of the training, and max_epochs "
-                "is -1. Give a number of epochs or max_steps, or schedule='constant'."
-            )
-        if self.schedule is not None:
-            if not engine.sets_learning_rate:
-                raise UserError(
-                    "The optimizer has a learning-rate schedule of its own. Compile the model with "
-                    "a number as learning_rate, or leave out the Trainer's schedule."
-                )
-            peak = engine.learning_rate()
-            warmup = round(min(self.warmup, 0.2 * epochs) * steps)
-            schedule = make_schedule(self.schedule, peak, total, warmup)
-        saves = self.enable_checkpointing and not (self.barebones or self.fast_dev_run)
-        validation = self._validation(data)
-        return Fit(
-            session=session,
-            engine=engine,
-            data=data,
-            feed=self._feed(data.train, engine, data.batch_size, data.augment, training=True),
-            validation_feed=(
-                None if validation is None else self._feed(validation, engine, data.batch_size)
-            ),
-            run=run,
-            keeper=Keeper(run.checkpoints, enabled=saves),
-            callbacks=self._all_callbacks(saves),
-            jsonl=JSONLLogger(run.path),
-            loggers=self.loggers,
-            signals=StopSignals(),
-            averaging=self._filling("averaging"),
-            seed=self.seed,
-            max_epochs=epochs,
-            max_steps=self.max_steps,
-            min_epochs=self.min_epochs,
-            val_every_n_steps=None if every is None else batches(every, steps),
-            check_val_every_n_epoch=self.check_val_every_n_epoch,
-            accumulation=accumulation,
-            schedule=schedule,
-            last_batch=self.last_batch,
-            log_every_n_steps=self.log_every_n_steps,
-            num_sanity_val_steps=self.num_sanity_val_steps,
-            on_nonfinite=self.on_nonfinite,
-            precision=self.precision or model.dtype_policy.name,
-            profiles=self.profiler == "simple",
-        )
-
-
-def _steps_in_memory(split: Split, batch_size: int) -> int:
-    """Return how many batches of ``split`` a chunk may have for its bytes, at least one."""
-    return max(1, CHUNK_BYTES // max(1, batch_size * split.nbytes // len(split)))
+def _fingerprint(model: keras.Model) -> int:
+    """Return a number that is another one when the model's weights are."""
+    return functools.reduce(lambda crc, w: zlib.crc32(w.tobytes(), crc), model.get_weights(), 0)
 
 
 def _examples(

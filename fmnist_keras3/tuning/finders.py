@@ -22,7 +22,8 @@ import numpy as np
 from fmnist_keras3.data.datamodule import DataModule, as_datamodule, overfitted
 from fmnist_keras3.data.plan import EpochPlan, epoch_plan
 from fmnist_keras3.engines import out_of_memory
-from fmnist_keras3.engines.base import Chunk, Engine, StepPlan
+from fmnist_keras3.engines.base import Engine
+from fmnist_keras3.engines.chunk import Chunk, StepPlan
 from fmnist_keras3.ground.errors import UserError, nearest
 from fmnist_keras3.ground.lightning import explained
 from fmnist_keras3.training.accumulation import Accumulation
@@ -30,6 +31,7 @@ from fmnist_keras3.training.feeds import Feed
 from fmnist_keras3.training.pace import Pace
 from fmnist_keras3.training.prepare import set_from_data
 from fmnist_keras3.training.session import Session
+from fmnist_keras3.training.setup import make_accumulation, make_feed
 
 if TYPE_CHECKING:
     import keras
@@ -192,10 +194,10 @@ class Tuner:
                     "The optimizer has a learning-rate schedule of its own, which would rule the "
                     "search. Compile the model with a number as learning_rate."
                 )
-            accumulation = trainer._accumulation(data)
+            accumulation = make_accumulation(trainer, data)
             total = accumulation.steps_in_epoch
             size, augment = data.batch_size, data.augment
-            feed = trainer._feed(data.train, engine, size, augment, training=True)
+            feed = make_feed(trainer, data.train, engine, size, augment, training=True)
             plan_of = partial(self._plan, data, limit=total)
             with _restored(engine, feed):
                 set_from_data(engine, data.train.x)
@@ -286,11 +288,11 @@ class Tuner:
         trainer._engine, data.batch_size = None, size
         try:
             engine = trainer._engine_for(session, data.train, size)
-            feed = trainer._feed(data.train, engine, size, data.augment, training=True)
+            feed = make_feed(trainer, data.train, engine, size, data.augment, training=True)
             try:
                 plan = self._plan(data, 0, engine.chunk_steps)
                 rates = np.full(engine.chunk_steps, engine.learning_rate(), np.float32)
-                step_plan = _step_plan(engine, trainer._accumulation(data), 0, rates)
+                step_plan = _step_plan(engine, make_accumulation(trainer, data), 0, rates)
 
                 def run(steps: int) -> float:
                     images, started = 0, time.perf_counter()

@@ -8,7 +8,7 @@ import pytest
 
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.engines import make_engine
-from fmnist_keras3.engines.base import Chunk, StepPlan
+from fmnist_keras3.engines.chunk import Chunk, StepPlan
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.layers.fast import Conv2D, MaxPooling2D
 
@@ -500,6 +500,6 @@ def test_several_models_in_a_process_are_no_reason_for_warnings(batches, caplog)
 
 
 def test_says_what_it_runs_on(engine):
-    assert engine.platform in ("cpu", "gpu")
-    assert engine.device
-    assert (engine.peak_memory_mb() is None) == (engine.platform == "cpu")
+    assert engine.device.kind in ("cpu", "gpu")
+    assert engine.device.name
+    assert (engine.peak_memory_mb() is None) == engine.device.is_host

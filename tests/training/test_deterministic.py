@@ -14,6 +14,7 @@ from everything import arrays, data, everything_model, shared, trainer
 from fmnist_keras3 import Trainer, UserError, engines
 from fmnist_keras3.cli import main
 from fmnist_keras3.data.dataset import Split
+from fmnist_keras3.engines.chunk import Device
 from fmnist_keras3.training import trainer as trainer_module
 from fmnist_keras3.training.session import Session
 
@@ -77,7 +78,7 @@ def on(monkeypatch, backend):
         class Elsewhere(type(shared["engine"])):
             def __init__(self, *args, **options):
                 super().__init__(*args, **options)
-                self.platform = platform
+                self.device = Device(platform, platform)
 
         monkeypatch.setattr(engines, "_engine_class", lambda: Elsewhere)
         monkeypatch.setattr(trainer_module, "make_engine", engines.make_engine)  # a new one

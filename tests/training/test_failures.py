@@ -26,8 +26,7 @@ from fmnist_keras3.data.plan import epoch_plan
 from fmnist_keras3.ground.errors import Interrupted
 from fmnist_keras3.runs import checkpoint
 from fmnist_keras3.runs.writer import Writer
-from fmnist_keras3.training import resume
-from fmnist_keras3.training import trainer as trainer_module
+from fmnist_keras3.training import check_data, resume
 from fmnist_keras3.training.pace import CHUNK_SECONDS, Pace
 
 HOOKS = [name for name in vars(Callback) if name.startswith(("on_", "setup", "state", "load"))]
@@ -125,7 +124,7 @@ def test_a_loss_that_is_not_finite_is_found_and_its_step_named(tmp_path, step, m
     with pytest.raises(UserError, match=r"inputs hold .*NaN.* in 1 of 160 examples \(row \d+\)"):
         trainer(run).fit(everything_model(), with_nan_at(step))
     assert not run.exists()
-    monkeypatch.setattr(trainer_module, "not_finite", lambda *_: None)  # as if it came up later
+    monkeypatch.setattr(check_data, "not_finite", lambda *_: None)  # as if it came up later
     with pytest.raises(Diverged, match=rf"loss of step {step} \(epoch 1\)") as raised:
         trainer(run).fit(everything_model(), with_nan_at(step))
     assert raised.value.step == step

@@ -230,7 +230,7 @@ from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.training.feeds import ResidentFeed
 from fmnist_keras3.data.plan import epoch_plan, evaluation_plan
 from fmnist_keras3.engines import make_engine
-from fmnist_keras3.engines.base import StepPlan
+from fmnist_keras3.engines.chunk import StepPlan
 
 model = build_model("lenet", dropout=0.1)
 engine = make_engine(model, chunk_steps=2)

@@ -14,16 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from fmnist_keras3 import Callback
+from fmnist_keras3 import Callback, experiment
 from fmnist_keras3.cli import main
-from fmnist_keras3.commands import train
 from fmnist_keras3.data import idx
 from fmnist_keras3.data.dataset import FASHION_CLASSES, ImageData, Split
 from fmnist_keras3.models import build_model
 from fmnist_keras3.runs import checkpoint
 from fmnist_keras3.runs.lock import locked
 from fmnist_keras3.runs.rundir import read_json, read_metrics
-from fmnist_keras3.training import resume
 
 # The command line prints warnings by itself; that they are errors in tests is not its usual life.
 pytestmark = pytest.mark.filterwarnings("always::UserWarning")
@@ -84,6 +82,11 @@ def words(tmp_path_factory, tiny_data):
     return ["train", "--data_dir", str(folder), *small.split(), *often.split()]
 
 
+def nothing(*_):
+    """Stands for the conclusion of a training."""
+    return experiment.Conclusion({}, None, Path("report.html"))
+
+
 @pytest.fixture(scope="module")
 def finished(words, tmp_path_factory):
     """A finished run of two epochs, in which the user has left some notes."""
@@ -97,7 +100,7 @@ def finished(words, tmp_path_factory):
 @pytest.fixture
 def unfinished(monkeypatch):
     """Leave out the test evaluation, the plots and the report, which take most of the time."""
-    monkeypatch.setattr(train, "finish", lambda *_: None)
+    monkeypatch.setattr(experiment, "conclude", nothing)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +108,7 @@ def straight(words, tmp_path_factory):
     """The arrays that a training of three epochs ends with."""
     run = tmp_path_factory.mktemp("straight") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "finish", lambda *_: None)
+        patch.setattr(experiment, "conclude", nothing)
         assert main([*words, "--epochs", "3", "--run_dir", str(run)]) == 0
     return bits(last(run))
 
@@ -314,7 +317,7 @@ class Once(Callback):
 
     def on_chunk_end(self, fit):
         if fit.position.step == self.step:
-            resume.saver(fit).wait()
+            fit.keeper.wait()
             self.action()
 
 
@@ -414,11 +417,11 @@ def test_a_disk_that_fails_on_the_way_is_told_and_the_run_goes_on_to_the_same_bi
 ):
     run = request.getfixturevalue("small_disk" if "full" in kind else "disk") / "run"
     breaks, cure = BROKEN[kind]
-    callbacks = train._callbacks
+    callbacks = experiment._callbacks
     with contextlib.ExitStack() as broken:
         act = Once(step, lambda: broken.enter_context(breaks(run)))
         with monkeypatch.context() as patch:
-            patch.setattr(train, "_callbacks", lambda config: [act, *callbacks(config)])
+            patch.setattr(experiment, "_callbacks", lambda config: [act, *callbacks(config)])
             assert main([*words, "--run_dir", str(run)]) == 2
     warned, message = told(capsys)
     assert not warned
@@ -475,11 +478,11 @@ def test_what_cannot_be_written_is_named_and_a_resume_makes_it(
 def test_a_result_that_cannot_be_written_is_named_and_the_training_counts(
     run, monkeypatch, capsys, name
 ):
-    finish, size = train.finish, (run / name).stat().st_size
+    conclude, size = experiment.conclude, (run / name).stat().st_size
     before = content(run)
     with monkeypatch.context() as patch, contextlib.ExitStack() as broken:
         limit = lambda *_: broken.enter_context(limited(run, round(0.9 * size)))  # noqa: E731
-        patch.setattr(train, "finish", lambda *args: (limit(), finish(*args)))
+        patch.setattr(experiment, "conclude", lambda *args: (limit(), conclude(*args))[1])
         assert go_on(run) == 2
     warned, message = told(capsys)
     assert not warned
@@ -494,10 +497,10 @@ def test_a_record_that_is_cut_short_by_a_full_disk_is_written_once(
     run, straight, unfinished, monkeypatch, capsys
 ):
     size = (run / "metrics.jsonl").stat().st_size
-    callbacks = train._callbacks
+    callbacks = experiment._callbacks
     with contextlib.ExitStack() as broken, monkeypatch.context() as patch:
         act = Once(17, lambda: broken.enter_context(limited(run, size + 20)))
-        patch.setattr(train, "_callbacks", lambda config: [act, *callbacks(config)])
+        patch.setattr(experiment, "_callbacks", lambda config: [act, *callbacks(config)])
         assert go_on(run) == 2
     _, message = told(capsys)
     assert message.startswith(f"fmnist: {run / 'metrics.jsonl'} cannot be written")

@@ -1,0 +1,252 @@
+"""The step of a compiled Keras model, as a value that an engine is given.
+
+A step is what is computed on one batch: forward pass, losses, penalty, metrics. The engine compiles
+it, differentiates, places it on the device and loops over it, and knows nothing of what is inside.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import keras
+from keras import ops
+
+from fmnist_keras3.data.dataset import Split
+from fmnist_keras3.engines.chunk import Batch
+from fmnist_keras3.engines.filling import NORMALIZATION, loss_obstacles, obstacles
+from fmnist_keras3.engines.metrics import Metrics
+from fmnist_keras3.ground.errors import UserError
+from fmnist_keras3.ground.tree import leaves, mapped
+from fmnist_keras3.layers import keras_private
+from fmnist_keras3.layers.losses import log_softmax, picked
+
+
+class Losses(NamedTuple):
+    """Scalars of a batch: what is minimised, the loss in it that is reported, and the penalty."""
+
+    objective: Any
+    loss: Any
+    penalty: Any
+
+
+class Step(Protocol):
+    """What an engine asks of a step.
+
+    ``variables`` are those that it moves besides the model's: sums of metrics. A short batch may
+    be filled up where ``fills_training`` or ``fills_evaluation`` says so, and labels mixed where
+    there are no ``loss_obstacles``. ``known``: the labels that metrics need were seen.
+    """
+
+    model: keras.Model
+    variables: list[keras.Variable]
+    fills_training: bool
+    fills_evaluation: bool
+    loss_obstacles: list[str]
+
+    @property
+    def known(self) -> bool: ...
+
+    def train(self, batch: Batch) -> Losses: ...
+
+    def evaluate(self, batch: Batch, *, measure: bool) -> tuple[Any, Any]: ...
+
+    def results(self) -> dict[str, float]: ...
+
+    def reset(self) -> None: ...
+
+
+class CompiledStep:
+    """The step that `compile` describes: the model's loss, metrics and weights of examples.
+
+    ``label_smoothing`` (0 <= rate < 1) applies to training only; reported losses are without it.
+    ``example`` is a `Split` of one example that the model is trained on: its inputs build a model
+    that is not built yet, and by its labels Keras chooses the metrics; without it, there are none
+    but those that the name of the loss tells. ``fill_last_batch`` lets BatchNormalization count the
+    repeats by which a short batch is filled up. Raises UserError for a model that cannot be
+    trained, or not in this way.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        example: Split | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        fill_last_batch: bool = False,
+    ) -> None:
+        _check_trainable(model, label_smoothing)
+        if not model.built:
+            _build(model, example)
+        _check_loss(model, example)
+        self.model, self.label_smoothing = model, label_smoothing
+        self.metrics = Metrics(model, example)
+        self.variables = self.metrics.variables
+        self.loss_obstacles = list(loss_obstacles(model, example))
+        self.fills_training = _fills(model, self.metrics, example, fill_last_batch)
+        self.fills_evaluation = not obstacles(model, self.metrics, example, training=False)
+
+    @property
+    def known(self) -> bool:
+        """Whether Keras saw the labels that it chooses the metrics by."""
+        return self.metrics.known
+
+    def results(self) -> dict[str, float]:
+        """Return the metrics since `reset`."""
+        return self.metrics.results()
+
+    def reset(self) -> None:
+        """Begin the sums of the metrics anew."""
+        self.metrics.reset()
+
+    def train(self, batch: Batch) -> Losses:
+        """Run the forward pass in training mode, update the metrics, and return the losses.
+
+        Of ``batch`` the first ``valid`` examples count. ``mix``: the other labels ``[B, ...]`` and
+        the share of the own ones ``[B]``, see `Chunk`.
+        """
+        outputs = self.model(batch.x, training=True)
+        filled = batch.valid if self.fills_training else None
+        losses, weight = self._losses(batch, outputs, filled, training=True)
+        if not self.label_smoothing:
+            return losses
+        # Cross-entropy to (1 - e) * one-hot + e / classes, as a correction of the plain one.
+        log_p = log_softmax(ops.cast(outputs, "float32"))
+        true = picked(log_p, ops.reshape(batch.y, (-1,)))
+        if batch.mix is not None:
+            other = picked(log_p, ops.reshape(batch.mix[0], (-1,)))
+            true = other + batch.mix[1] * (true - other)
+        correction = true - ops.mean(log_p, -1)
+        if weight is not None:
+            correction = ops.reshape(weight, (-1,)) * correction
+        smoothed = losses.objective + self.label_smoothing * ops.mean(correction)
+        return losses._replace(objective=smoothed)
+
+    def evaluate(self, batch: Batch, *, measure: bool) -> tuple[Any, Any]:
+        """Run the forward pass in inference mode; return the summed loss and the outputs.
+
+        Unless it is to ``measure``, the loss is 0 and the metrics stay.
+        """
+        outputs = self.model(batch.x, training=False)
+        if not measure:
+            return ops.zeros(()), outputs
+        filled = batch.valid if self.fills_evaluation else None
+        losses, _ = self._losses(batch, outputs, filled, training=False)
+        return ops.cast(losses.loss, "float32") * ops.cast(batch.valid, "float32"), outputs
+
+    def _losses(
+        self, batch: Batch, outputs: Any, filled: Any, *, training: bool
+    ) -> tuple[Losses, Any]:
+        """Return the losses of a batch, and the weights of its examples.
+
+        The loss is without the penalty (of regularisers and `add_loss`), unless it is all that the
+        model has, or the model computes its loss itself.
+
+        ``filled`` is None, or the number of examples in a batch that may be filled up. Keras'
+        losses divide by the full length, so the weights make that the valid one. By weights, too,
+        mixed examples count a share for each of their labels; metrics see the label of the larger.
+        """
+        model, x, y, weight = self.model, batch.x, batch.y, batch.weight
+        counted, mask = weight, None
+        if filled is not None:
+            size = leaves(x)[0].shape[0]
+            mask = ops.cast(ops.arange(size, dtype="int32") < filled, "float32")
+            counted = _weighted(mask, weight)
+            weight = _weighted(size / ops.cast(filled, "float32"), counted)
+        if batch.mix is None:
+            total = keras_private.total_loss(model, x, y, outputs, weight, training)
+        else:
+            other, share = batch.mix
+            own, rest = (_weighted(s, weight) for s in (share, 1 - share))
+            total = keras_private.total_loss(model, x, y, outputs, own, training)
+            total += keras_private.total_loss(model, x, other, outputs, rest, training)
+            total -= _penalty(model)  # which is in both
+            y = mapped(lambda a, b: ops.where(_rows(share, a) >= 0.5, a, b), y, other)
+        self.metrics.update(y, outputs, counted, mask)
+        penalty = _penalty(model)
+        whole = computes_loss(model) or model.loss is None
+        return Losses(total, total if whole else total - penalty, penalty), weight
+
+
+def _penalty(model: keras.Model) -> Any:
+    """Return the sum of the model's regularisers and of what its layers gave to `add_loss`."""
+    return sum((keras_private.additional_loss(model, loss) for loss in model.losses), ops.zeros(()))
+
+
+def _weighted(factor: Any, weight: Any) -> Any:
+    """Return the weights of examples times ``factor``, a scalar or ``[B]``; None means ones."""
+    if weight is None:
+        return factor
+    return mapped(lambda w: (_rows(factor, w) if len(factor.shape) else factor) * w, weight)
+
+
+def _rows(mask: Any, like: Any) -> Any:
+    return ops.reshape(mask, (-1,) + (1,) * (len(like.shape) - 1))
+
+
+def computes_loss(model: keras.Model) -> bool:
+    """Tell whether the model has a `compute_loss` of its own."""
+    return type(model).compute_loss is not keras.Model.compute_loss
+
+
+def _fills(
+    model: keras.Model, metrics: Metrics, example: Split | None, with_normalization: bool
+) -> bool:
+    """Tell whether a short batch of the training is filled up; raises UserError if it cannot be."""
+    found = obstacles(model, metrics, example, training=True)
+    if not with_normalization:
+        return not found
+    if found := [part for part in found if not part.startswith(NORMALIZATION)]:
+        raise UserError(
+            f"last_batch is 'fill', but {found[0]} may not look at one example at a time: repeats "
+            "would count. Leave last_batch out, or give 'drop'."
+        )
+    return True
+
+
+def _build(model: keras.Model, example: Split | None) -> None:
+    if example is None:
+        raise UserError("The model is not built. Give it an Input, or call it on one batch first.")
+    model(mapped(ops.convert_to_tensor, example.x))
+
+
+def _check_trainable(model: keras.Model, label_smoothing: float) -> None:
+    if not getattr(model, "compiled", False):
+        raise UserError(
+            "The model is not compiled. Type model.compile(optimizer=..., loss=..., metrics=[...]) "
+            "before Trainer.fit, or make it with build_model()."
+        )
+    for method in ("train_step", "test_step", "compute_metrics"):
+        if getattr(type(model), method) is not getattr(keras.Model, method):
+            raise UserError(
+                f"{type(model).__name__} has a {method} of its own, which the compiled loop would "
+                "not run. Override compute_loss instead (it may update metrics of the model), or "
+                "use model.fit."
+            )
+    plain = isinstance(model.loss, keras.losses.SparseCategoricalCrossentropy)
+    if label_smoothing and not (plain and model.loss.from_logits and not [*loss_obstacles(model)]):
+        raise UserError(
+            "label_smoothing needs a model of outputs [N, C] that is compiled with "
+            "keras.losses.SparseCategoricalCrossentropy(from_logits=True)."
+        )
+
+
+def _check_loss(model: keras.Model, example: Split | None) -> None:
+    """Raise UserError where there is nothing to minimise but the size of the weights."""
+    if any(getattr(loss, "reduction", "sum") in (None, "none") for loss in leaves(model.loss)):
+        raise UserError(
+            "A loss with reduction 'none' is a number for each example, and nothing to minimise. "
+            "Leave reduction out."
+        )
+    if computes_loss(model) or model.loss is not None:
+        return
+    added: list[Any] = []  # by add_loss, and by activity regularisers
+    if example is not None:
+        with keras.StatelessScope(collect_losses=True) as scope:  # the model stays as it is
+            model(mapped(ops.convert_to_tensor, example.x), training=True)
+        added = scope.losses
+    if not added:
+        raise UserError(
+            "The model is compiled without a loss, so there is nothing to train for. Type "
+            "model.compile(optimizer=..., loss=keras.losses."
+            "SparseCategoricalCrossentropy(from_logits=True)), or what your labels need."
+        )
