@@ -1,5 +1,6 @@
 """One backend a process (KERAS_BACKEND), no network, and no test that leaves traces behind."""
 
+import gc
 import importlib.util
 import json
 import os
@@ -59,6 +60,12 @@ def tiny_data() -> tuple[np.ndarray, np.ndarray]:
         image[4 + 2 * label : 6 + 2 * label, 4:24] += 150
     x.setflags(write=False), y.setflags(write=False)
     return x, y
+
+
+def pytest_collection_finish():
+    """Leave what the imports made out of garbage collections: Keras asks for many, of all."""
+    gc.collect()
+    gc.freeze()
 
 
 def foreign(thread: threading.Thread) -> bool:

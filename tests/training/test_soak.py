@@ -8,6 +8,7 @@ import time
 
 import keras
 import pytest
+import test_hostile
 from soak import __main__ as driver
 from soak.__main__ import Failure, Settings, Soak, check_output, compare
 
@@ -15,11 +16,12 @@ from fmnist_keras3.cli import main
 from fmnist_keras3.ground.errors import Interrupted
 from fmnist_keras3.training.signals import terminable
 
+one_model = test_hostile.one_model  # another seed gives it other data, and the same first weights
 SMALL = Settings(examples=1000, epochs=3, checkpoint_every=20, pause=0.02)
 
 
 @pytest.fixture(scope="module")
-def soak(tmp_path_factory, backend):
+def soak(tmp_path_factory, backend, one_model):
     """A soak whose straight run is made, in this process."""
     made = Soak(tmp_path_factory.mktemp("soak"), SMALL, seed=0, backend=backend)
     train(*made.words, "--run_dir", str(made.straight))
@@ -33,7 +35,7 @@ def train(*words):
 
 
 def test_what_is_stopped_anywhere_loses_nothing(soak):
-    soak.run(kills=1, terms=1, ints=1)
+    soak.run(kills=1, terms=1, ints=1, jobs=1)
     found = driver.result(soak, "pytest")
     sent = {name: row["sent"] for name, row in found["signals"].items()}
     sent.pop(driver.SECOND, None)
