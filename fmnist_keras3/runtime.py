@@ -6,6 +6,7 @@ set (but for a flag that would end the process), and may be called any number of
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -186,18 +187,15 @@ def hardware() -> dict[str, object]:
     """Return processor name, usable cores and memory (GiB) of this machine."""
     import platform
 
+    import psutil
+
     processor = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo") as file:
-            names = [
-                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
-            ]
-        processor = names[0] if names else processor
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    except (OSError, ValueError):
-        memory = float("nan")
+    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as lines:
+        name = next(line for line in lines if line.startswith("model name"))
+        processor = name.split(":", 1)[1].strip()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"processor": processor, "cores": cores, "memory_gib": round(memory, 1)}
+    memory = round(psutil.virtual_memory().total / 2**30, 1)
+    return {"processor": processor, "cores": cores, "memory_gib": memory}
 
 
 def peak_memory_mb() -> float:

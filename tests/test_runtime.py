@@ -139,3 +139,12 @@ def test_keras_is_imported_without_what_it_only_tries(tmp_path, backend):
     if backend != "jax":
         pytest.skip("it is about the JAX backend")
     assert python(code, tmp_path, KERAS_BACKEND=backend).split() == ["set()", "(3,)", "True"]
+
+
+def test_the_machine_is_described_in_cores_and_gib():
+    machine = runtime.hardware()
+    assert list(machine) == ["processor", "cores", "memory_gib"]
+    assert machine["processor"]
+    assert 1 <= machine["cores"] <= os.cpu_count()
+    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert machine["memory_gib"] == pytest.approx(pages / 2**30, abs=0.2)
