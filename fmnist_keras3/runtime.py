@@ -30,6 +30,8 @@ BACKENDS = ("jax", "tensorflow")
 _FUSION_FLAG = "--xla_cpu_experimental_ynn_fusion_type="
 _FUSION_FLAG_KNOWN = {"jax": ("jaxlib", "0.10."), "tensorflow": ("tensorflow", "2.21.")}
 
+_STARTED = time.perf_counter() - time.thread_time()  # of this program; see process_seconds
+
 _DRIVER_TALK = re.compile(
     r"absl::InitializeLog|cudart_stub|cuda_platform|cuInit|computation_placer|port\.cc|"
     r"cpu_feature_guard|TF_ENABLE_ONEDNN_OPTS|rebuild TensorFlow|TF-TRT"
@@ -207,10 +209,9 @@ def peak_memory_mb() -> float:
 
 
 def process_seconds() -> float:
-    """Return the seconds since this process was started by the shell."""
-    try:
-        ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
-        uptime = float(Path("/proc/uptime").read_text().split()[0])
-        return uptime - ticks / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
-        return time.process_time()  # no /proc: at least the time that was worked
+    """Return the seconds since this program was started.
+
+    Until this module was imported, what the thread worked counts: the start of the process may be
+    that of a shell that became this program (exec) after an hour of other things.
+    """
+    return time.perf_counter() - _STARTED

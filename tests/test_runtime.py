@@ -148,3 +148,22 @@ def test_the_machine_is_described_in_cores_and_gib():
     assert 1 <= machine["cores"] <= os.cpu_count()
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert machine["memory_gib"] == pytest.approx(pages / 2**30, abs=0.2)
+
+
+def test_a_program_starts_after_the_shell_that_became_it():
+    code = (
+        "import psutil, time\nfrom fmnist_keras3 import runtime\n"
+        "print(time.time() - psutil.Process().create_time(), runtime.process_seconds())"
+    )
+    shell = f"sleep 2; exec {sys.executable} -c '{code}'"
+    said = subprocess.check_output(["sh", "-c", shell], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    since_shell, seconds = map(float, said.split())
+    assert 0 < seconds < since_shell - 0.5  # the start that is known is rounded
+
+
+def test_what_was_worked_before_the_import_counts(tmp_path):
+    code = (
+        "import time\nwhile time.thread_time() < 0.5: pass\n"
+        "from fmnist_keras3 import runtime\nprint(runtime.process_seconds())"
+    )
+    assert float(python(code, tmp_path)) >= 0.5
