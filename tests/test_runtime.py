@@ -167,3 +167,11 @@ def test_what_was_worked_before_the_import_counts(tmp_path):
         "from fmnist_keras3 import runtime\nprint(runtime.process_seconds())"
     )
     assert float(python(code, tmp_path)) >= 0.5
+
+
+def test_the_peak_of_memory_is_not_that_of_who_started_the_process(tmp_path):
+    held = bytearray(400_000_000)
+    held[::4096] = b"1" * len(held[::4096])
+    assert runtime.peak_memory_mb() > 400
+    code = "from fmnist_keras3 import runtime; print(runtime.peak_memory_mb())"
+    assert 5 < float(python(code, tmp_path)) < 200
