@@ -104,6 +104,16 @@ def test_a_resident_jax_run_never_imports_tensorflow(tmp_path, backend):
     assert "TENSORFLOW False CODE 0" in python(TRAIN, tmp_path)
 
 
+def test_seeding_on_jax_never_imports_tensorflow(tmp_path, backend):
+    if backend != "jax":
+        pytest.skip("it is about the JAX backend")
+    code = (
+        "import sys, fmnist_keras3\nfmnist_keras3.seed_everything(3)\n"
+        "print('tensorflow' in sys.modules)"
+    )
+    assert python(code, tmp_path) == "False\n"
+
+
 def test_jax_trains_where_tensorflow_is_not_installed(tmp_path, backend):
     if backend != "jax":
         pytest.skip("it is about the JAX backend")
