@@ -10,43 +10,32 @@ from dataclasses import dataclass
 from typing import Any
 
 from fmnist_keras3.ground.errors import UserError, nearest
+from fmnist_keras3.ground.setting import KINDS, Range
 
 
 @dataclass(frozen=True)
-class Option:
+class Option(Range):
     """An option: its default, which gives the type (bool, int, float, str, tuple of int).
 
-    ``least`` and ``below`` bound numbers, each one of a tuple; ``choices`` are all that is allowed.
+    A range is that of each number of a tuple.
     """
 
     default: Any
     about: str
-    least: float | None = None
-    below: float | None = None
-    choices: tuple[Any, ...] = ()
 
     def read(self, name: str, given: Any) -> Any:
         """Return ``given``, a text or a value, in the option's type; raises UserError."""
         try:
             value = _typed(given, self.default)
         except (ValueError, TypeError, KeyError, OverflowError):
-            raise UserError(f"{name} is {written(given)!r}; it must be {self._words()}.") from None
+            value = ()
         numbers = value if isinstance(value, tuple) else (value,)
-        low = self.least is not None and not all(n >= self.least for n in numbers)
-        high = self.below is not None and not all(n < self.below for n in numbers)
-        if low or high or not numbers or (self.choices and value not in self.choices):
-            guess = nearest(value, self.choices) if isinstance(value, str) else ""
-            raise UserError(f"{name} is {written(value)!r}.{guess} It must be {self._words()}.")
+        if not numbers or not all(map(self.has, numbers)):
+            several = f"whole numbers with - between, as {written(self.default)}"
+            kind = type(self.default)
+            words = several if kind is tuple else KINDS[kind][0]
+            raise UserError(self.refusal(name, written(given), words))
         return value
-
-    def _words(self) -> str:
-        if self.choices:
-            return f"one of {', '.join(map(str, self.choices))}"
-        kinds = {bool: "0 or 1", int: "a whole number", float: "a number"}
-        kinds[tuple] = f"whole numbers with - between, as {written(self.default)}"
-        bounds = [f"at least {self.least:g}"] if self.least is not None else []
-        bounds += [f"less than {self.below:g}"] if self.below is not None else []
-        return kinds.get(type(self.default), "a text") + ", " * bool(bounds) + " and ".join(bounds)
 
 
 def _typed(given: Any, default: Any) -> Any:
