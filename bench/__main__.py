@@ -23,9 +23,9 @@ from bench import scaling as growth
 from bench.cells import CONTESTANTS, DEVICES, PRECISIONS, Settings
 from fmnist_keras3 import recipes, runtime
 from fmnist_keras3.cli import Parser, add_option
-from fmnist_keras3.config import typed
 from fmnist_keras3.ground.errors import EXIT_USER, UserError, exit_code
 from fmnist_keras3.models import MODELS
+from fmnist_keras3.settings import typed
 from fmnist_keras3.training.signals import terminable
 
 DEFAULT_OUTPUT = Path(__file__).parent / "results"

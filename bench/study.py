@@ -22,9 +22,9 @@ from typing import Any
 
 from bench.cells import ROOT
 from fmnist_keras3 import recipes
-from fmnist_keras3.config import OWN_VARIABLES, TrainConfig, convert, mapping
 from fmnist_keras3.ground.errors import UserError, nearest
 from fmnist_keras3.ground.files import write, write_json
+from fmnist_keras3.settings import OWN_VARIABLES, SETTINGS, TrainConfig, mapping
 
 FILES = ("summary.json", "metrics.jsonl", "config.yaml")
 FULL = "full"  # the recipe itself, among the runs of its ablation
@@ -72,7 +72,7 @@ class Job:
     def config(self) -> dict[str, Any]:
         """Return what the run's config.yaml has to hold."""
         _, settings = recipes.read(self.recipe)
-        given = {name: convert(name, value) for name, value in self.given.items()}
+        given = {name: SETTINGS[name].read(value) for name, value in self.given.items()}
         return TrainConfig(**{**settings, "seed": self.seed, **given}).to_dict()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fmnist_keras3 import config as settings
+from fmnist_keras3 import settings
 from fmnist_keras3.ground.errors import (
     EXIT_DIVERGED,
     EXIT_USER,
@@ -19,6 +19,7 @@ from fmnist_keras3.ground.errors import (
     told,
 )
 from fmnist_keras3.ground.lightning import option_here
+from fmnist_keras3.recipes import layered
 from fmnist_keras3.training.signals import terminable
 
 
@@ -69,13 +70,23 @@ def train_options(parser: Parser) -> None:
 
 def setting_options(parser: Parser) -> None:
     add_option(parser, "config", metavar="FILE", help="YAML file with any of these settings")
-    for name, field in settings.FIELDS.items():
-        default = "" if field.default is None else f" [{field.default}]"
-        text = field.metadata["help"].replace("%", "%%")
-        more: dict[str, Any] = {"metavar": settings.field_type(name)[0].__name__.upper()}
-        if "flag" in field.metadata:
-            more |= {"nargs": "?", "const": field.metadata["flag"]}
-        add_option(parser, name, help=text + default, **more)
+    groups = dict.fromkeys(setting.group for setting in settings.SETTINGS.values())
+    for group in groups:
+        inside = [name for name, s in settings.SETTINGS.items() if s.group == group]
+        add_settings(parser.add_argument_group(group), *inside)
+
+
+def add_settings(parser: Any, *names: str) -> None:
+    """Add settings as options, with their help, range and default."""
+    for setting in map(settings.SETTINGS.__getitem__, names):
+        notes = [] if setting.choices else setting.notes()
+        text = f"{setting.help} ({', '.join(notes)})" if notes else setting.help
+        default = setting.unset if setting.default is None else setting.default
+        text += f" [{default}]" if default != "" else ""
+        more: dict[str, Any] = {"metavar": setting.metavar, "help": text.replace("%", "%%")}
+        if setting.flag is not None:
+            more |= {"nargs": "?", "const": setting.flag}
+        add_option(parser, setting.name, **more)
 
 
 def run_train(options: argparse.Namespace) -> int:
@@ -83,8 +94,8 @@ def run_train(options: argparse.Namespace) -> int:
     from fmnist_keras3.commands import train
 
     if typed.get("resume") not in (None, "auto"):
-        return train.resume(settings.layered(file, typed))  # under which lie the run's settings
-    chosen = settings.layered(file, settings.read_environment(), typed)
+        return train.resume(layered(file, typed))  # under which lie the run's settings
+    chosen = layered(file, settings.read_environment(), typed)
     if chosen.get("resume"):
         return train.resume(chosen)
     resolved = settings.TrainConfig(**chosen)
@@ -98,9 +109,9 @@ def run_train(options: argparse.Namespace) -> int:
 
 def _read(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the settings in the file of ``--config``, and those that were typed."""
-    given = vars(options)
-    file = settings.read_yaml(given["config"]) if "config" in given else {}
-    return file, {k: settings.convert(k, v) for k, v in given.items() if k in settings.FIELDS}
+    given, table, path = vars(options), settings.SETTINGS, vars(options).get("config")
+    file = {} if path is None else settings.typed(settings.mapping(path), path)
+    return file, {name: table[name].read(v) for name, v in given.items() if name in table}
 
 
 FINDS = ("lr", "batch_size")
@@ -118,7 +129,7 @@ def run_find(options: argparse.Namespace) -> int:
         guess = nearest(what, FINDS)
         raise UserError(f"{what!r} cannot be looked for.{guess} Type fmnist find lr or batch_size")
     file, typed = _read(options)
-    chosen = settings.layered(file, settings.read_environment(), typed)
+    chosen = layered(file, settings.read_environment(), typed)
     if chosen.get("resume"):
         raise UserError("find looks before a training begins. Leave --resume out.")
     words = ["--config", options.config] if "config" in options else []
@@ -130,38 +141,26 @@ def run_find(options: argparse.Namespace) -> int:
     return find.find(what, settings.TrainConfig(**chosen), words, output)
 
 
-def data_options(parser: Parser) -> None:
-    add_option(parser, "data", help="auto, fashion_mnist, synthetic or tfds:NAME [auto]")
-    add_option(parser, "data_dir", help="folder with the IDX files; else $FMNIST_DATA_DIR")
-
-
 def evaluate_options(parser: Parser) -> None:
     parser.add_argument("target", metavar="RUN_OR_MODEL", help="run directory or .keras file")
     add_option(parser, "split", metavar="SPLIT", help="test or validation [test]")
-    data_options(parser)
-    add_option(parser, "batch_size", metavar="INT", help="examples at once [128]")
-    add_option(
-        parser,
-        "tta",
-        metavar="VIEWS",
-        help="figures with test-time augmentation, too: mirror, shift[:PIXELS] or both [none]",
-    )
+    add_settings(parser, "data", "data_dir", "batch_size", "tta")
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
     from fmnist_keras3.commands import evaluate
-    from fmnist_keras3.training.tta import parse_tta
 
     given = vars(options)
     split = given.get("split", "test")
     if split not in ("test", "validation"):
         guess = nearest(split, ("test", "validation"))
         raise UserError(f"--split is {split!r}; it must be test or validation.{guess}")
-    size = settings.convert("batch_size", given.get("batch_size", 128))
-    tta = settings.convert("tta", given.get("tta"))
-    parse_tta(tta)
-    where = (given.get("data"), given.get("data_dir"))
-    return evaluate.evaluate(given["target"], split, *where, size, tta)
+    _, chosen = _read(options)
+    for name, value in chosen.items():
+        settings.SETTINGS[name].check(value)
+    where = (chosen.get("data"), chosen.get("data_dir"))
+    size = chosen.get("batch_size", settings.SETTINGS["batch_size"].default)
+    return evaluate.evaluate(given["target"], split, *where, size, chosen.get("tta"))
 
 
 def report_options(parser: Parser) -> None:
@@ -177,7 +176,7 @@ def run_report(options: argparse.Namespace) -> int:
 
 
 def preview_options(parser: Parser) -> None:
-    data_options(parser)
+    add_settings(parser, "data", "data_dir")
     add_option(parser, "preview", metavar="PNG", help="draw examples of each class into a file")
     add_option(parser, "augment", help="augmentation of the preview, as for train [none]")
 

@@ -8,22 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 from fmnist_keras3 import runtime
 from fmnist_keras3.callbacks import (
-    MONITORS,
     Callback,
     EarlyStopping,
     EMAWeightAveraging,
     Lookahead,
     ModelCheckpoint,
     StochasticWeightAveraging,
+    monitors,
 )
-from fmnist_keras3.config import TrainConfig, checkpoint_interval, monitors
+from fmnist_keras3.callbacks.model_checkpoint import interval
 from fmnist_keras3.data.datamodule import DataModule, FashionMNIST
 from fmnist_keras3.evaluation import report
 from fmnist_keras3.evaluation.metrics import Evaluation
 from fmnist_keras3.evaluation.results import classified
 from fmnist_keras3.ground.files import write_json
-from fmnist_keras3.ground.leaves import named
+from fmnist_keras3.models import build_model
+from fmnist_keras3.optimizers import make_optimizer, parse_lr_groups
 from fmnist_keras3.runs import rundir
+from fmnist_keras3.settings import TrainConfig, arguments_of
 from fmnist_keras3.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -49,68 +51,42 @@ class Conclusion:
 
 def load_data(config: TrainConfig) -> DataModule:
     """Return the data of the settings, loaded."""
-    return FashionMNIST(
-        batch_size=config.batch_size,
-        augment=config.augment,
-        validation=config.validation,
-        seed=config.seed,
-        data=config.data,
-        data_dir=config.data_dir,
-    ).setup()
+    given = arguments_of("DataModule", config) | arguments_of("FashionMNIST", config)
+    return FashionMNIST(**given).setup()
+
+
+def make_model(config: TrainConfig, image_shape: tuple[int, ...], classes: int) -> keras.Model:
+    """Return the model of the settings, compiled with their optimizer."""
+    given = arguments_of("make_optimizer", config)
+    given["lr_groups"] = parse_lr_groups(config.lr_groups)
+    options = arguments_of("build_model", config)
+    options |= {"input_shape": image_shape, "classes": classes}
+    return build_model(optimizer=make_optimizer(**given), **options)
 
 
 def build(config: TrainConfig, data: DataModule) -> tuple[keras.Model, Trainer]:
     """Return the model and the Trainer of the settings, for ``data``."""
-    model = config.build_model(data.train.image_shape, len(data.source.class_names))
-    trainer = Trainer(
-        max_epochs=config.epochs,
-        min_epochs=config.min_epochs,
-        max_steps=config.max_steps,
-        max_time=config.max_time,
-        schedule=config.schedule,
-        warmup=config.warmup or 0.0,
-        accumulate_grad_batches=config.accumulate,
-        precision=config.precision,
-        label_smoothing=config.label_smoothing,
-        limit_train_batches=config.limit_train_batches,
-        limit_val_batches=config.limit_val_batches,
-        limit_test_batches=config.limit_test_batches,
-        last_batch=config.last_batch,
-        overfit_batches=config.overfit_batches,
-        fast_dev_run=config.fast_dev_run,
-        val_check_interval=config.val_every,
-        check_val_every_n_epoch=config.check_val_every_n_epoch,
-        pipeline=config.pipeline,
-        deterministic={"true": True}.get(config.deterministic or "", config.deterministic),
-        on_nonfinite=config.on_nonfinite,
-        seed=config.seed,
-        num_sanity_val_steps=config.num_sanity_val_steps,
-        barebones=bool(config.barebones),
-        callbacks=_callbacks(config),
-        logger=config.logger,
-        profiler=config.profile,
-        log_every_n_steps=config.log_every_n_steps,
-        run_dir=config.run_dir,
-        default_root_dir=RUNS,
-    )
-    return model, trainer
+    model = make_model(config, data.train.image_shape, len(data.source.class_names))
+    given = arguments_of("Trainer", config)
+    return model, Trainer(**given, callbacks=_callbacks(config), default_root_dir=RUNS)
 
 
 def _callbacks(config: TrainConfig) -> list[Callback]:
+    def made(kind: type[Callback], **more: Any) -> Callback:
+        return kind(**arguments_of(kind.__name__, config), **more)
+
     callbacks: list[Callback] = []
     if not config.barebones:
-        interval = checkpoint_interval(config.checkpoint_every)
-        callbacks.append(ModelCheckpoint(save_top_k=config.keep_top, **interval))
+        callbacks.append(made(ModelCheckpoint, **interval(config.checkpoint_every)))
     if config.early_stopping is not None:
-        callbacks.append(EarlyStopping(patience=config.early_stopping))
+        callbacks.append(made(EarlyStopping))
     if config.ema is not None:
-        callbacks.append(EMAWeightAveraging(config.ema))
+        callbacks.append(made(EMAWeightAveraging))
     if config.swa is not None:
-        callbacks.append(StochasticWeightAveraging(config.swa_lr, config.swa))
+        callbacks.append(made(StochasticWeightAveraging))
     if config.lookahead is not None:
-        steps, anneal = config.lookahead_steps, bool(config.lookahead_anneal)
-        callbacks.append(Lookahead(steps, config.lookahead, anneal))
-    callbacks += [named(MONITORS[name])() for name in monitors(config.monitor)]
+        callbacks.append(made(Lookahead))
+    callbacks += [monitor() for monitor in monitors(config.monitor)]
     if config.recipe is not None and not config.barebones:
         callbacks.append(_Recipe(config.recipe))
     return callbacks

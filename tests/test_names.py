@@ -10,9 +10,8 @@ import pytest
 import fmnist_keras3
 from fmnist_keras3 import Callback, Trainer, Tuner, callbacks, loggers
 from fmnist_keras3.cli import COMMANDS, main
-from fmnist_keras3.config import FIELDS
 from fmnist_keras3.optimizers import OPTIMIZERS
-from fmnist_keras3.training.arguments import PRECISIONS, PROFILERS
+from fmnist_keras3.settings import SETTINGS
 from fmnist_keras3.training.schedules import SCHEDULES
 
 ROOT = Path(__file__).parents[1]
@@ -44,8 +43,8 @@ def test_every_argument_of_the_trainer_has_its_row():
 
 def test_every_option_has_its_row():
     named = options("arguments") | options("callbacks") | options("loggers")
-    assert named - {"max_time", "logger", "monitor"} <= set(FIELDS)
-    assert named | WHAT == set(FIELDS)
+    assert named - {"max_time", "logger", "monitor"} <= set(SETTINGS)
+    assert named | WHAT == set(SETTINGS)
 
 
 def test_every_public_callback_and_every_method_has_its_row():
@@ -78,8 +77,8 @@ def test_every_logger_has_its_row_and_its_extra():
 def test_every_name_stands_in_its_row():
     found = {next(iter(row[0])): row[1] for row in table("names")}
     assert found["schedule"] - {"warmup"} == set(SCHEDULES)
-    assert found["precision"] == set(PRECISIONS)
-    assert found["profiler"] == set(PROFILERS)
+    assert found["precision"] == set(SETTINGS["precision"].choices)
+    assert found["profiler"] == set(SETTINGS["profile"].choices)
     assert found["--optimizer"] == set(OPTIMIZERS)
     assert found["--monitor"] == set(callbacks.MONITORS)
 
@@ -103,7 +102,7 @@ def test_each_option_is_in_help_with_a_line_of_what_it_does(capsys, monkeypatch)
     with pytest.raises(SystemExit, match="0"):
         main(["train", "--help"])
     text = capsys.readouterr().out
-    for name, field in FIELDS.items():
+    for name, setting in SETTINGS.items():
         found = re.search(rf"^ +--{name}[ ,].*\n?.*", text, re.MULTILINE)
         assert found, name
-        assert field.metadata["help"] in found[0]
+        assert setting.help in found[0]

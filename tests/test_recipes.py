@@ -9,8 +9,8 @@ import yaml
 
 from fmnist_keras3 import UserError, load_run, recipes
 from fmnist_keras3.cli import main
-from fmnist_keras3.config import TrainConfig
 from fmnist_keras3.models import MODELS
+from fmnist_keras3.settings import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 

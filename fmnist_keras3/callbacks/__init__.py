@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fmnist_keras3.callbacks.averaging import (
     EMAWeightAveraging,
     Lookahead,
@@ -19,6 +21,8 @@ from fmnist_keras3.callbacks.summary import Summary
 from fmnist_keras3.callbacks.throughput_monitor import ThroughputMonitor
 from fmnist_keras3.callbacks.timer import Timer
 from fmnist_keras3.callbacks.trace import Trace
+from fmnist_keras3.ground.errors import UserError, nearest
+from fmnist_keras3.ground.leaves import named
 from fmnist_keras3.training.callback import Callback
 
 MONITORS = {  # of --monitor
@@ -47,3 +51,15 @@ __all__ = [
     "Trace",
     "WeightAveraging",
 ]
+
+
+def monitors(text: str | None) -> list[Callable[[], Callback]]:
+    """Return the classes in ``text``, names in `MONITORS`; raises UserError for another name."""
+    names = [name.strip() for name in text.split(",")] if text else []
+    for name in names:
+        if name not in MONITORS:
+            raise UserError(
+                f"monitor has {name!r}.{nearest(name, MONITORS)} It must be one or a list of "
+                f"{', '.join(MONITORS)}. Type --monitor lr,device"
+            )
+    return [named(MONITORS[name]) for name in dict.fromkeys(names)]

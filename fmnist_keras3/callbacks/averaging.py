@@ -9,6 +9,7 @@ import numpy as np
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.lightning import explained
 from fmnist_keras3.optimizers import inner_optimizer
+from fmnist_keras3.settings import check_arguments
 from fmnist_keras3.training.callback import Callback
 
 if TYPE_CHECKING:
@@ -73,8 +74,7 @@ class EMAWeightAveraging(WeightAveraging):
         update_starting_at_epoch: int | None = None,
         use_warmup: bool = True,
     ) -> None:
-        if not 0 <= decay < 1:
-            raise UserError(f"decay is {decay}; it must be at least 0 and less than 1, as 0.999.")
+        check_arguments(EMAWeightAveraging, {"decay": decay})
         if update_every_n_steps < 1:
             raise UserError(
                 f"update_every_n_steps is {update_every_n_steps}; it must be at least 1."
@@ -124,13 +124,8 @@ class StochasticWeightAveraging(WeightAveraging):
         annealing_epochs: int = 10,
         annealing_strategy: str = "cos",
     ) -> None:
-        if swa_lrs is not None and not swa_lrs > 0:
-            raise UserError(f"swa_lrs is {swa_lrs}; it must be more than 0.")
-        if swa_epoch_start < 0 or (isinstance(swa_epoch_start, float) and swa_epoch_start > 1):
-            raise UserError(
-                f"swa_epoch_start is {swa_epoch_start}; it must be an epoch, or a fraction of all "
-                "in 0..1, as 0.8."
-            )
+        given = {"swa_lrs": swa_lrs, "swa_epoch_start": swa_epoch_start}
+        check_arguments(StochasticWeightAveraging, given)
         if annealing_epochs < 0:
             raise UserError(f"annealing_epochs is {annealing_epochs}; it must be at least 0.")
         if annealing_strategy not in ("cos", "linear"):
@@ -188,10 +183,8 @@ class Lookahead(WeightAveraging):
     """
 
     def __init__(self, every_n_steps: int = 5, alpha: float = 0.5, anneal: bool = False) -> None:
-        if every_n_steps < 1:
-            raise UserError(f"every_n_steps is {every_n_steps}; it must be at least 1.")
-        if not 0 < alpha <= 1:
-            raise UserError(f"alpha is {alpha}; it must be more than 0 and at most 1, as 0.5.")
+        given = {"every_n_steps": every_n_steps, "alpha": alpha, "anneal": anneal}
+        check_arguments(Lookahead, given)
         self.every_n_steps, self.alpha, self.anneal = every_n_steps, alpha, anneal
 
     def setup(self, fit):

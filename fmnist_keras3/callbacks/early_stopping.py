@@ -7,6 +7,7 @@ import warnings
 from dataclasses import KW_ONLY, dataclass
 
 from fmnist_keras3.ground.errors import UserError, nearest
+from fmnist_keras3.settings import check_arguments
 from fmnist_keras3.training.callback import Callback
 
 
@@ -44,8 +45,7 @@ class EarlyStopping(Callback):
     check_on_train_epoch_end: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.patience < 0:
-            raise UserError(f"patience is {self.patience}; it must be at least 0.")
+        check_arguments(EarlyStopping, {"patience": self.patience})
         self.mode = check_mode(self.mode) or default_mode(self.monitor)
         self.setup()
 

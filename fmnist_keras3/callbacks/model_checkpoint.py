@@ -3,22 +3,43 @@
 from __future__ import annotations
 
 import math
+import re
 import string
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fmnist_keras3.callbacks.early_stopping import check_mode, default_mode, missing
 from fmnist_keras3.ground.errors import UserError, nearest
 from fmnist_keras3.ground.lightning import explained
 from fmnist_keras3.runs import checkpoint
+from fmnist_keras3.settings import check_arguments
 from fmnist_keras3.training.callback import Callback
 
 if TYPE_CHECKING:
     from fmnist_keras3.runs.keeper import Keeper
 
 _EXAMPLE = 'Type filename="{epoch:02d}-{val_loss:.2f}".'
+
+_INTERVAL = re.compile(r"([1-9]\d*)(|steps?|epochs?|s|m|h)")
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+def interval(text: str | None) -> dict[str, Any]:
+    """Return `--checkpoint_every` as arguments of `ModelCheckpoint`; raises UserError."""
+    match = _INTERVAL.fullmatch((text or "1epoch").replace(" ", ""))
+    if not match:
+        raise UserError(
+            f"checkpoint_every is {text!r}; it must be a number of steps, epochs or a time, at "
+            "least 1. Type --checkpoint_every 500, 2epochs, 30s, 10m or 1h"
+        )
+    count, unit = int(match[1]), match[2]
+    if unit.startswith("epoch"):
+        return {"every_n_epochs": count}
+    if unit in _SECONDS:
+        return {"train_time_interval": count * _SECONDS[unit]}
+    return {"every_n_train_steps": count}
 
 
 class ModelCheckpoint(Callback):
@@ -69,8 +90,8 @@ class ModelCheckpoint(Callback):
             )
         if isinstance(train_time_interval, timedelta):
             train_time_interval = train_time_interval.total_seconds()
+        check_arguments(ModelCheckpoint, {"save_top_k": save_top_k})
         for name, value, least in (
-            ("save_top_k", save_top_k, -1),
             ("every_n_train_steps", every_n_train_steps, 1),
             ("every_n_epochs", every_n_epochs, 1),
             ("train_time_interval", train_time_interval, 0),

@@ -9,9 +9,9 @@ import numpy as np
 
 from fmnist_keras3 import runtime
 from fmnist_keras3.commands.train import build, command_line
-from fmnist_keras3.config import TrainConfig
 from fmnist_keras3.ground import screen
 from fmnist_keras3.ground.errors import UserError
+from fmnist_keras3.settings import TrainConfig
 
 ROWS = 12  # of the table of learning rates
 

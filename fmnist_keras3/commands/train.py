@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from fmnist_keras3 import runtime
-from fmnist_keras3.config import FIELDS, TrainConfig, convert
 from fmnist_keras3.ground import screen
 from fmnist_keras3.ground.errors import UserError, exit_code
 from fmnist_keras3.runs import checkpoint, rundir
 from fmnist_keras3.runs.lock import locked
+from fmnist_keras3.settings import SETTINGS, TrainConfig
 from fmnist_keras3.training import profiler
 
 RUNS = Path("runs")
@@ -38,7 +38,7 @@ def resume(chosen: dict[str, Any]) -> int:
         return _train(TrainConfig(**chosen), "auto")
     stored = _stored_config(run, which)
     for name, value in chosen.items():
-        if FIELDS[name].metadata.get("fixed") and value != stored.get(name, value):
+        if SETTINGS[name].fixed and value != stored.get(name, value):
             raise UserError(
                 f"{name} was {stored[name]!r} when {run} was started and may not be {value!r} now: "
                 f"it decides the data or the weights. Leave --{name} out, or start a new run."
@@ -63,7 +63,7 @@ def _stored_config(run: Path, which: str) -> dict[str, Any]:
             f"{run} was started from Python, whose model and data are in your program. To go on: "
             f"Trainer(run_dir={str(run)!r}, ...).fit(model, data, ckpt_path='last')"
         )
-    return {k: convert(k, v) for k, v in config.items() if k in FIELDS}
+    return {k: SETTINGS[k].read(v) for k, v in config.items() if k in SETTINGS}
 
 
 def build(config: TrainConfig, console: Any) -> tuple[Any, Any, Any]:

@@ -15,6 +15,7 @@ from fmnist_keras3.data.plan import generator
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.lightning import DATA_HOOKS, check_hooks
 from fmnist_keras3.ground.tree import leaves, mapped, packed
+from fmnist_keras3.settings import check_arguments
 
 BATCH_SIZE = 128
 # How much is read of a tf.data.Dataset whose length nobody knows.
@@ -49,10 +50,8 @@ class DataModule:
         validation: float = 0.1,
         seed: int = 0,
     ) -> None:
-        if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}; it must be at least 1.")
-        if not 0 <= validation < 1:
-            raise UserError(f"validation is {validation}; it must be at least 0 and less than 1.")
+        given = {"batch_size": batch_size, "validation": validation, "seed": seed}
+        check_arguments(DataModule, given)
         self.batch_size = batch_size
         self.augment = parse_augment(augment)
         self.validation_fraction = validation

@@ -20,7 +20,7 @@ LEAVES = {
     "loggers": "loggers:make_loggers",
     "test results": "evaluation.results:write_test",
     "report": "evaluation.report:build",
-    "settings": "config:TrainConfig",
+    "model of settings": "experiment:make_model",
     "plots": "evaluation.plots",
 }
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from fmnist_keras3.ground import specs as texts
 from fmnist_keras3.ground.errors import UserError, nearest
 from fmnist_keras3.ground.specs import Option
+from fmnist_keras3.settings import check_arguments
 
 if TYPE_CHECKING:
     import keras
@@ -118,13 +119,7 @@ def build_model(
     entry = MODELS[name]
     dropout = entry.dropout if dropout is None else dropout
     l2 = entry.l2 if l2 is None else l2
-    if not 0 <= dropout < 1:
-        raise UserError(f"dropout is {dropout}; it must be at least 0 and less than 1.")
-    if not 0 <= l2 < float("inf"):
-        raise UserError(f"l2 is {l2}; it must be a finite number of at least 0.")
-
-    if seed < 0:
-        raise UserError(f"seed is {seed}; it must be at least 0.")
+    check_arguments(build_model, {"dropout": dropout, "l2": l2, "seed": seed})
 
     from fmnist_keras3.runtime import prepare
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fmnist_keras3.ground import specs as texts
 from fmnist_keras3.ground.errors import UserError, nearest
 from fmnist_keras3.ground.specs import Option
+from fmnist_keras3.settings import check_arguments
 
 if TYPE_CHECKING:
     import keras
@@ -103,12 +104,13 @@ def make_optimizer(
     weight_decay`` of a weight. Where a recipe adds the decay to SGD's gradients, as PyTorch does,
     take its value divided by ``1 - momentum``. ``clip`` is the largest global norm of the
     gradients, and ``lr_groups`` are factors on the learning rate by variables' names (see
-    `set_lr_groups`). Raises UserError for an unknown name.
+    `set_lr_groups`). Raises UserError for an unknown name and a value outside its range.
 
     Example: ``make_optimizer("sgd:momentum=0.85", 1.5, lr_groups={"beta": 64})``
     """
     import keras
 
+    check_arguments(make_optimizer, {"weight_decay": weight_decay, "clip": clip})
     name, options = check_optimizer(name)
     class_name = OPTIMIZERS[name][0]
     make = getattr(keras.optimizers, class_name)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fmnist_keras3.config import mapping, typed
 from fmnist_keras3.ground.errors import UserError, nearest
+from fmnist_keras3.settings import mapping, typed
 
 FOLDER = Path(__file__).parent
 
@@ -41,3 +41,10 @@ def read(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     path = FOLDER / f"{name}.yaml"
     values = mapping(path)
     return values.pop("header"), typed(values, path)
+
+
+def layered(*layers: dict[str, Any]) -> dict[str, Any]:
+    """Return settings of which later layers rule, over those of the recipe that they name."""
+    given = {name: value for layer in layers for name, value in layer.items()}
+    recipe = given.get("recipe")
+    return given if recipe is None else read(recipe)[1] | given

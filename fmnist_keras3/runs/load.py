@@ -14,6 +14,7 @@ from fmnist_keras3.ground.leaves import leaf
 from fmnist_keras3.runs import archive, rundir
 from fmnist_keras3.runs import checkpoint as checkpoints
 from fmnist_keras3.runs.history import History, shown, summary_html
+from fmnist_keras3.settings import TrainConfig
 
 if TYPE_CHECKING:
     import keras
@@ -66,7 +67,7 @@ class Run:
             raise UserError(
                 f"{self.path / rundir.SUMMARY} does not say what images the model takes."
             ) from error
-        return leaf("settings")(**self.config).build_model(shape, classes)
+        return leaf("model of settings")(TrainConfig(**self.config), shape, classes)
 
     def __repr__(self) -> str:
         keys = ("status", "model", "backend", "epochs", "test_accuracy")

@@ -10,7 +10,7 @@ from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.layers import keras_private
 from fmnist_keras3.layers.fast import Dropout, fast_classes
 from fmnist_keras3.optimizers import inner_optimizer
-from fmnist_keras3.training.arguments import PRECISIONS
+from fmnist_keras3.settings import PRECISIONS
 from fmnist_keras3.training.session import Session
 
 if TYPE_CHECKING:

@@ -60,18 +60,22 @@ SCHEDULES = {
 RISING = {"one_cycle": 0.3, "triangular": 0.5}  # the share of the training, without a warm-up
 
 
-def make_schedule(name: str, peak: float, total: int, warmup: int = 0) -> Schedule:
-    """Return a function from steps (int array, 0-based) to learning rates (float32 array).
-
-    Rises linearly to ``peak`` over ``warmup`` steps (0: the schedule's own share, see `RISING`),
-    then follows ``name`` down until step ``total``. Raises UserError for an unknown name.
-    """
+def check_schedule(name: str) -> None:
+    """Raise UserError, with the nearest name, where there is no such schedule."""
     if name not in SCHEDULES:
         raise UserError(
             f"There is no schedule {name!r}.{nearest(name, SCHEDULES)} "
             f"Schedules: {', '.join(SCHEDULES)}."
         )
 
+
+def make_schedule(name: str, peak: float, total: int, warmup: int = 0) -> Schedule:
+    """Return a function from steps (int array, 0-based) to learning rates (float32 array).
+
+    Rises linearly to ``peak`` over ``warmup`` steps (0: the schedule's own share, see `RISING`),
+    then follows ``name`` down until step ``total``. Raises UserError for an unknown name.
+    """
+    check_schedule(name)
     warmup = warmup or round(RISING.get(name, 0) * total)
 
     def schedule(steps: np.ndarray) -> np.ndarray:

@@ -64,45 +64,64 @@ OneOrMore = T | Sequence[T]
 class Trainer:
     """Trains any compiled Keras model; argument names follow Lightning where they exist.
 
-    ``max_epochs`` (10, or what ``max_steps`` takes), ``max_steps`` and ``max_time`` ("00:10:00",
-    seconds, a timedelta) end the training, whichever comes first; -1 epochs or steps are no limit.
-    Before ``min_epochs`` neither a time nor a callback does.
-    ``accumulate_grad_batches`` batches make one update of their mean gradient; those left over at
-    an epoch's end make one, too.
-    ``gradient_clip_val`` limits the global norm of the gradients ("norm") or each number ("value",
-    ``gradient_clip_algorithm``). ``precision`` is "32", "bf16-mixed" or "16-mixed" (with loss
-    scaling; None: as the model is). ``schedule``
-    ("cosine", see `schedules.SCHEDULES`) rules the learning rate, with the optimizer's as its peak
-    and a linear rise over the first ``warmup`` epochs (at most a fifth of ``max_epochs``); None
-    leaves the rate to the optimizer. ``label_smoothing`` is a rate in 0..1.
-    ``limit_train_batches``, ``limit_val_batches`` and ``limit_test_batches`` are numbers of batches
-    or fractions (0.1).
-    ``last_batch`` is what becomes of an epoch's last batch of training, if it is short: "keep"
-    trains on it at its true size, "drop" leaves it out, and "fill" fills it up by repeats that
-    count in BatchNormalization's statistics and nowhere else, which saves the second program.
-    ``overfit_batches`` trains and validates on the same few batches. ``fast_dev_run`` takes one
-    batch, or so many, of everything and leaves no files. ``num_sanity_val_steps`` batches are
-    validated before the first epoch (-1: all). ``val_check_interval`` (steps, or a fraction of an
-    epoch) adds validations within an epoch, ``check_val_every_n_epoch`` leaves out those of the
-    others.
-    ``enable_checkpointing`` False writes none, so nothing can be resumed.
-    ``barebones`` trains without checkpoints, records, bar and files, to measure what they cost.
-    ``pipeline`` is "auto", "resident" or
-    "stream". ``seed`` decides the order of the examples and their augmentation. ``callbacks`` are
-    ours, your own and Keras', one or a list. ``deterministic`` asks for programs that give the same
-    bits in every equal run, on a GPU too, and refuses (or with "warn" warns) where there are none;
-    with TensorFlow it holds for the whole process.
-    ``on_nonfinite`` says what follows a loss or weight that is not finite: "stop" raises
-    Diverged; "rollback" goes back to the last good checkpoint and leaves the failed step out, and
-    if that does not help, halves the learning rate, too (see `resume.Rollback`). ``logger`` is
-    what takes the records besides metrics.jsonl: True (csv), a name ("csv", "tensorboard",
-    "mlflow", "wandb", "trackio"), a `Logger`, or a list of them; one that fails is left out.
-    ``log_every_n_steps`` makes a record "step" of each such step (0: none).
-    ``profiler`` is "simple" (seconds and share of each part, in ``FitResult.profile`` and
-    profile.json) or "trace" (the backend's own profiler over one chunk, into ``profile/``).
-    ``enable_progress_bar`` prints each epoch, with a bar on a terminal and in a notebook; there
-    ``enable_model_summary`` prints the layers first. ``run_dir`` is a new folder (default: one
-    below ``default_root_dir``).
+    Data:
+    - ``last_batch``: an epoch's last, short batch: keep it as it is, drop it, or fill it up by
+      repeats, which count in batch normalisation only (one of keep, fill, drop)
+    - ``seed``: of weights, order, augmentation and split (at least 0)
+    - ``pipeline``: images on the device, or through tf.data (one of auto, resident, stream)
+    Optimizer:
+    - ``schedule``: constant, cosine, linear, one_cycle, step, triangular or wsd; of the learning
+      rate, with the optimizer's as its peak; None: the optimizer's own
+    - ``warmup``: epochs of linear rise of the learning rate, at most a fifth of all (at least 0)
+    - ``label_smoothing``: rate, in training only (at least 0 and less than 1)
+    - ``accumulate_grad_batches``: batches whose gradients make one update; so do those that an
+      epoch leaves over (at least 1)
+    - ``gradient_clip_val``: largest global norm of the gradients (more than 0, as 1)
+    - ``gradient_clip_algorithm``: what ``gradient_clip_val`` limits: the global norm, or the size
+      of each number (one of norm, value)
+    Arithmetic:
+    - ``precision``: of the arithmetic; weights are float32 (one of 32, bf16-mixed, 16-mixed);
+      "16-mixed" with loss scaling; None: as the model is
+    - ``deterministic``: programs that give the same bits each time, on a GPU too; warn: or say if
+      there are none (one of True, warn, False); with TensorFlow for the whole process
+    Length:
+    - ``max_epochs``: epochs to train (at least 1); 10, or what ``max_steps`` takes; -1: no limit
+    - ``min_epochs``: epochs before which nothing stops early (at least 0)
+    - ``max_steps``: steps after which to end, if that is earlier (at least 1)
+    - ``max_time``: time after which to end: 00:10:00 or seconds; or a timedelta, or its arguments,
+      {"minutes": 10}
+    - ``on_nonfinite``: when loss or weights are not finite: stop, or rollback to the last good
+      checkpoint (one of stop, rollback); stop raises Diverged; for rollback see `resume.Rollback`
+    Amount:
+    - ``limit_train_batches``: batches of an epoch to train on (at least 1, or a fraction up to 1.0)
+    - ``limit_val_batches``: batches to validate on; 0: no validation (at least 0, or a fraction up
+      to 1.0)
+    - ``limit_test_batches``: batches to test on; 0: no test (at least 0, or a fraction up to 1.0)
+    - ``overfit_batches``: train and validate on so few batches, to see that they can be learnt; 0:
+      off (at least 0, or a fraction up to 1.0)
+    - ``fast_dev_run``: so many batches of training, validation and test, as a trial; leaves no
+      files (at least 0)
+    - ``barebones``: train without checkpoints, records, bar and files, to see what they cost (one
+      of False, True)
+    Validation and test:
+    - ``num_sanity_val_steps``: batches to validate on before the first epoch; -1: all (at least -1)
+    - ``val_check_interval``: steps, or part of an epoch, between validations, besides at epochs'
+      ends (at least 1, or a fraction up to 1.0)
+    - ``check_val_every_n_epoch``: validate at the end of each n-th epoch (at least 1)
+    Records:
+    - ``log_every_n_steps``: steps between step records; 0 for none (at least 0)
+    - ``logger``: beside metrics.jsonl, one or a list of csv, tensorboard, mlflow, wandb, trackio;
+      or `Logger`; True: csv; one that fails is left out
+    - ``profiler``: simple: the share of each part; trace: the backend's profiler over one chunk
+      (one of simple, trace); in ``FitResult.profile`` and the run directory
+    - ``callbacks``: ours, your own and Keras', one or a list
+    - ``enable_progress_bar``: print each epoch, with a bar on a terminal and in a notebook
+    - ``enable_model_summary``: and print the layers there first
+    Files:
+    - ``run_dir``: new folder of the run
+    - ``enable_checkpointing``: False: write none, so nothing can be resumed
+    - ``default_root_dir``: where the folder of a run is made
+
     Raises UserError for values outside their range.
 
     Example: ``Trainer(max_epochs=5).fit(build_model("lenet"), FashionMNIST(batch_size=128))``
@@ -154,7 +173,7 @@ class Trainer:
             max_epochs = MAX_EPOCHS
         if max_epochs == -1:  # as Lightning has it: as many as it takes
             max_epochs = ENDLESS if max_steps is None else None
-        check(self._given | {"max_epochs": max_epochs})
+        check(Trainer, self._given | {"max_epochs": max_epochs})
         if fast_dev_run:
             max_epochs, min_epochs, max_steps = 1, 0, int(fast_dev_run)
             limit_train_batches = limit_val_batches = limit_test_batches = int(fast_dev_run)

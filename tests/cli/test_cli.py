@@ -14,10 +14,10 @@ from PIL import Image
 
 from fmnist_keras3 import build_model, load_run
 from fmnist_keras3.cli import COMMANDS, main
-from fmnist_keras3.config import FIELDS, TrainConfig
 from fmnist_keras3.data import idx
 from fmnist_keras3.data.dataset import FASHION_CLASSES, ImageData, Split
 from fmnist_keras3.ground.errors import UserError
+from fmnist_keras3.settings import SETTINGS, TrainConfig
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"keras", "jax", "tensorflow", "matplotlib", "sklearn", "numpy", "rich", "yaml"}
@@ -220,7 +220,7 @@ def test_help_names_every_command_and_setting(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     text = capsys.readouterr().out
-    assert all(f"--{name}" in text for name in FIELDS)
+    assert all(f"--{name}" in text for name in SETTINGS)
     assert "--batch-size" in text
 
 
@@ -276,7 +276,7 @@ def test_a_fast_dev_run_leaves_nothing(folder, inside, capsys):
 
 
 def test_every_default_passes_its_own_checks():
-    assert TrainConfig().to_dict().keys() == FIELDS.keys() - {"recipe", "run_dir", "resume"}
+    assert TrainConfig().to_dict().keys() == SETTINGS.keys() - {"recipe", "run_dir", "resume"}
     with pytest.raises(UserError, match="keep_top is -2"):
         TrainConfig(keep_top=-2)
 
