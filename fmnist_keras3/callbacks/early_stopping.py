@@ -80,12 +80,15 @@ class EarlyStopping(Callback):
         return self.check_on_train_epoch_end
 
     def _check(self, fit, epoch: int) -> None:
-        if self.monitor not in fit.logs and not self.strict:
+        if self.monitor not in fit.logs:
+            text = missing(fit.logs, self.monitor)
+            if self.strict:
+                raise UserError(text)
             if not self._warned:
-                warnings.warn(f"{missing(fit.logs, self.monitor)} It is passed over.", stacklevel=2)
+                warnings.warn(f"{text} It is passed over.", stacklevel=2)
             self._warned = True
             return
-        value = self._value = monitored(fit.logs, self.monitor)
+        value = self._value = fit.logs[self.monitor]
         gain = self._gain(value, self.best_score)
         if math.isfinite(value) and gain > self.min_delta:
             if self.verbose:
@@ -101,8 +104,7 @@ class EarlyStopping(Callback):
         return value - other if self.mode == "max" else other - value
 
     def _stop_if_due(self, fit, epoch: int) -> None:
-        reason = self._reason()
-        if reason is not None:
+        if reason := self._reason():
             fit.stop(f"early stopping: {reason}")
         self.stopped_epoch = epoch if reason and fit.stop_reason else 0
 
@@ -148,16 +150,8 @@ def check_mode(mode: str | None) -> str | None:
 
 def default_mode(monitor: str) -> str:
     """Return "max" for what should rise (accuracies, AUC), "min" for what should fall."""
-    return (
-        "max" if any(word in monitor for word in ("acc", "auc", "precision", "recall")) else "min"
-    )
-
-
-def monitored(logs: dict[str, float], name: str) -> float:
-    """Return the logged value ``name``; raises UserError that lists what there is."""
-    if name not in logs:
-        raise UserError(missing(logs, name))
-    return logs[name]
+    rising = any(word in monitor for word in ("acc", "auc", "precision", "recall"))
+    return "max" if rising else "min"
 
 
 def missing(logs: dict[str, float], name: str) -> str:

@@ -32,10 +32,8 @@ class RichProgressBar(Callback):
         self._console = self._console or screen.console()
         if step := fit.position.step:
             done = f"{fit.position.step_in_epoch} of {fit.steps_in_epoch} steps of epoch"
-            self._console.print(
-                f"going on after step {step} ({done} {fit.position.epoch + 1} done)",
-                highlight=False,
-            )
+            text = f"going on after step {step} ({done} {fit.position.epoch + 1} done)"
+            self._console.print(text, highlight=False)
         if self.refresh_rate and self._console.is_jupyter:
             self._bar = NotebookBar()
         elif self.refresh_rate and self._console.is_terminal:
@@ -53,11 +51,9 @@ class RichProgressBar(Callback):
         if self._bar is None or (position.step - self._shown < self.refresh_rate and not ended):
             return
         self._shown = position.step
-        values = f"loss {fit.logs['loss']:.4f}"
-        if "accuracy" in fit.logs:
-            values += f"  accuracy {fit.logs['accuracy']:.4f}"
         rate = position.examples / max(1e-9, position.seconds)
-        self._bar.move(position.step_in_epoch, f"{values}  {rate:,.0f} images/s")
+        values = "  ".join([*_values(fit.logs), f"{rate:,.0f} images/s"])
+        self._bar.move(position.step_in_epoch, values)
 
     def on_train_epoch_end(self, fit):
         record = fit.records["train"]
@@ -65,12 +61,8 @@ class RichProgressBar(Callback):
         labels = {"": "train", "val_": "validation", "val_averaged_": "averaged"}
         for prefix, label in labels.items():
             if f"{prefix}loss" in fit.logs:
-                text = f"{label} loss {fit.logs[f'{prefix}loss']:.4f}"
-                if f"{prefix}accuracy" in fit.logs:
-                    text += f" accuracy {fit.logs[f'{prefix}accuracy']:.4f}"
-                parts.append(text)
-        parts.append(f"{record['seconds']:.1f} s")
-        parts.append(f"{record['images_per_second']:,.0f} images/s")
+                parts.append(" ".join([label, *_values(fit.logs, prefix)]))
+        parts += [f"{record['seconds']:.1f} s", f"{record['images_per_second']:,.0f} images/s"]
         # soft_wrap: a log file gets one line an epoch, however narrow it believes the screen is.
         self._console.print("  ".join(parts), highlight=False, soft_wrap=True)
 
@@ -84,6 +76,11 @@ class RichProgressBar(Callback):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _values(logs: dict[str, float], prefix: str = "") -> list[str]:
+    names = [name for name in ("loss", "accuracy") if prefix + name in logs]
+    return [f"{name} {logs[prefix + name]:.4f}" for name in names]
 
 
 class TerminalBar:
@@ -127,8 +124,7 @@ class NotebookBar:
     def __init__(self) -> None:
         from IPython.display import HTML, display  # pyright: ignore[reportMissingImports]
 
-        self._html = HTML
-        self._display: Any = display(HTML(""), display_id=True)
+        self._html, self._display = HTML, display(HTML(""), display_id=True)
 
     def begin(self, title: str, total: int, done: int) -> None:
         """Start anew, with ``done`` of ``total`` steps."""

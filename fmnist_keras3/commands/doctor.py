@@ -22,13 +22,14 @@ def report() -> int:
     from rich.table import Table
 
     console = screen.console()
-    table = Table(title="versions", show_header=False)
-    for name, version in runtime.versions().items():
-        table.add_row(name, version)
-    hardware = runtime.hardware()
-    table.add_row("processor", f"{hardware['processor']}, {hardware['cores']} cores")
-    table.add_row("memory", f"{hardware['memory_gib']} GiB")
-    table.add_row("NVIDIA driver", "found" if runtime.has_gpu_driver() else "none")
+    hardware, table = runtime.hardware(), Table(title="versions", show_header=False)
+    facts = runtime.versions() | {
+        "processor": f"{hardware['processor']}, {hardware['cores']} cores",
+        "memory": f"{hardware['memory_gib']} GiB",
+        "NVIDIA driver": "found" if runtime.has_gpu_driver() else "none",
+    }
+    for fact in facts.items():
+        table.add_row(*fact)
     console.print(table)
 
     try:
@@ -36,9 +37,8 @@ def report() -> int:
     except UserError as error:
         console.print(str(error), style="bold red", soft_wrap=True)
         chosen = None
-    table = Table(title="backends")
-    for column in ("backend", "device", "lenet, one second", "compiled = eager", "flags"):
-        table.add_column(column)
+    columns = ("backend", "device", "lenet, one second", "compiled = eager", "flags")
+    table = Table(*columns, title="backends")
     sound = True
     for backend in runtime.BACKENDS:
         mark = f"{backend} *" if backend == chosen else backend
@@ -46,12 +46,11 @@ def report() -> int:
             table.add_row(mark, "not installed", "", "", f"pip install {backend}")
             continue
         found = _probe_in_process(backend)
+        sound = sound and (found.get("right", False) or backend != chosen)
         if "error" in found:
             table.add_row(mark, screen.styled(("failed", "red")), "", "", found["error"])
-            sound = sound and backend != chosen
             continue
         right = ("yes", "green") if found["right"] else ("NO: results are wrong", "bold red")
-        sound = sound and (found["right"] or backend != chosen)
         speed = f"{found['images_per_second']:,.0f} images/s"
         table.add_row(mark, found["device"], speed, screen.styled(right), found["flags"])
     console.print(table)
@@ -64,19 +63,14 @@ def _probe_in_process(backend: str) -> dict[str, Any]:
     # A process each: a backend cannot be changed, and a broken one may end its process.
     code = f"from {__name__} import probe; probe()"
     environment = {**os.environ, "KERAS_BACKEND": backend}
+    command, said = [sys.executable, "-c", code], ""
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=180,
-            check=False,
-        )
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+        said = done.stderr
         return json.loads(done.stdout.splitlines()[-1])
     except (subprocess.TimeoutExpired, ValueError, IndexError):
-        lines = locals().get("done") and done.stderr.strip().splitlines()
-        return {"error": lines[-1] if lines else "no answer within 180 seconds"}
+        *_, last = ["no answer within 180 seconds", *said.strip().splitlines()]
+        return {"error": last}
 
 
 def probe() -> None:
@@ -109,16 +103,13 @@ def probe() -> None:
     while time.perf_counter() - started < PROBE_SECONDS:
         chunk()
         done += len(images)
-    print(
-        json.dumps(
-            {
-                "device": engine.device.name,
-                "images_per_second": done / (time.perf_counter() - started),
-                "right": compiled_equals_eager(engine),
-                "flags": os.environ.get("XLA_FLAGS", ""),
-            }
-        )
-    )
+    found = {
+        "device": engine.device.name,
+        "images_per_second": done / (time.perf_counter() - started),
+        "right": compiled_equals_eager(engine),
+        "flags": os.environ.get("XLA_FLAGS", ""),
+    }
+    print(json.dumps(found))
 
 
 def compiled_equals_eager(engine: Any) -> bool:

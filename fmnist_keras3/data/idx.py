@@ -25,7 +25,7 @@ FILES = {
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
-IMAGES, LABELS = 2051, 2049
+IMAGES, LABELS, GZIP = 2051, 2049, b"\x1f\x8b"  # what a file starts with
 KINDS = {IMAGES: "images", LABELS: "labels"}
 NEEDED = "The four files needed, each plain or with .gz: " + ", ".join(FILES) + "."
 # Where torchvision puts them, below the folder that it is given.
@@ -45,17 +45,15 @@ def read_folder(folder: str | Path) -> ImageData:
     used.
     """
     paths = _find(Path(folder).expanduser().absolute())
-    folder = paths[0].parent
     contents = [_content(path) for path in paths]
-    digests = [hashlib.sha256(content).hexdigest() for content in contents]
-    train = _decode_split(paths[:2], contents[:2])
-    test = _decode_split(paths[2:], contents[2:])
+    found = [hashlib.sha256(content).hexdigest() for content in contents]
+    train, test = (_decode_split(paths[i : i + 2], contents[i : i + 2]) for i in (0, 2))
     if train.x.shape[1:] != test.x.shape[1:]:
         raise UserError(
             f"{paths[0]} has images of {train.x.shape[1]}x{train.x.shape[2]} pixels but "
             f"{paths[2].name} of {test.x.shape[1]}x{test.x.shape[2]}. Use the same size."
         )
-    differing = [name for name, d in zip(FILES, digests, strict=True) if d != FILES[name]]
+    differing = [name for name, digest in zip(FILES, found, strict=True) if digest != FILES[name]]
     name, classes, note = "fashion_mnist", FASHION_CLASSES, None
     if tuple(train.y[: len(MNIST_LABELS)].tolist()) == MNIST_LABELS:
         name, classes = "mnist", tuple(str(digit) for digit in range(10))
@@ -69,15 +67,7 @@ def read_folder(folder: str | Path) -> ImageData:
             f"Own IDX files, with Fashion-MNIST's class names: {', '.join(differing)} not as in "
             "the genuine release."
         )
-    return ImageData(
-        name=name,
-        source=str(folder),
-        train=train,
-        test=test,
-        class_names=classes,
-        sha256=combine(digests),
-        note=note,
-    )
+    return ImageData(name, str(paths[0].parent), train, test, classes, combine(found), note)
 
 
 def write_folder(folder: str | Path, data: ImageData, compress: bool = True) -> None:
@@ -89,10 +79,8 @@ def write_folder(folder: str | Path, data: ImageData, compress: bool = True) -> 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in zip(FILES, _contents(data.train, data.test), strict=True):
-        if compress:
-            write(folder / f"{name}.gz", gzip.compress(content, 6, mtime=0))
-        else:
-            write(folder / name, content)
+        packed = gzip.compress(content, 6, mtime=0) if compress else content
+        write(folder / (f"{name}.gz" if compress else name), packed)
 
 
 def digests(train: Split, test: Split) -> list[str]:
@@ -150,7 +138,7 @@ def _content(path: Path) -> bytes:
         raise UserError(f"{path} is empty. {again}")
     if path.suffix != ".gz":
         return content
-    if content[:2] != b"\x1f\x8b":
+    if content[:2] != GZIP:
         raise UserError(
             f"{path} is not a gzip file (it starts with {content[:8]!r}). If it is unpacked "
             f"already, remove .gz from its name; else: {again.lower()}"
@@ -182,10 +170,8 @@ def _decode(path: Path, content: bytes, magic: int) -> np.ndarray:
     """Return uint8 ``[N, H, W, 1]`` for images, ``[N]`` for labels; writable."""
     found = int.from_bytes(content[:4], "big")
     if found != magic:
-        hint = ""
-        if found in KINDS:
-            hint = f"; it holds {KINDS[found]}"
-        elif content[:2] == b"\x1f\x8b":
+        hint = f"; it holds {KINDS[found]}" if found in KINDS else ""
+        if content[:2] == GZIP:
             hint = "; it is compressed: add .gz to its name"
         raise UserError(
             f"{path} starts with the magic number {found}, expected {magic} "
@@ -193,16 +179,12 @@ def _decode(path: Path, content: bytes, magic: int) -> np.ndarray:
         )
     header = 16 if magic == IMAGES else 8
     sizes = [int.from_bytes(content[i : i + 4], "big") for i in range(4, header, 4)]
-    expected = header + math.prod(sizes)
-    if len(content) < max(header, expected):
+    size, expected = len(content), header + math.prod(sizes)
+    if size != expected:
+        more = f"has {size - expected} bytes after its last example"
         raise UserError(
-            f"{path} is truncated: {len(content)} bytes (uncompressed), its header promises "
-            f"{max(header, expected)}. Copy or download it again."
-        )
-    if len(content) > expected:
-        raise UserError(
-            f"{path} has {len(content) - expected} bytes after its last example (size by its "
-            f"header {expected}, found {len(content)}, uncompressed). Copy or download it again."
+            f"{path} {more if size > expected else 'is truncated'}: {size} bytes (uncompressed), "
+            f"its header promises {expected}. Copy or download it again."
         )
     if 0 in sizes:
         raise UserError(

@@ -49,16 +49,18 @@ def download(folder: str | Path, *, mirrors: Sequence[str] = MIRRORS, timeout: f
     for mirror in mirrors:
         wanted = [name for name in ARCHIVES if not _is_genuine(folder, name)]
         try:
-            for i, name in enumerate(wanted):
+            for name in wanted:
                 url = f"{mirror.rstrip('/')}/{name}.gz"
-                if not _is_safe(url):
-                    raise Unreachable(f"{url}: plain http is not used")
-                if i == 0:
+                if name == wanted[0]:
+                    _check_safe(url)
                     reach(url, timeout)
-                _save(folder / f"{name}.gz", _fetch(url, ARCHIVES[name], timeout))
+                save(folder / f"{name}.gz", _fetch(url, ARCHIVES[name], timeout))
             return
         except Unreachable as failure:
             failures.append(str(failure))
+        except UserError as error:  # of the file system
+            hint = "Or set XDG_CACHE_HOME to a folder that can be written."
+            raise UserError(f"{error} {hint}") from error
     raise Unreachable("No mirror gave the Fashion-MNIST files: " + "; ".join(failures))
 
 
@@ -113,18 +115,10 @@ def _fetch(url: str, sha256: str, timeout: float) -> bytes:
     return content
 
 
-def _save(path: Path, content: bytes) -> None:
-    try:
-        save(path, content)
-    except UserError as error:
-        raise UserError(
-            f"{error} Or set XDG_CACHE_HOME to a folder that can be written."
-        ) from error
-
-
-def _is_safe(url: str) -> bool:
+def _check_safe(url: str) -> None:
     parts = urlsplit(url)
-    return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK)
+    if parts.scheme != "https" and (parts.scheme != "http" or parts.hostname not in LOOPBACK):
+        raise Unreachable(f"{url}: plain http is not used")
 
 
 def _reason(error: Exception) -> str:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 
-from fmnist_keras3.data import idx, mirrors, tfds
+from fmnist_keras3.data import idx, mirrors, synthetic, tfds
 from fmnist_keras3.data.dataset import ImageData
 from fmnist_keras3.ground.errors import UserError, nearest
 
 NAMES = ("auto", "fashion_mnist", "synthetic")
 FILES_OF_DATA = (".csv", ".npz", ".npy", ".parquet", ".h5", ".pkl", ".mat", ".zip", ".json")
-
-log = logging.getLogger(__name__)
 
 
 def load(data: str = "auto", data_dir: str | Path | None = None, *, seed: int = 0) -> ImageData:
@@ -38,7 +36,7 @@ def load(data: str = "auto", data_dir: str | Path | None = None, *, seed: int = 
                 f"data_dir {data_dir} is not used with data 'synthetic', which is generated. "
                 "Leave out --data_dir, or use --data auto."
             )
-        return _generate(seed)
+        return synthetic.generate(seed=seed)
     check_name(data)
     if data_dir is not None:
         return _from_folder(data_dir, data)
@@ -59,7 +57,7 @@ def load(data: str = "auto", data_dir: str | Path | None = None, *, seed: int = 
         )
     reasons = "; ".join(failures)
     note = f"Generated garments, not Fashion-MNIST, which could not be had: {reasons}."
-    return dataclasses.replace(_generate(seed), note=note)
+    return dataclasses.replace(synthetic.generate(seed=seed), note=note)
 
 
 def cache_folder() -> Path:
@@ -94,9 +92,8 @@ def check_name(data: str) -> None:
         )
     elif not how and re.fullmatch(r"[a-z][a-z0-9_]*", data):
         how = f" If it is a data set of TensorFlow Datasets, type --data tfds:{data}"
-    raise UserError(
-        f"There is no data {data!r}; {', '.join(NAMES)} and tfds:NAME are allowed.{how}"
-    )
+    allowed = ", ".join(NAMES)
+    raise UserError(f"There is no data {data!r}; {allowed} and tfds:NAME are allowed.{how}")
 
 
 def _from_folder(folder: str | Path, data: str) -> ImageData:
@@ -113,29 +110,21 @@ def _from_folder(folder: str | Path, data: str) -> ImageData:
 
 def _find() -> tuple[ImageData | None, list[str]]:
     """Return Fashion-MNIST from this machine or the network, and what failed on the way."""
-    failures = []
-    is_prepared, cache = tfds.is_prepared(), cache_folder()
-    if is_prepared:
-        try:
-            return tfds.load(tfds.FASHION_MNIST, download=False), failures
-        except UserError as error:
-            failures.append(str(error))
+    failures: list[str] = []
+    cache, attempts = cache_folder(), []
+    if tfds.is_prepared():
+        attempts.append(partial(tfds.load, tfds.FASHION_MNIST, download=False))
     if cache.is_dir():
+        attempts.append(partial(_genuine, cache))
+    if not tfds.is_prepared() and not is_offline():
+        attempts.append(partial(tfds.load, tfds.FASHION_MNIST))
+    for attempt in attempts:
         try:
-            data = idx.read_folder(cache)
-            if data.name == "fashion_mnist":
-                return data, failures
-            failures.append(f"{cache}: {data.note}")
+            return attempt(), failures
         except UserError as error:
             failures.append(str(error))
     if is_offline():
         return None, [*failures, "downloads are off (FMNIST_OFFLINE is set)"]
-    if not is_prepared:
-        try:
-            log.info("downloading Fashion-MNIST with TFDS")
-            return tfds.load(tfds.FASHION_MNIST), failures
-        except UserError as error:
-            failures.append(str(error))
     try:
         mirrors.download(cache)  # replaces cached files that are damaged
     except mirrors.Unreachable as error:
@@ -143,7 +132,8 @@ def _find() -> tuple[ImageData | None, list[str]]:
     return idx.read_folder(cache), failures
 
 
-def _generate(seed: int) -> ImageData:
-    from fmnist_keras3.data import synthetic
-
-    return synthetic.generate(seed=seed)
+def _genuine(cache: Path) -> ImageData:
+    data = idx.read_folder(cache)
+    if data.name != "fashion_mnist":
+        raise UserError(f"{cache}: {data.note}")
+    return data

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import logging
 import os
 import re
 import sys
@@ -25,6 +26,8 @@ from fmnist_keras3.data.mirrors import Unreachable, reach
 from fmnist_keras3.ground.errors import UserError, nearest
 
 FASHION_MNIST = "fashion_mnist"
+log = logging.getLogger(__name__)
+OTHER = "Use a set like tfds:cifar10."
 NAME = re.compile(r"(?P<name>[a-z]\w*)(/(?P<config>\w[\w+.-]*))?(:(?P<version>\d+\.\d+\.\d+))?")
 
 
@@ -59,27 +62,27 @@ def load(name: str, *, data_dir: str | Path | None = None, download: bool = True
         import tensorflow_datasets as tfds
 
         folder = _prepared(name, root) or _prepare(tfds, name, root, download)
-        with _readable(folder):
+        try:
             builder: Any = tfds.builder_from_directory(folder)
             _check_features(builder, name)
             test_split = _test_split(builder, name)
             train, test = (_read(tfds, builder, split) for split in ("train", test_split))
+        except UserError:
+            raise
+        except Exception as error:  # whatever TFDS and TensorFlow raise for a damaged copy
+            raise UserError(
+                f"The TFDS copy in {folder} cannot be read ({type(error).__name__}: "
+                f"{_first_line(error)}). Delete that folder; it is prepared again."
+            ) from error
     note = None if test_split == "test" else "The set has no test split: validation is used."
     is_fashion = match["name"] == FASHION_MNIST
     if is_fashion:
         train, test = _unshuffle(train, "train"), _unshuffle(test, "test")
-    digests = idx.digests(train, test)
+    digests, classes = idx.digests(train, test), tuple(builder.info.features["label"].names)
     if is_fashion and digests != list(idx.FILES.values()):
         note = "This TFDS copy differs from the genuine Fashion-MNIST release."
-    return ImageData(
-        name=FASHION_MNIST if is_fashion else f"tfds:{name}",
-        source=f"TFDS, {folder}",
-        train=train,
-        test=test,
-        class_names=tuple(builder.info.features["label"].names),
-        sha256=idx.combine(digests),
-        note=note,
-    )
+    name, source = FASHION_MNIST if is_fashion else f"tfds:{name}", f"TFDS, {folder}"
+    return ImageData(name, source, train, test, classes, idx.combine(digests), note)
 
 
 def _root(data_dir: str | Path | None) -> Path:
@@ -93,13 +96,10 @@ def _prepared(name: str, root: Path) -> Path | None:
     if match is None:
         return None
     base = root / match["name"] / (match["config"] or "")
-    versions = {}
     # TFDS prepares in a folder "incomplete.*" and renames it: that one must not be found.
-    for info in base.glob("*/dataset_info.json"):
-        version = info.parent.name
-        if re.fullmatch(r"\d+\.\d+\.\d+", version) and version == (match["version"] or version):
-            versions[tuple(map(int, version.split(".")))] = info.parent
-    return versions[max(versions)] if versions else None
+    folders = [info.parent for info in base.glob(f"{match['version'] or '*'}/dataset_info.json")]
+    found = [folder for folder in folders if re.fullmatch(r"\d+\.\d+\.\d+", folder.name)]
+    return max(found, key=lambda f: tuple(map(int, f.name.split("."))), default=None)
 
 
 def _prepare(tfds: Any, name: str, root: Path, download: bool) -> Path:
@@ -119,18 +119,16 @@ def _prepare(tfds: Any, name: str, root: Path, download: bool) -> Path:
         return Path(builder.data_dir)
     if not download:
         raise Unreachable(f"tfds:{name} is not prepared in {root}, and downloads are off")
+    log.info("downloading %s with TFDS", name)
     urls = [url for url in builder.url_infos or () if url.startswith("http")]
     if urls:
         # TFDS itself tries ten times, for minutes. Neither it nor this imports TensorFlow so far.
         reach(urls[0])
     _check_features(builder, name)
-    config = tfds.download.DownloadConfig(
-        # Refuses a URL without a registered SHA-256; fashion_mnist comes over plain http.
-        force_checksums_validation=True,
-        try_download_gcs=False,
-    )
+    # Refuses a URL without a registered SHA-256; fashion_mnist comes over plain http.
+    options = {"force_checksums_validation": True, "try_download_gcs": False}
     try:
-        builder.download_and_prepare(download_config=config)
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(**options))
     except Exception as error:  # requests', TFDS', TensorFlow's and the operating system's
         raise Unreachable(
             f"TFDS could not download and prepare {name} in {root}: "
@@ -146,13 +144,13 @@ def _check_features(builder: Any, name: str) -> None:
     if found.get("image") != "Image" or found.get("label") != "ClassLabel":
         raise UserError(
             f"tfds:{name} is not for image classification: it needs the features image (Image) "
-            f"and label (ClassLabel) and has {found}. Use a set like tfds:cifar10."
+            f"and label (ClassLabel) and has {found}. {OTHER}"
         )
     image = features["image"]
     if image.np_dtype != np.uint8 or None in image.shape:
         raise UserError(
             f"tfds:{name} has images of shape {image.shape} and type {image.np_dtype.__name__}; "
-            "one fixed shape and uint8 are needed. Use a set like tfds:cifar10."
+            f"one fixed shape and uint8 are needed. {OTHER}"
         )
 
 
@@ -162,7 +160,7 @@ def _test_split(builder: Any, name: str) -> str:
     if "train" not in splits or test_split is None:
         raise UserError(
             f"tfds:{name} has the splits {', '.join(splits)}; train and test (or validation) are "
-            "needed. Use a set like tfds:cifar10."
+            f"needed. {OTHER}"
         )
     return test_split
 
@@ -180,21 +178,20 @@ def _unshuffle(split: Split, name: str) -> Split:
 
     The keys are 0, 1, 2..., the hash is the MD5 of split name and key (TFDS core/hashing.py).
     """
-    hashes = [
-        hashlib.md5(f"{name}{key}".encode(), usedforsecurity=False).digest()
-        for key in range(len(split))
-    ]
-    order = sorted(range(len(split)), key=hashes.__getitem__)
-    return split.take(np.argsort(order))
+
+    def hashed(key: int) -> bytes:
+        return hashlib.md5(f"{name}{key}".encode(), usedforsecurity=False).digest()
+
+    return split.take(np.argsort(sorted(range(len(split)), key=hashed)))
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep TFDS' prints out of stdout, its warnings and (not on a terminal) its bars away."""
-    from absl import logging
+    from absl import logging as absl
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    verbosity = absl.get_verbosity()
+    absl.set_verbosity(absl.ERROR)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             if not sys.stderr.isatty():
@@ -203,21 +200,7 @@ def _quiet() -> Iterator[None]:
                 tfds.disable_progress_bar()
             yield
     finally:
-        logging.set_verbosity(verbosity)
-
-
-@contextlib.contextmanager
-def _readable(folder: Path) -> Iterator[None]:
-    """Turn whatever TFDS and TensorFlow raise for a damaged copy into a UserError."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"The TFDS copy in {folder} cannot be read ({type(error).__name__}: "
-            f"{_first_line(error)}). Delete that folder; it is prepared again."
-        ) from error
+        absl.set_verbosity(verbosity)
 
 
 def _first_line(error: Exception) -> str:

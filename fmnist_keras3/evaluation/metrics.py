@@ -38,12 +38,6 @@ class Calibration:
     confidence: np.ndarray
     accuracy: np.ndarray
 
-    @property
-    def error(self) -> float:
-        """Expected calibration error, 0..1 (Guo et al. 2017, arXiv:1706.04599)."""
-        gaps = np.abs(self.accuracy - self.confidence)
-        return float(np.average(gaps, weights=self.count))
-
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
@@ -65,8 +59,9 @@ class Evaluation:
 
     @property
     def calibration_error(self) -> float:
-        """Expected calibration error over 15 bins, 0..1."""
-        return self.calibration.error
+        """Expected calibration error over 15 bins, 0..1 (Guo et al. 2017, arXiv:1706.04599)."""
+        gaps = np.abs(self.calibration.accuracy - self.calibration.confidence)
+        return float(np.average(gaps, weights=self.calibration.count))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the probabilities as plain Python values, ready for JSON."""
@@ -90,6 +85,7 @@ def evaluate_logits(y: np.ndarray, logits: np.ndarray, class_names: Sequence[str
     Raises ValueError for shapes or labels that do not fit, UserError for logits that are not
     finite (the model has diverged).
     """
+    from scipy.special import log_softmax
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     y, logits = np.asarray(y), np.asarray(logits).astype(np.float64)
@@ -111,25 +107,20 @@ def evaluate_logits(y: np.ndarray, logits: np.ndarray, class_names: Sequence[str
             "or train again with a lower --lr."
         )
 
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    log_probabilities = log_softmax(logits, axis=1)
     probabilities = np.exp(log_probabilities)
-    predicted = logits.argmax(axis=1)
-    labels = range(len(names))
+    predicted, labels = logits.argmax(axis=1), range(len(names))
     zero: Any = 0  # scikit-learn's annotation knows only the "warn" that this replaces
     columns = precision_recall_fscore_support(y, predicted, labels=labels, zero_division=zero)
-    per_class = tuple(
-        ClassScore(name, float(precision), float(recall), float(f1), int(support))
-        for name, precision, recall, f1, support in zip(names, *np.array(columns), strict=True)
-    )
-    precision, recall, f1 = (float(np.mean(column)) for column in columns[:3])
+    *scores, support = (np.asarray(column).tolist() for column in columns)
+    means = [float(np.mean(column)) for column in columns[:3]]
     return Evaluation(
         class_names=names,
         accuracy=float(np.mean(predicted == y)),
         loss=float(-log_probabilities[np.arange(len(y)), y].mean()),
         confusion=confusion_matrix(y, predicted, labels=labels).astype(np.int64),
-        per_class=per_class,
-        macro=ClassScore("macro average", precision, recall, f1, len(y)),
+        per_class=tuple(map(ClassScore, names, *scores, support)),
+        macro=ClassScore("macro average", *means, support=len(y)),
         calibration=_calibration(probabilities.max(axis=1), predicted == y),
         probabilities=probabilities,
     )
@@ -143,8 +134,7 @@ def _calibration(confidence: np.ndarray, correct: np.ndarray) -> Calibration:
         np.bincount(bins, weights, minlength=CALIBRATION_BINS)
         for weights in (None, confidence, correct)
     )
-    size = np.maximum(count, 1)
-    return Calibration(count, confidences / size, hits / size)
+    return Calibration(count, confidences / np.maximum(count, 1), hits / np.maximum(count, 1))
 
 
 def per_class_table(evaluation: Evaluation) -> Table:
@@ -161,17 +151,15 @@ def per_class_table(evaluation: Evaluation) -> Table:
         table.add_column(heading, justify="right")
     table.add_column("most often taken for")
 
-    def row(score: ClassScore, mistake: str) -> None:
+    def row(score: ClassScore, mistake: str = "") -> None:
         scores = (f"{value:.3f}" for value in (score.precision, score.recall, score.f1))
         table.add_row(score.name, *scores, f"{score.support:,}", mistake)
 
-    for index, score in enumerate(evaluation.per_class):
-        wrong = evaluation.confusion[index].copy()
-        wrong[index] = 0
-        worst = int(wrong.argmax())
-        share = 100 * wrong[worst] / max(score.support, 1)
-        mistake = f"{evaluation.class_names[worst]} ({share:.1f} %)"
-        row(score, mistake if wrong[worst] else "")
+    names, wrong = evaluation.class_names, evaluation.confusion.copy()
+    np.fill_diagonal(wrong, 0)
+    for score, counts in zip(evaluation.per_class, wrong, strict=True):
+        share = 100 * counts.max() / max(score.support, 1)
+        row(score, f"{names[counts.argmax()]} ({share:.1f} %)" if counts.any() else "")
     table.add_section()
-    row(evaluation.macro, "")
+    row(evaluation.macro)
     return table

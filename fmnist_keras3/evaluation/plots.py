@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from fmnist_keras3.evaluation.figure import BLACK, BLUE, GREEN, GREY, ORANGE, Picture, sentence
+from fmnist_keras3.evaluation.figure import figure as _figure
 from fmnist_keras3.evaluation.metrics import CALIBRATION_BINS, Evaluation
 from fmnist_keras3.ground.files import save
 
@@ -23,87 +22,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
-SYNTHETIC = "generated garments, not Fashion-MNIST"
-
-# Okabe and Ito's palette: told apart with any colour vision, and in grey print.
-BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#D55E00", "#009E73", "#1F2328"
-GREY, AMBER = "#6B7280", "#F0C000"
 RUN_COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", BLACK)
 DASHES = ("-", "--", ":", "-.")
+DASHED = (0, (4, 3))
+DOT = {"marker": "D", "markersize": 8, "markeredgecolor": "white", "linestyle": "", "zorder": 4}
 KEYS = ("accuracy", "loss")
-
-STYLE: dict[Any, Any] = {
-    "font.size": 9.5,
-    "text.color": BLACK,
-    "text.parse_math": False,  # class and run names may hold dollar signs
-    "axes.edgecolor": "#9CA3AF",
-    "axes.labelcolor": GREY,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlepad": 22,  # room for the best epoch's label above the line
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": "#E5E7EB",
-    "grid.linewidth": 0.8,
-    "xtick.color": "#9CA3AF",
-    "ytick.color": "#9CA3AF",
-    "xtick.labelcolor": GREY,
-    "ytick.labelcolor": GREY,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 4.5,
-    "legend.frameon": False,
-    "legend.fontsize": 9.5,
+# By label: whose records' values, what is put before their names, and the colour.
+CURVES = {
+    "train": ("train", "", ORANGE),
+    "validation": ("validation", "", BLUE),
+    "validation, averaged weights": ("validation", "averaged_", GREEN),
+    "test": ("test", "", BLACK),
 }
-
-
+File = Path | str
 Records = Sequence[Mapping[str, Any]]
-
-
-class Picture(Figure):
-    """A figure that a notebook shows as it was drawn, with or without pyplot."""
-
-    def _repr_png_(self) -> bytes:
-        with _style():
-            png = io.BytesIO()
-            self.savefig(png, format="png", facecolor="white")
-        return png.getvalue()
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    """Let our style hold: the caller's rcParams neither reach a plot nor change."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        yield
-
-
-@contextmanager
-def _figure(
-    path: Path | str | None, size: tuple[float, float], title: str, subtitle: str, synthetic: bool
-) -> Iterator[tuple[SubFigure, SubFigure]]:
-    """Give a header and an empty body of ``size`` inches; at the end write them to ``path``."""
-    with _style():
-        width, height = size
-        rows = [0.32, 0.66, height] if synthetic else [0.66, height]
-        figure = Picture((width, sum(rows)), dpi=150, layout="constrained")
-        engine: Any = figure.get_layout_engine()
-        engine.set(w_pad=0.12, h_pad=0.08)
-        parts: Any = figure.subfigures(len(rows), 1, height_ratios=rows)
-        *banner, header, body = parts
-        for stripe in banner:
-            stripe.set_facecolor(AMBER)
-            stripe.text(0.5, 0.47, SYNTHETIC, ha="center", va="center", fontweight="bold")
-        header.text(0.16 / width, 0.8, title, va="top", fontsize=13, fontweight="bold")
-        header.text(0.16 / width, 0.36, subtitle, va="top", color=GREY)
-        yield header, body
-        if path is not None:
-            save(Path(path), figure._repr_png_())
+Points = dict[int, float]  # by epoch
 
 
 def _number(value: Any) -> float:
@@ -112,15 +45,27 @@ def _number(value: Any) -> float:
     return float(value) if finite else math.nan
 
 
-def _series(records: Records, event: str, key: str) -> dict[int, float]:
+def _series(records: Records, event: str, key: str) -> Points:
     """Map epochs to ``key``, the last of each epoch; empty where no value is finite."""
     values = {
         int(record["epoch"]): _number(record.get(key))
         for record in records
         if record.get("event") == event and _number(record.get("epoch")) >= 0
     }
-    some = any(math.isfinite(value) for value in values.values())
-    return dict(sorted(values.items())) if some else {}
+    return dict(sorted(values.items())) if any(map(math.isfinite, values.values())) else {}
+
+
+def _panels(sources: Mapping[str, tuple[Records, str, str]]) -> dict[str, dict[str, Points]]:
+    """Return the points by quantity and label, without those that have none.
+
+    ``sources``: by label, the records, their event and what is put before the quantity's name.
+    """
+    panels = {}
+    for key in KEYS:
+        found = {at: _series(run, event, p + key) for at, (run, event, p) in sources.items()}
+        if lines := {label: points for label, points in found.items() if points}:
+            panels[key] = lines
+    return panels
 
 
 def _percent(share: float, digits: int = 2) -> str:
@@ -131,105 +76,96 @@ def _short(name: str, length: int) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
-def _epoch_panel(axes: Axes, key: str, epochs: Iterable[int]) -> None:
+def _epoch_panel(body: SubFigure, keys: Sequence[str], key: str, epochs: Iterable[int]) -> Axes:
+    """Return the panel of ``key`` beside those of the other ``keys``, with an axis of epochs."""
+    axes = body.add_subplot(1, len(keys), keys.index(key) + 1)
     low, high = min(epochs), max(epochs)
     margin = max(0.03 * (high - low), 0.4)
+    axes.set(xlabel="epoch", title=key.capitalize())
     axes.set_xlim(low - min(margin, 0.9), high + margin)  # no tick at an epoch 0
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.set_xlabel("epoch")
-    axes.set_title(key.capitalize())
     axes.margins(y=0.12)
     if key == "accuracy":
         axes.yaxis.set_major_formatter(lambda share, _: f"{round(100 * share, 6):g} %")
+    return axes
 
 
-def _line(axes: Axes, points: Mapping[int, float], label: str, **style: Any) -> Line2D:
+def _line(axes: Axes, points: Points, label: str, **style: Any) -> Line2D:
     # Markers where points are few: a lone epoch, or one between two NaN, would draw nothing.
-    marker = "o" if len(points) <= 40 else None
-    return axes.plot(list(points), list(points.values()), label=label, marker=marker, **style)[0]
+    style = {"marker": "o" if len(points) <= 40 else None, **style}
+    return axes.plot(list(points), list(points.values()), label=label, **style)[0]
 
 
-def _sentence(body: SubFigure, text: str) -> None:
-    body.text(0.5, 0.5, text, ha="center", va="center", fontsize=12, color=GREY)
+def _mark(axes: Axes, x: float, text: str, colour: str, ha: str = "center") -> None:
+    """Draw a dashed line at ``x``, with its text above the panel."""
+    axes.axvline(x, color=colour, linewidth=1, linestyle=DASHED, zorder=1)
+    above = axes.get_xaxis_transform()
+    axes.annotate(text, (x, 1), (0, 4), above, "offset points", ha=ha, color=colour)
 
 
-def curves(records: Records, path: Path | str, title: str, synthetic: bool = False) -> Path:
+def _legend(header: SubFigure, *lines: Line2D) -> None:
+    """Draw the legend where it hides no data."""
+    header.legend(handles=lines, ncols=len(lines), loc="upper right", borderaxespad=0.9)
+
+
+def _image(axes: Axes, image: np.ndarray) -> None:
+    axes.imshow(_pixels(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+
+
+def curves(records: Records, path: File, title: str, synthetic=False) -> Path:
     """Draw accuracy and loss over the epochs, see `curves_figure`, to a PNG file."""
     save(Path(path), curves_figure(records, title, synthetic)._repr_png_())
     return Path(path)
 
 
-def curves_figure(records: Records, title: str, synthetic: bool = False) -> Picture:
+def curves_figure(records: Records, title: str, synthetic=False) -> Picture:
     """Draw accuracy and loss over the epochs, train against validation, and the test result.
 
     Where the weights were averaged there is a line for that, too. ``records``: the objects of
     ``metrics.jsonl``. The best validation epoch is that of the highest accuracy, or of the lowest
     loss where no accuracy was recorded. A quantity without any finite value gets no panel.
     """
-    events = {"train": "", "validation": "", "test": "", "averaged": "averaged_"}
-    panels = {
-        key: [_series(records, "validation" if p else e, p + key) for e, p in events.items()]
-        for key in KEYS
-    }
-    panels = {key: points for key, points in panels.items() if any(points)}
-    epochs = {epoch for points in panels.values() for epoch in {**points[0], **points[1]}}
+    panels = _panels({at: (records, event, p) for at, (event, p, _) in CURVES.items()})
+    ways = [lines.get(at, ()) for lines in panels.values() for at in ("train", "validation")]
+    epochs = set().union(*ways)
     best = None
     for key, sign in (("loss", -1), ("accuracy", 1)):
-        scores = {e: sign * v for e, v in panels.get(key, ({}, {}))[1].items() if v == v}
+        points = panels.get(key, {}).get("validation", {})
+        scores = {epoch: sign * value for epoch, value in points.items() if value == value}
         best = max(scores, key=scores.__getitem__) if scores else best
     subtitle = f"{max(epochs)} epoch{'s' if max(epochs) > 1 else ''}" if epochs else ""
     with _figure(None, (10, 3.7), title, subtitle, synthetic) as (header, body):
         if not panels:
-            _sentence(body, "No epoch has been recorded.")
+            sentence(body, "No epoch has been recorded.")
         handles = {}
-        for index, (key, (train, validation, test, averaged)) in enumerate(panels.items()):
-            axes = body.add_subplot(1, len(panels), index + 1)
+        for key, lines in panels.items():
+            axes = _epoch_panel(body, list(panels), key, epochs or lines["test"])
             show = _percent if key == "accuracy" else "{:.4f}".format
-            _epoch_panel(axes, key, epochs or test)
-            if train:
-                handles["train"] = _line(axes, train, "train", color=ORANGE)
-            if validation:
-                handles["validation"] = _line(axes, validation, "validation", color=BLUE)
-            if averaged:
-                name = "validation, averaged weights"
-                handles[name] = _line(axes, averaged, name, color=GREEN)
-            if test:
-                end, value = max(epochs or test), [v for v in test.values() if v == v][-1]
-                style = {"markersize": 8, "color": BLACK, "markeredgecolor": "white", "zorder": 4}
-                handles["test"] = axes.plot(end, value, "D", label="test", **style)[0]
-                axes.set_title(f"test {show(value)}", loc="right")
-            if best in validation:
-                axes.axvline(best, color=BLUE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-                late = best > np.mean(axes.get_xlim())
-                axes.annotate(
-                    f"best epoch {best}: {show(validation[best])}",
-                    (best, 1), (0, 4), xycoords=axes.get_xaxis_transform(),
-                    textcoords="offset points", ha="right" if late else "left", color=BLUE,
-                )  # fmt: skip
-        if handles:  # in the header, where a legend hides no data
-            lines, place = list(handles.values()), {"loc": "upper right", "borderaxespad": 0.9}
-            header.legend(handles=lines, ncols=len(lines), **place)
+            for label, points in lines.items():
+                style: dict[str, Any] = {"color": CURVES[label][2]}
+                if label == "test":
+                    end, value = max(epochs or points), [v for v in points.values() if v == v][-1]
+                    axes.set_title(f"test {show(value)}", loc="right")
+                    points = {end: value}
+                    style |= DOT
+                handles[label] = _line(axes, points, label, **style)
+            if best in lines.get("validation", {}):
+                text = f"best epoch {best}: {show(lines['validation'][best])}"
+                side = "right" if best > np.mean(axes.get_xlim()) else "left"
+                _mark(axes, best, text, BLUE, side)
+        if handles:
+            _legend(header, *handles.values())
         picture: Any = header.figure
     return picture
 
 
-def _shared(runs: Mapping[str, Records], event: str) -> dict[str, dict[str, dict[int, float]]]:
-    """Return the points of ``event`` by key and run, without those that have none."""
-    panels = {}
-    for key in KEYS:
-        lines = {name: _series(records, event, key) for name, records in runs.items()}
-        if lines := {name: points for name, points in lines.items() if points}:
-            panels[key] = lines
-    return panels
-
-
-def compare(runs: Mapping[str, Records], path: Path | str, title: str, synthetic=False) -> Path:
+def compare(runs: Mapping[str, Records], path: File, title: str, synthetic=False) -> Path:
     """Draw the validation curves of several runs, by name, over one another.
 
     Those of the training where no run has been validated.
     """
-    validated = _shared(runs, "validation")
-    panels = validated or _shared(runs, "train")
+    validated = _panels({name: (run, "validation", "") for name, run in runs.items()})
+    panels = validated or _panels({name: (run, "train", "") for name, run in runs.items()})
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
     subtitle = f"{len(names)} of {len(runs)} runs have been validated"
     if not validated:
@@ -238,24 +174,19 @@ def compare(runs: Mapping[str, Records], path: Path | str, title: str, synthetic
     with _figure(path, (10, height), title, subtitle, synthetic) as (_, body):
         handles = {}
         if not panels:
-            _sentence(body, "No run has recorded an epoch.")
-        for index, (key, lines) in enumerate(panels.items()):
-            axes = body.add_subplot(1, len(panels), index + 1)
-            _epoch_panel(axes, key, {epoch for points in lines.values() for epoch in points})
+            sentence(body, "No run has recorded an epoch.")
+        for key, lines in panels.items():
+            axes = _epoch_panel(body, list(panels), key, set().union(*lines.values()))
             for name, points in lines.items():
-                number = names.index(name)
-                dashes = DASHES[number // len(RUN_COLOURS) % len(DASHES)]
-                colour = RUN_COLOURS[number % len(RUN_COLOURS)]
-                line = _line(axes, points, name, color=colour, linestyle=dashes)
-                handles.setdefault(name, line)
+                times, number = divmod(names.index(name), len(RUN_COLOURS))
+                style = {"color": RUN_COLOURS[number], "linestyle": DASHES[times % len(DASHES)]}
+                handles.setdefault(name, _line(axes, points, name, **style))
         if handles:
             body.legend(handles=handles.values(), loc="outside lower left", ncols=2)
     return Path(path)
 
 
-def confusion_matrix(
-    evaluation: Evaluation, path: Path | str, title: str, synthetic: bool = False
-) -> Path:
+def confusion_matrix(evaluation: Evaluation, path: File, title: str, synthetic=False) -> Path:
     """Draw the confusion matrix: counts, and what share of the true class they are.
 
     Correct cells are blue; mistakes are orange on a scale of their own, so that they show beside
@@ -273,26 +204,24 @@ def confusion_matrix(
             cells = np.ma.masked_array(shares, hide | (confusion == 0))
             axes.imshow(cells, cmap=colours, norm=PowerNorm(0.6, 0, top))
         names = [_short(name, 20) for name in evaluation.class_names]
-        turn = 40 if size <= 20 else 90
-        axes.set_xticks(range(size), names, rotation=turn, ha="right", rotation_mode="anchor")
+        style = {"rotation": 40 if size <= 20 else 90, "rotation_mode": "anchor"}
+        axes.set_xticks(range(size), names, ha="right", **style)
         axes.set_yticks(range(size), names)
-        axes.set_xlabel("predicted")
-        axes.set_ylabel("true")
+        axes.set(xlabel="predicted", ylabel="true")
         axes.tick_params(labelcolor=BLACK)
-        axes.set_xticks(np.arange(size + 1) - 0.5, minor=True)
-        axes.set_yticks(np.arange(size + 1) - 0.5, minor=True)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_ticks(np.arange(size + 1) - 0.5, minor=True)
         axes.tick_params(which="minor", size=0)
         axes.grid(False)
         axes.grid(which="minor")
         axes.spines[:].set_visible(False)
-        for (row, column), count in np.ndenumerate(confusion if size <= 20 else np.zeros((0, 0))):
-            if count:
-                share = shares[row, column]
-                dark = share > (0.45 if row == column else 0.75 * worst)
-                cell: Any = {"ha": "center", "color": "white" if dark else BLACK}
-                axes.text(column, row + 0.06, f"{count:,}", va="bottom", fontsize=10, **cell)
-                label = _percent(share, 0 if share >= 0.0995 else 1)
-                axes.text(column, row + 0.1, label, va="top", fontsize=7.5, **cell)
+        for row, column in np.argwhere(confusion) if size <= 20 else ():
+            count, share = confusion[row, column], shares[row, column]
+            dark = share > (0.45 if row == column else 0.75 * worst)
+            cell: Any = {"ha": "center", "color": "white" if dark else BLACK}
+            axes.text(column, row + 0.06, f"{count:,}", va="bottom", fontsize=10, **cell)
+            label = _percent(share, 0 if share >= 0.0995 else 1)
+            axes.text(column, row + 0.1, label, va="top", fontsize=7.5, **cell)
     return Path(path)
 
 
@@ -300,10 +229,10 @@ def mistakes(
     x: np.ndarray,
     y: np.ndarray,
     evaluation: Evaluation,
-    path: Path | str,
+    path: File,
     title: str,
     n: int = 24,
-    synthetic: bool = False,
+    synthetic=False,
 ) -> Path:
     """Draw the ``n`` wrong answers that the model was surest of, surest first.
 
@@ -316,36 +245,33 @@ def mistakes(
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     wrong = np.flatnonzero(predicted != y)
     chosen = wrong[np.argsort(-confidence[wrong], kind="stable")][:n]
-    columns = 6
+    columns, names = 6, evaluation.class_names
     rows = max(math.ceil(len(chosen) / columns), 1)
     subtitle = f"{len(wrong):,} of {len(y):,} images are classified wrongly"
     if len(chosen) < len(wrong):
         subtitle += f"; these are the {len(chosen)} most confident mistakes"
     with _figure(path, (9.6, 1.98 * rows), title, subtitle, synthetic) as (_, body):
         if not len(chosen):
-            _sentence(body, f"No mistake among {len(y):,} images.")
+            sentence(body, f"No mistake among {len(y):,} images.")
         for place, index in enumerate(chosen):
             axes = body.add_subplot(rows, columns, place + 1)
-            axes.imshow(_pixels(x[index]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            _image(axes, x[index])
             axes.set_axis_off()
             axes.set_anchor("N")  # leaves what the cell is higher than wide to the label
-            names = [_short(evaluation.class_names[i], 13) for i in (y[index], predicted[index])]
+            true, taken = (_short(names[i], 13) for i in (y[index], predicted[index]))
             # Three digits, and never "100 %": a rounded certainty would be a false one.
-            answer = f"→ {names[1]} {min(100 * confidence[index], 99.9):.3g} %"
-            for line, colour, text in ((0, BLACK, names[0]), (1, ORANGE, answer)):
-                axes.annotate(
-                    text, (0.5, 0), (0, -3 - 12 * line), xycoords="axes fraction", fontsize=9,
-                    textcoords="offset points", ha="center", va="top", color=colour,
-                ).set_in_layout(False)  # fmt: skip
+            answer = f"→ {taken} {min(100 * confidence[index], 99.9):.3g} %"
+            style: Any = {"textcoords": "offset points", "ha": "center", "va": "top", "fontsize": 9}
+            for down, colour, text in ((3, BLACK, true), (15, ORANGE, answer)):
+                at = axes.annotate(
+                    text, (0.5, 0), (0, -down), "axes fraction", color=colour, **style
+                )
+                at.set_in_layout(False)
     return Path(path)
 
 
 def examples(
-    rows: Sequence[np.ndarray],
-    class_names: Sequence[str],
-    path: Path | str,
-    title: str,
-    synthetic: bool = False,
+    rows: Sequence[np.ndarray], class_names: Sequence[str], path: File, title: str, synthetic=False
 ) -> Path:
     """Draw a sheet with one row of images ``[n, H, W, C]`` a class, its name at the left."""
     columns = max(len(row) for row in rows)
@@ -355,22 +281,15 @@ def examples(
         for line, (name, row) in enumerate(zip(class_names, rows, strict=True)):
             for column, image in enumerate(row):
                 axes = body.add_subplot(len(rows), columns, line * columns + column + 1)
-                axes.imshow(_pixels(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-                axes.set_xticks([])
-                axes.set_yticks([])
-                if column == 0:
-                    axes.set_ylabel(
-                        _short(name, 13), rotation=0, ha="right", va="center", color=BLACK
-                    )
+                _image(axes, image)
+                axes.set(xticks=[], yticks=[])
+                label = "" if column else _short(name, 13)
+                axes.set_ylabel(label, rotation=0, ha="right", va="center", color=BLACK)
     return Path(path)
 
 
 def augmentations(
-    images: np.ndarray,
-    blocks: Mapping[str, np.ndarray],
-    path: Path | str,
-    title: str,
-    synthetic: bool = False,
+    images: np.ndarray, blocks: Mapping[str, np.ndarray], path: File, title: str, synthetic=False
 ) -> Path:
     """Draw ``images [n, H, W, C]`` and below, for each name, what became of them in some epochs.
 
@@ -379,17 +298,15 @@ def augmentations(
     rows = {"original": images[None], **blocks}
     columns, (height, width) = len(images), images.shape[1:3]
     gap, space = max(1, width // 14), max(2, height // 3)  # between images, and blocks
-    lines, at, places = [], 0, []
+    lines, places = [], []
     for drawn in rows.values():
         sheet = np.ones((len(drawn), height + gap, columns, width + gap, 3))
         for line, column in np.ndindex(*drawn.shape[:2]):
-            pixels = _pixels(drawn[line, column])
-            pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., :3]
-            sheet[line, :height, column, :width] = pixels
-        lines += [sheet.reshape(-1, columns * (width + gap), 3), np.ones((space, 1, 3))]
-        places.append(at + (len(lines[-2]) - gap) / 2)
-        at += len(lines[-2]) + space
-    picture = np.concatenate([np.broadcast_to(s, (len(s), *lines[0].shape[1:])) for s in lines])
+            sheet[line, :height, column, :width] = _pixels(drawn[line, column])[..., :3]
+        sheet = sheet.reshape(-1, columns * (width + gap), 3)
+        places.append(sum(map(len, lines)) + (len(sheet) - gap) / 2)
+        lines += [sheet, np.ones_like(sheet[:1]).repeat(space, 0)]
+    picture = np.concatenate(lines)
     epochs = len(next(iter(blocks.values())))
     subtitle = f"the same images in {epochs} epochs" + " of each augmentation" * (len(blocks) > 1)
     inches = 0.75 / (width + gap)
@@ -405,24 +322,21 @@ def augmentations(
 
 
 def _pixels(image: np.ndarray) -> np.ndarray:
-    """Return one image as float 0..1, ``[H, W]`` or ``[H, W, 3|4]``."""
+    """Return one image as float 0..1."""
     pixels = np.asarray(image).astype(np.float64)
     bright = image.dtype == np.uint8 or pixels.max() > 1
-    pixels = np.clip(pixels / 255 if bright else pixels, 0, 1)
-    return pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
+    return np.clip(pixels / 255 if bright else pixels, 0, 1)
 
 
-def calibration(
-    evaluation: Evaluation, path: Path | str, title: str, synthetic: bool = False
-) -> Path:
+def calibration(evaluation: Evaluation, path: File, title: str, synthetic=False) -> Path:
     """Draw the reliability diagram above a histogram of the confidence.
 
     A bar below the diagonal: the model is surer than it is right; above: less sure.
     """
     bins = evaluation.calibration
-    used = bins.count > 0
-    centres = (np.arange(CALIBRATION_BINS) + 0.5) / CALIBRATION_BINS
-    width = 1 / CALIBRATION_BINS
+    centres, width = (np.arange(CALIBRATION_BINS) + 0.5) / CALIBRATION_BINS, 1 / CALIBRATION_BINS
+    used = [part[bins.count > 0] for part in (centres, bins.accuracy, bins.confidence)]
+    middle, accuracy, confidence = used
     sure = float(np.average(bins.confidence, weights=bins.count))
     subtitle = (
         f"expected calibration error {_percent(evaluation.calibration_error)}: "
@@ -430,18 +344,15 @@ def calibration(
     )
     with _figure(path, (6.6, 6.6), title, subtitle, synthetic) as (_, body):
         top, bottom = body.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-        low = np.minimum(bins.accuracy, bins.confidence)[used]
-        gap = np.abs(bins.accuracy - bins.confidence)[used]
-        style = {"width": width, "edgecolor": "white"}
-        top.bar(centres[used], bins.accuracy[used], color=BLUE, label="accuracy", **style)
-        style["edgecolor"], label = ORANGE, "gap to the mean confidence"
-        style["width"] *= 0.6
-        top.bar(centres[used], gap, bottom=low, color="#F6C5A5", label=label, **style)
-        top.plot([0, 1], [0, 1], color=GREY, linestyle=(0, (4, 3)), label="perfectly calibrated")
+        top.bar(middle, accuracy, width, color=BLUE, edgecolor="white", label="accuracy")
+        low, gap = np.minimum(accuracy, confidence), np.abs(accuracy - confidence)
+        style = {"color": "#F6C5A5", "edgecolor": ORANGE, "label": "gap to the mean confidence"}
+        top.bar(middle, gap, 0.6 * width, low, **style)
+        top.plot([0, 1], [0, 1], color=GREY, linestyle=DASHED, label="perfectly calibrated")
         top.set(xlim=(0, 1), ylim=(0, 1.01), ylabel="accuracy")
         top.legend(loc="upper left")
         share = bins.count / bins.count.sum()
-        bottom.bar(centres, share, color=GREY, edgecolor="white", width=width)
+        bottom.bar(centres, share, width, color=GREY, edgecolor="white")
         bottom.set(ylabel="share of images", xlabel="confidence")
         for axis in (top.yaxis, bottom.yaxis, bottom.xaxis):
             axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
@@ -451,11 +362,11 @@ def calibration(
 def learning_rates(
     results: Mapping[str, Sequence[float]],
     marked: int | None,
-    path: Path | str | None,
+    path: File | None,
     title: str,
     subtitle: str,
     logarithmic: bool,
-    synthetic: bool = False,
+    synthetic=False,
 ) -> Path | Figure:
     """Draw the loss of a search over its learning rates, and the step ``marked``, if any.
 
@@ -464,32 +375,25 @@ def learning_rates(
     """
     with _figure(path, (7.5, 4), title, subtitle, synthetic) as (header, body):
         if not results["lr"]:
-            _sentence(body, "No step had a finite loss.")
+            sentence(body, "No step had a finite loss.")
         else:
             axes = body.add_subplot()
-            rates, averages = results["lr"], results["loss"]
-            style: dict[str, Any] = {"color": GREY, "markersize": 3, "alpha": 0.45}
-            dots = axes.plot(rates, results["batch_loss"], "o", label="of a batch", **style)[0]
-            line = axes.plot(rates, averages, color=BLUE, label="averaged")[0]
+            rates, averages, losses = (results[name] for name in ("lr", "loss", "batch_loss"))
+            (dots,) = axes.plot(rates, losses, "o", c=GREY, ms=3, alpha=0.45, label="of a batch")
+            (line,) = axes.plot(rates, averages, c=BLUE, label="averaged")
             if logarithmic:
                 axes.set_xscale("log")
                 axes.minorticks_off()
                 axes.xaxis.set_major_formatter(lambda rate, _: f"{rate:g}")
-            axes.set_xlabel("learning rate")
-            axes.set_ylabel("loss")
             # A divergence would press the part that matters flat.
-            low = min(*results["batch_loss"], *averages)
+            low = min(*losses, *averages)
             height = max(averages[0] - low, 0.1 * abs(averages[0]), 1e-6)
-            axes.set_ylim(low - 0.1 * height, low + 1.5 * height)
+            bounds = (low - 0.1 * height, low + 1.5 * height)
+            axes.set(xlabel="learning rate", ylabel="loss", ylim=bounds)
             if marked is not None:
                 rate, loss = rates[marked], averages[marked]
-                axes.axvline(rate, color=ORANGE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+                _mark(axes, rate, f"suggestion {rate:.2g}", ORANGE)
                 axes.plot(rate, loss, "o", color=ORANGE, markersize=8, markeredgecolor="white")
-                axes.annotate(
-                    f"suggestion {rate:.2g}", (rate, 1), (0, 4), ha="center", color=ORANGE,
-                    xycoords=axes.get_xaxis_transform(), textcoords="offset points",
-                )  # fmt: skip
-            place = {"loc": "upper right", "borderaxespad": 0.9}
-            header.legend(handles=[line, dots], ncols=2, **place)
+            _legend(header, line, dots)
         figure: Any = body.figure
     return figure if path is None else Path(path)

@@ -82,18 +82,12 @@ def build(run_dirs: Sequence[Path | str] | Path | str, path: Path | str | None =
         curves = single.plots.get("curves") if single else None
         curves = curves or _data_uri(picture)
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for shown in (figure, percent, duration, text):
-        environment.filters[shown.__name__] = shown
-    page = environment.get_template("report.html").render(
-        runs=runs, run=single, curves=curves, titles=PLOTS
-    )
+    loader = FileSystemLoader(Path(__file__).parent)
+    blocks: Any = {"trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **blocks)
+    environment.filters.update(figure=figure, percent=percent, duration=duration, text=text)
+    template = environment.get_template("report.html")
+    page = template.render(runs=runs, run=single, curves=curves, titles=PLOTS)
     if path is None:
         home = runs[0].folder
         path = home / "report.html" if single else home.resolve().parent / "comparison.html"
@@ -119,11 +113,9 @@ def _read(folder: Path) -> Run:
 
 
 def _read_plots(run: Run) -> None:
-    for name in PLOTS:
-        if uri := _data_uri(run.folder / "plots" / f"{name}.png"):
-            run.plots[name] = uri
-    missing = [f"plots/{name}.png" for name in PLOTS if name not in run.plots]
-    if missing:
+    found = {name: _data_uri(run.folder / "plots" / f"{name}.png") for name in PLOTS}
+    run.plots = {name: uri for name, uri in found.items() if uri}
+    if missing := [f"plots/{name}.png" for name in PLOTS if name not in run.plots]:
         run.notes.append(f"Missing or damaged: {', '.join(missing)}.")
 
 
@@ -145,22 +137,15 @@ def _load(run: Run, name: str) -> dict[str, Any]:
 
 
 def _records(run: Run) -> list[dict[str, Any]]:
+    from fmnist_keras3.runs.jsonl import parsed
+
     try:
-        content = (run.folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
+        content = (run.folder / "metrics.jsonl").read_bytes()
     except OSError:
         run.notes.append("metrics.jsonl is missing.")
         return []
-    records, broken = [], 0
-    for line in filter(str.strip, content.splitlines()):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        if isinstance(record, dict):
-            records.append(record)
-        else:
-            broken += 1
-    if broken:
+    records = parsed(content)
+    if broken := sum(bool(line.strip()) for line in content.splitlines()) - len(records):
         lines = "line" if broken == 1 else "lines"
         run.notes.append(f"metrics.jsonl: {broken} damaged {lines} left out.")
     return records
@@ -198,8 +183,7 @@ def flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _finite(value: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def figure(value: Any, digits: int = 0) -> str:

@@ -27,6 +27,7 @@ from fmnist_keras3.layers.kernels import convolve, convolve_and_pool, global_max
 from fmnist_keras3.layers.losses import SparseCategoricalCrossentropy
 from fmnist_keras3.layers.normalization import batch_normalize, channel_moments, gelu
 
+MOST_POSITIONS = 49  # of a kernel; each is an operation of its own, which takes compilers long
 Pooled = Mapping[keras.layers.Layer, tuple[int, int]]
 
 _xla_cpu: contextvars.ContextVar[Pooled | None] = contextvars.ContextVar("_xla_cpu", default=None)
@@ -85,6 +86,7 @@ class Conv2D(keras.layers.Conv2D):
             and self.dilation_rate == (1, 1)
             and self.data_format == "channels_last"
             and None not in shape[1:]
+            and math.prod(self.kernel_size) <= MOST_POSITIONS
         )
 
 
@@ -259,16 +261,21 @@ _FAST_CLASS = {
 }
 
 
-def accelerate(model: keras.Model) -> keras.Model:
-    """Give the plain layers of ``model`` their fast form; returns it.
+def fast_classes(model: keras.Model) -> Iterator[tuple[Any, type]]:
+    """Yield each plain layer of ``model``, and its loss, with the class that is its fast form.
 
-    In place: weights, names and results stay. For models that were loaded from a `.keras` file.
-    The plain cross-entropy becomes ours (see losses.py).
+    The classes differ in methods only: given to the object, weights, names and results stay.
     """
-    if type(getattr(model, "loss", None)) is keras.losses.SparseCategoricalCrossentropy:
-        model.loss.__class__ = SparseCategoricalCrossentropy
+    loss = getattr(model, "loss", None)
+    if type(loss) is keras.losses.SparseCategoricalCrossentropy:
+        yield loss, SparseCategoricalCrossentropy
     for layer in all_layers(model):
-        fast = _FAST_CLASS.get(type(layer))
-        if fast is not None:
-            layer.__class__ = fast  # the classes differ in methods only
+        if fast := _FAST_CLASS.get(type(layer)):
+            yield layer, fast
+
+
+def accelerate(model: keras.Model) -> keras.Model:
+    """Give the plain layers of ``model`` and its loss their fast form, in place; returns it."""
+    for part, fast in fast_classes(model):
+        part.__class__ = fast
     return model

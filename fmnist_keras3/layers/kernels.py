@@ -20,12 +20,14 @@ Sums are written out in one order, so that they have equal bits on every backend
 from __future__ import annotations
 
 import math
+from itertools import product
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from fmnist_keras3.layers.gradients import add_up, placed, plain, with_gradient
 from fmnist_keras3.layers.winograd import winograd_conv
 
 # Up to this many input channels a convolution is fastest as patches times a matrix: measured
@@ -75,14 +77,14 @@ def window_max(x: Any, axes: tuple[int, ...]) -> Any:
     count = math.prod(sizes)
     place = np.arange(count, dtype=np.uint8 if count < 256 else np.int32).reshape(sizes)
 
-    @ops.custom_gradient
+    @with_gradient
     def maximum(x):
         top = ops.max(x, axis=axes, keepdims=True)
         no_place = np.asarray(count - 1, place.dtype)
         first = ops.min(ops.where(ops.equal(x, top), place, no_place), axis=axes, keepdims=True)
 
-        def grad(*args, upstream=None):
-            g = ops.expand_dims(upstream if upstream is not None else args[0], axes)
+        def grad(g):
+            g = ops.expand_dims(g, axes)
             return ops.where(ops.equal(first, place), g, ops.zeros_like(g))
 
         return ops.squeeze(top, axes), grad
@@ -90,7 +92,7 @@ def window_max(x: Any, axes: tuple[int, ...]) -> Any:
     return maximum(x)
 
 
-@ops.custom_gradient
+@with_gradient
 def global_max(x: Any) -> Any:
     """Return the maximum of each channel ``[N,C]`` of ``x [N,H,W,C]``.
 
@@ -98,8 +100,7 @@ def global_max(x: Any) -> Any:
     """
     top = ops.max(x, axis=(1, 2), keepdims=True)
 
-    def grad(*args, upstream=None):
-        g = upstream if upstream is not None else args[0]
+    def grad(g):
         there = ops.cast(ops.equal(x, top), x.dtype)
         share = 1 / ops.sum(there, axis=(1, 2), keepdims=True)
         return there * (ops.expand_dims(g, (1, 2)) * share)
@@ -111,22 +112,15 @@ def im2col_conv(x: Any, kernel: Any) -> Any:
     """Convolve ``x [N,H,W,C]`` with ``kernel [h,w,C,F]``, unpadded, as patches times a matrix."""
     height, width, channels, filters = kernel.shape
     rows, cols = x.shape[1] - height + 1, x.shape[2] - width + 1
-    spare = (x.shape[1] - rows, x.shape[2] - cols)
-    corners = [(i, j) for i in range(height) for j in range(width)]
+    corners = list(product(range(height), range(width)))
 
-    @ops.custom_gradient
+    @with_gradient
     def patches_of(x):
         # Left to the backends, the patches' gradients are added up in an order of each one's own.
-        def grad(*args, upstream=None):
-            g = upstream if upstream is not None else args[0]
-            parts = [
-                ops.pad(
-                    g[..., n * channels : (n + 1) * channels],
-                    [(0, 0), (i, spare[0] - i), (j, spare[1] - j), (0, 0)],
-                )
-                for n, (i, j) in enumerate(corners)
-            ]
-            return sum(parts[1:], parts[0])
+        def grad(g):
+            parts = [g[..., n * channels : (n + 1) * channels] for n in range(len(corners))]
+            spare = (height - 1, width - 1)
+            return add_up(placed(*part, spare) for part in zip(parts, corners, strict=True))
 
         return ops.concatenate([x[:, i : i + rows, j : j + cols] for i, j in corners], -1), grad
 
@@ -140,29 +134,24 @@ def canonical_conv(x: Any, kernel: Any) -> Any:
     """Convolve ``x [N,H,W,C]`` with ``kernel [h,w,C,F]``, unpadded, backward in NHWC/HWIO form."""
     height, width, channels, filters = kernel.shape
 
-    @ops.custom_gradient
+    @with_gradient
     def conv(x, kernel):
-        def grad(*args, upstream=None):
-            g = upstream if upstream is not None else args[0]
+        def grad(g):
             # Not a convolution of the padded gradient: that multiplies zeros, and is slower.
-            rows = ops.reshape(g, (-1, filters))
-            parts = [
-                ops.pad(
-                    ops.reshape(
-                        ops.matmul(rows, ops.transpose(kernel[i, j])), (*g.shape[:3], channels)
-                    ),
-                    [(0, 0), (i, height - 1 - i), (j, width - 1 - j), (0, 0)],
-                )
-                for i in range(height)
-                for j in range(width)
-            ]
+            rows, shape = ops.reshape(g, (-1, filters)), (*g.shape[:3], channels)
+
+            def part(corner):
+                value = ops.matmul(rows, ops.transpose(kernel[corner]))
+                return placed(ops.reshape(value, shape), corner, (height - 1, width - 1))
+
+            dx = add_up(map(part, product(range(height), range(width))))
             # The kernel's gradient: channels take the batch's place, and the batch the channels'.
             dk = _conv(ops.transpose(x, (3, 1, 2, 0)), ops.transpose(g, (1, 2, 0, 3)))
-            return sum(parts[1:], parts[0]), ops.transpose(dk, (1, 2, 0, 3))
+            return dx, ops.transpose(dk, (1, 2, 0, 3))
 
         return _conv(x, kernel), grad
 
-    return conv(x, _plain(kernel))
+    return conv(x, plain(kernel))
 
 
 def _suits_winograd(kernel: Any) -> bool:
@@ -173,11 +162,6 @@ def _suits_winograd(kernel: Any) -> bool:
 
 def _conv(x: Any, kernel: Any) -> Any:
     return ops.conv(x, kernel, strides=1, padding="valid", data_format="channels_last")
-
-
-def _plain(kernel: Any) -> Any:
-    # Reshaped to what it is: TensorFlow refuses a variable where a gradient is custom.
-    return ops.reshape(kernel, kernel.shape)
 
 
 def _padded(x: Any, kernel: Any, padding: str) -> Any:
@@ -201,21 +185,20 @@ def _windowed_kernel(kernel: Any) -> Any:
     """
     height, width, channels, filters = kernel.shape
     tall, wide = (height + 1) // 2, (width + 1) // 2
-    positions = [(i, j) for i in range(2) for j in range(2)]
+    positions = list(product(range(2), range(2)))
 
-    @ops.custom_gradient
+    @with_gradient
     def windowed(kernel):
-        def grad(*args, upstream=None):
-            g = upstream if upstream is not None else args[0]
+        def grad(g):
             g = ops.reshape(g, (tall, wide, 2, 2, channels, 4, filters))
             g = ops.transpose(g, (0, 2, 1, 3, 4, 5, 6))
             g = ops.reshape(g, (2 * tall, 2 * wide, channels, 4, filters))
-            parts = [g[i : i + height, j : j + width, :, n] for n, (i, j) in enumerate(positions)]
-            return sum(parts[1:], parts[0])
+            places = enumerate(positions)
+            return add_up(g[i : i + height, j : j + width, :, n] for n, (i, j) in places)
 
         moved = [ops.pad(kernel, [(i, 1 - i), (j, 1 - j), (0, 0), (0, 0)]) for i, j in positions]
         all_four = ops.reshape(ops.stack(moved, axis=3), (tall, 2, wide, 2, channels, 4 * filters))
         all_four = ops.transpose(all_four, (0, 2, 1, 3, 4, 5))
         return ops.reshape(all_four, (tall, wide, 4 * channels, 4 * filters)), grad
 
-    return windowed(_plain(kernel))
+    return windowed(plain(kernel))

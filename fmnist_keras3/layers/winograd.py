@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from fmnist_keras3.layers.gradients import add_up, placed, plain, with_gradient
+
 # In the paper's names, B^T, G, A^T: of inputs, of the kernel, of outputs.
 INPUTS = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]], "float32")
 KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], "float32")
@@ -31,18 +33,17 @@ def winograd_conv(x: Any, kernel: Any) -> Any:
     Returns ``[N,R,C,4,F]``: the outputs of each 2x2 window, row by row.
     """
     rows, cols = x.shape[1] // 2 - 1, x.shape[2] // 2 - 1
-    channels, filters = kernel.shape[2:]
+    filters = kernel.shape[3]
 
     # Products of their own, not one of a stack of 16: stacks are copies (13x13x64 to 128 filters,
     # pooled, forward and backward: 41 ms a batch of 64 with stacks, 17 without, 50 by definition).
-    @ops.custom_gradient
+    @with_gradient
     def conv(x, kernel):
         inputs = _transformed(INPUTS, _tiles(x, rows, cols))
         weights = _transformed(KERNEL, [[kernel[i, j] for j in range(3)] for i in range(3)])
         products = _each(ops.matmul, inputs, weights)
 
-        def grad(*args, upstream=None):
-            g = upstream if upstream is not None else args[0]
+        def grad(g):
             g = ops.reshape(g, (-1, 4, filters))
             g = _transformed(OUTPUTS.T, [[g[:, 0], g[:, 1]], [g[:, 2], g[:, 3]]])
             dx = _each(lambda g, w: ops.matmul(g, ops.transpose(w)), g, weights)
@@ -55,8 +56,7 @@ def winograd_conv(x: Any, kernel: Any) -> Any:
         y = ops.stack([y for row in windows for y in row], axis=1)
         return ops.reshape(y, (-1, rows, cols, 4, filters)), grad
 
-    # Reshaped to what it is: TensorFlow refuses a variable where a gradient is custom.
-    return conv(x, ops.reshape(kernel, (3, 3, channels, filters)))
+    return conv(x, plain(kernel))
 
 
 def _tiles(x: Any, rows: int, cols: int) -> Grid:
@@ -72,18 +72,15 @@ def _tiles(x: Any, rows: int, cols: int) -> Grid:
 
 def _untiled(tiles: Grid, rows: int, cols: int) -> Any:
     """Return `_tiles` transposed: each input's sum over the windows that it is in."""
+    channels = tiles[0][0].shape[1]
+
+    def part(i, j, down, right):
+        tile = ops.reshape(tiles[i + 2 * down][j + 2 * right], (-1, rows, cols, channels))
+        return placed(tile, (down, right), (1, 1))
 
     def pixels(i, j):
-        parts = [
-            ops.pad(
-                ops.reshape(tiles[i + 2 * down][j + 2 * right], (-1, rows, cols, channels)),
-                [(0, 0), (down, 1 - down), (right, 1 - right), (0, 0)],
-            )
-            for down, right in product(range(2), range(2))
-        ]
-        return sum(parts[1:], parts[0])
+        return add_up(part(i, j, *corner) for corner in product(range(2), range(2)))
 
-    channels = tiles[0][0].shape[1]
     x = ops.stack([ops.stack([pixels(i, j) for j in range(2)], 3) for i in range(2)], 2)
     return ops.reshape(x, (-1, 2 * rows + 2, 2 * cols + 2, channels))
 
@@ -102,21 +99,13 @@ def _transformed(matrix: np.ndarray, grid: Grid) -> Grid:
 
 def _weighted_sum(factors: list[float], values: Sequence[Any]) -> Any:
     """Add up ``factors`` times ``values``; those of 0, 1 and -1 cost no multiplication."""
-    total = None
-    for factor, value in zip(factors, values, strict=True):
-        if not factor:
-            continue
-        if total is None:
-            total = value if factor == 1 else value * factor
-        elif factor == 1:
-            total = total + value
-        elif factor == -1:
-            total = total - value
-        else:
-            total = total + value * factor
+    (first, total), *rest = [(f, v) for f, v in zip(factors, values, strict=True) if f]
+    total = total if first == 1 else total * first
+    for factor, value in rest:
+        scaled = value if abs(factor) == 1 else value * abs(factor)
+        total = total + scaled if factor > 0 else total - scaled
     return total
 
 
 def _each(function: Any, first: Grid, second: Grid) -> Grid:
-    pairs = [zip(a, b, strict=True) for a, b in zip(first, second, strict=True)]
-    return [[function(a, b) for a, b in row] for row in pairs]
+    return [list(map(function, *rows)) for rows in zip(first, second, strict=True)]

@@ -8,6 +8,7 @@ import keras
 
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.layers import keras_private
+from fmnist_keras3.layers.fast import Dropout, fast_classes
 from fmnist_keras3.optimizers import inner_optimizer
 from fmnist_keras3.training.arguments import PRECISIONS
 from fmnist_keras3.training.session import Session
@@ -22,6 +23,9 @@ def prepare(session: Session, trainer: Trainer) -> None:
     model = session.model
     if getattr(model, "optimizer", None) is None:
         return  # the engine says what is missing
+    for part, fast in fast_classes(model):
+        if fast is not Dropout:  # which draws other masks than Keras
+            session.set(part, "__class__", fast)
     if trainer.precision is not None:
         set_precision(session, trainer.precision)
     own = inner_optimizer(model.optimizer).gradient_accumulation_steps

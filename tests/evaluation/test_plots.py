@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmnist_keras3.evaluation import plots
+from fmnist_keras3.evaluation import figure, plots
 from fmnist_keras3.evaluation.metrics import evaluate_logits
 from fmnist_keras3.ground.errors import UserError
 
@@ -216,12 +216,12 @@ def every_plot(folder, synthetic):
 
 
 def test_generated_data_is_announced_on_every_plot_and_only_there(tmp_path, drawn):
-    amber = tuple(bytes.fromhex(plots.AMBER[1:]))
+    amber = tuple(bytes.fromhex(figure.AMBER[1:]))
     for path in every_plot(tmp_path / "synthetic", True):
         assert tuple(pixels(path)[10, 10]) == amber
     for path in every_plot(tmp_path / "real", False):
         assert tuple(pixels(path)[10, 10]) == (255, 255, 255)
-    assert [plots.SYNTHETIC in texts(figure) for figure in drawn] == [True] * 5 + [False] * 5
+    assert [figure.SYNTHETIC in texts(made) for made in drawn] == [True] * 5 + [False] * 5
 
 
 def test_same_input_same_bytes_whatever_the_callers_style(tmp_path):

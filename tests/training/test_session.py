@@ -17,6 +17,7 @@ from fmnist_keras3 import (
     build_model,
 )
 from fmnist_keras3.data.plan import epoch_plan
+from fmnist_keras3.layers import fast
 from fmnist_keras3.layers.whitening import whiten
 from fmnist_keras3.training.session import owner
 
@@ -380,6 +381,38 @@ def test_a_callback_says_when_it_wants_to_be_called():
     odd = Odd()
     trainer(3, odd, Often()).fit(made(), data())
     assert 5 in odd.seen
+
+
+def test_a_models_own_layers_are_fast_while_it_is_trained_and_plain_again_afterwards(monkeypatch):
+    def convolved(x, kernel, padding):
+        seen.append(padding)
+        return convolve(x, kernel, padding)
+
+    seen, convolve = [], fast.convolve
+    monkeypatch.setattr(fast, "convolve", convolved)
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(4, 3, padding="same"),
+            keras.layers.Dropout(0.1),
+            keras.layers.Flatten(),
+            keras.layers.Dense(10),
+        ]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adam", loss)
+    parts = [loss, *model.layers]
+    kinds = [type(part) for part in parts]
+    x = np.zeros((40, 8, 8, 1), np.float32)
+    data = ArrayData(x, np.arange(40) % 10, batch_size=BATCH, validation=0.0)
+    trainer(1).fit(model, data)
+    assert [type(part) for part in parts] == kinds
+    # With Keras' own dropout TensorFlow runs without XLA, outside which its kernels are faster.
+    assert bool(seen) == (keras.backend.backend() == "jax")
+    assert kinds[1] is keras.layers.Conv2D
+    with pytest.raises(ZeroDivisionError):
+        trainer(1, Each("on_train_epoch_end", lambda fit: 1 / 0)).fit(model, data)
+    assert [type(part) for part in parts] == kinds
 
 
 def test_a_fit_takes_what_comes_from_the_data_into_the_weights():
