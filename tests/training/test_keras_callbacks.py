@@ -136,7 +136,7 @@ def test_averaged_weights_are_swapped_in_for_the_validation(tmp_path):
 
 def test_tensorboard_writes_its_events(tmp_path):
     pytest.importorskip("tensorboard")
-    fit(tmp_path / "run", keras.callbacks.TensorBoard(tmp_path / "board"), built_model())
+    fit(tmp_path / "run", keras.callbacks.TensorBoard(tmp_path / "board"))
     assert list((tmp_path / "board").rglob("events*"))
 
 
