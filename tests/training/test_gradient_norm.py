@@ -3,7 +3,8 @@
 import keras
 import numpy as np
 import pytest
-from everything import STEPS, data, everything_model, kept, trainer
+from everything import STEPS, data, everything_model, trainer
+from kept import kept
 
 from fmnist_keras3 import GradientNorm, UserError
 from fmnist_keras3.data.plan import epoch_plan

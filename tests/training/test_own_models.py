@@ -5,7 +5,7 @@ import functools
 import keras
 import numpy as np
 import pytest
-from everything import kept
+from kept import kept
 
 from fmnist_keras3 import ArrayData, Trainer, UserError
 from fmnist_keras3.data.plan import epoch_plan
