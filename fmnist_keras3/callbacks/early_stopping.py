@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import KW_ONLY, dataclass
 
 from fmnist_keras3.ground.errors import UserError, nearest
 from fmnist_keras3.training.callback import Callback
 
 
+@dataclass(eq=False, repr=False)
 class EarlyStopping(Callback):
     """Stop after ``patience`` validations in which ``monitor`` did not improve by ``min_delta``.
 
@@ -29,28 +31,22 @@ class EarlyStopping(Callback):
     Example: ``Trainer(callbacks=[EarlyStopping("val_accuracy", stopping_threshold=0.93)])``
     """
 
-    def __init__(
-        self,
-        monitor: str = "val_loss",
-        patience: int = 3,
-        min_delta: float = 0.0,
-        mode: str | None = None,
-        *,
-        verbose: bool = False,
-        strict: bool = True,
-        check_finite: bool = True,
-        stopping_threshold: float | None = None,
-        divergence_threshold: float | None = None,
-        check_on_train_epoch_end: bool | None = None,
-    ) -> None:
-        if patience < 0:
-            raise UserError(f"patience is {patience}; it must be at least 0.")
-        self.monitor, self.patience, self.min_delta = monitor, patience, min_delta
-        self.mode = check_mode(mode) or default_mode(monitor)
-        self.verbose, self.strict, self.check_finite = verbose, strict, check_finite
-        self.stopping_threshold = stopping_threshold
-        self.divergence_threshold = divergence_threshold
-        self.check_on_train_epoch_end = check_on_train_epoch_end
+    monitor: str = "val_loss"
+    patience: int = 3
+    min_delta: float = 0.0
+    mode: str | None = None
+    _: KW_ONLY
+    verbose: bool = False
+    strict: bool = True
+    check_finite: bool = True
+    stopping_threshold: float | None = None
+    divergence_threshold: float | None = None
+    check_on_train_epoch_end: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.patience < 0:
+            raise UserError(f"patience is {self.patience}; it must be at least 0.")
+        self.mode = check_mode(self.mode) or default_mode(self.monitor)
         self.setup()
 
     def setup(self, fit=None):
