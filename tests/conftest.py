@@ -102,6 +102,21 @@ def no_traces():
         pytest.fail(f"The test leaves running threads behind: {left}")
 
 
+@pytest.fixture(scope="module")
+def compiled_once():
+    """Take models from `kept` where they are built from settings, and their engines."""
+    from kept import kept
+
+    from fmnist_keras3.config import TrainConfig
+    from fmnist_keras3.training import trainer
+
+    with pytest.MonkeyPatch.context() as patch:
+        build = lambda *arguments: kept.build_model(*arguments)  # noqa: E731 - becomes a method
+        patch.setattr(TrainConfig, "build_model", build)
+        patch.setattr(trainer, "make_engine", kept.make_engine)
+        yield
+
+
 class OtherBackend:
     """A process on the backend that is not tested here, which runs functions of test files."""
 

@@ -110,6 +110,7 @@ def test_an_unknown_recipe_is_named_with_the_nearest(capsys, inside):
 def test_a_run_repeats_though_its_recipe_has_changed(capsys, inside, monkeypatch, tmp_path):
     monkeypatch.setattr(recipes, "FOLDER", tmp_path)
     small = "header: {}\nmodel: lenet\nepochs: 1\nlimit_train_batches: 1\nlimit_val_batches: 1\n"
+    small += "limit_test_batches: 0\n"
     (tmp_path / "small.yaml").write_text(small + "lr: 0.004\n")
     words = ["train", "--recipe", "small", "--data", "synthetic"]
     assert main([*words, "--run_dir", "first"]) == 0

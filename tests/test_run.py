@@ -29,6 +29,7 @@ from fmnist_keras3.training.hparams import PLACES
 sys.path.insert(0, str(Path(__file__).parent / "training"))
 from everything import STEPS, built_model, data, everything_model, last, trainer
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 HPARAMS = {"width": 16, "blocks": [1, 2], "note": "a text", "deep": {"rate": 0.5, "none": None}}
 
 
@@ -135,13 +136,13 @@ def test_evaluate_takes_the_data_of_a_run_of_python(inside, capsys):
     assert f"accuracy {result.summary['validation_accuracy']:.4f}" in capsys.readouterr().out
 
 
-TINY = "--data synthetic --limit_train_batches 3 --limit_val_batches 1 --epochs 1 --model lenet"
+TINY = "--data synthetic --limit_train_batches 3 --limit_val_batches 1 --limit_test_batches 0 "
+TINY += "--epochs 1 --model lenet --optimizer sgd --dropout 0.3 --clip 0.5 --seed 3"
 
 
 def test_the_saved_configuration_repeats_all_bits(inside, monkeypatch):
     monkeypatch.setenv("FMNIST_LR", "0.004")
-    words = [*TINY.split(), "--optimizer", "sgd", "--dropout", "0.3", "--clip", "0.5"]
-    assert main(["train", *words, "--seed", "3", "--run_dir", "first"]) == 0
+    assert main(["train", *TINY.split(), "--run_dir", "first"]) == 0
     monkeypatch.delenv("FMNIST_LR")
     assert main(["train", "--config", "first/config.yaml", "--run_dir", "again"]) == 0
     first, again = last(inside / "first"), last(inside / "again")
@@ -208,7 +209,7 @@ def test_checkpoints_that_are_not_there_are_named(python_run, tmp_path):
 
 
 def test_a_run_that_has_not_ended_has_the_models_of_its_checkpoints(inside, python_run):
-    assert main(["train", *TINY.split(), "--dropout", "0.3", "--run_dir", "run"]) == 0
+    assert main(["train", *TINY.split(), "--lr", "0.004", "--run_dir", "run"]) == 0
     run, expected = load_run("run"), load_run("run").model.get_weights()
     (run.path / "model.keras").unlink()  # as before the end
     model = load_run("run", "last").model

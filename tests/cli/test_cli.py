@@ -19,6 +19,7 @@ from fmnist_keras3.data.dataset import FASHION_CLASSES, ImageData, Split
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.settings import SETTINGS, TrainConfig
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 ROOT = Path(__file__).parents[2]
 HEAVY = {"keras", "jax", "tensorflow", "matplotlib", "sklearn", "numpy", "rich", "yaml"}
 
@@ -447,10 +448,10 @@ def test_a_model_with_options_is_trained_and_loaded(inside, capsys):
     assert "Did you mean 'widths'" in message
 
 
-def test_a_broken_model_file_is_refused(inside, capsys):
+def test_a_broken_model_file_is_refused(folder, inside, capsys):
     for name, content in (("a.keras", b""), ("b.keras", b"PK\x03\x04 no zip"), ("c.txt", b"text")):
         (inside / name).write_bytes(content)
-        assert name in refused(capsys, "evaluate", name, "--data", "synthetic")
+        assert name in refused(capsys, "evaluate", name, "--data_dir", str(folder))
 
 
 def test_version(capsys):

@@ -1,14 +1,8 @@
-"""What is compiled once for all tests of this folder."""
+"""What all tests of this folder share."""
 
 import pytest
-from everything import kept
-
-from fmnist_keras3.training import trainer as trainer_module
 
 
-@pytest.fixture(autouse=True, scope="session")
-def compiled_once():
-    """Let Trainers share the engines of the models that `kept` gives."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer_module, "make_engine", kept.make_engine)
-        yield
+@pytest.fixture(autouse=True, scope="module")
+def in_every_module(compiled_once):
+    """Compile the models that are kept once; those that a test makes itself are its own."""

@@ -5,13 +5,12 @@ import signal
 
 import keras
 import numpy as np
+from kept import kept
 
 from fmnist_keras3 import ArrayData, Callback, EarlyStopping, ModelCheckpoint, Trainer
 from fmnist_keras3.data.dataset import Split
-from fmnist_keras3.engines import make_engine
 from fmnist_keras3.ground.errors import Interrupted
 from fmnist_keras3.layers.fast import Dropout
-from fmnist_keras3.optimizers import inner_optimizer
 from fmnist_keras3.runs import checkpoint
 
 STEPS, EPOCHS = 5, 4  # 160 examples in batches of 32
@@ -29,46 +28,6 @@ def everything_model():
 
 
 shared = {}
-
-
-class Kept:
-    """Models that are made once, and engines that compile once for a model and its options.
-
-    `make_engine` stands for that of the Trainer, see conftest.py.
-    """
-
-    def __init__(self):
-        self.models, self.engines = {}, {}
-
-    def model(self, make, *arguments):
-        """Return ``make(*arguments)``; when it is asked for again, the same one as it was then."""
-        key = make, *arguments
-        if key not in self.models:
-            model = make(*arguments)
-            model.optimizer.build(model.trainable_variables)
-            variables = [*model.variables, *model.optimizer.variables]
-            self.models[key] = model, [(v, np.array(v.value)) for v in variables]
-        model, state = self.models[key]
-        for engine, began in self.engines.values():
-            if engine.model is model:
-                engine.import_state(began)  # averages and the like
-        for variable, value in state:
-            variable.assign(value)
-        return model
-
-    def make_engine(self, model, example=None, **options):
-        if all(model is not known for known, _ in self.models.values()):
-            return make_engine(model, example=example, **options)
-        optimizer = inner_optimizer(model.optimizer)
-        clips = optimizer.clipnorm, optimizer.global_clipnorm, optimizer.clipvalue
-        key = id(model), *clips, *options.items()
-        if key not in self.engines or not self.engines[key][0].is_current():
-            engine = make_engine(model, example=example, **options)
-            self.engines[key] = engine, engine.export_state()
-        return self.engines[key][0]
-
-
-kept = Kept()
 
 
 def built_model(optimizer=None):

@@ -3,9 +3,10 @@
 import keras
 import numpy as np
 import pytest
-from everything import At, arrays, kept, last, terminate
+from everything import At, arrays, last, terminate
 from hypothesis import given
 from hypothesis import strategies as st
+from kept import kept
 from test_arguments import fit_plain as fit_with_validation
 from test_arguments import plain_model
 

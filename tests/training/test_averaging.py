@@ -10,11 +10,11 @@ from everything import (
     arrays,
     data,
     everything_model,
-    kept,
     last,
     terminate,
     trainer,
 )
+from kept import kept
 
 from fmnist_keras3 import (
     Callback,

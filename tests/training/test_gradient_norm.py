@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from everything import STEPS, data, everything_model, trainer
+from kept import kept
 
 from fmnist_keras3 import GradientNorm, UserError
 from fmnist_keras3.data.plan import epoch_plan
@@ -11,8 +12,11 @@ from fmnist_keras3.data.plan import epoch_plan
 RATE = 1e-3
 
 
-def linear_model(optimizer):
+def linear_model(scale=None):
     """Plain gradient descent moves each weight by rate times gradient, which gives it away."""
+    optimizer = keras.optimizers.SGD(RATE)
+    if scale:
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, scale)
     keras.utils.set_random_seed(0)
     model = keras.Sequential(
         [keras.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(10, name="out")],
@@ -22,10 +26,10 @@ def linear_model(optimizer):
     return model
 
 
-def fit(path, optimizer, callback, **options):
+def fit(path, callback, scale=None, **options):
     options = {"label_smoothing": 0.0, "schedule": None, "max_epochs": 1, **options}
     made = trainer(path, callback, **options)
-    model = linear_model(optimizer)
+    model = kept.model(linear_model, scale)
     return made.fit(model, data(augment=None)), model
 
 
@@ -35,10 +39,9 @@ def records(result, event="gradients"):
 
 @pytest.mark.parametrize("clip", [None, 1e-3])
 def test_the_norm_of_the_first_step_is_that_of_its_update(tmp_path, clip):
-    before = [np.array(w) for w in linear_model("sgd").get_weights()]
-    sgd = keras.optimizers.SGD(RATE)
+    before = [np.array(w) for w in kept.model(linear_model, None).get_weights()]
     options = {"gradient_clip_val": clip} if clip else {}
-    result, model = fit(tmp_path / "run", sgd, GradientNorm(True), max_steps=1, **options)
+    result, model = fit(tmp_path / "run", GradientNorm(True), max_steps=1, **options)
     (record,) = records(result)
     moved = [
         np.linalg.norm((a - b).ravel()) / RATE
@@ -55,21 +58,20 @@ def test_the_norm_of_the_first_step_is_that_of_its_update(tmp_path, clip):
 
 
 def test_a_scaled_loss_does_not_scale_the_norm(tmp_path):
-    plain, _ = fit(tmp_path / "one", keras.optimizers.SGD(RATE), GradientNorm())
-    scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(RATE), 1024.0)
-    other, _ = fit(tmp_path / "two", scaled, GradientNorm())
+    plain, _ = fit(tmp_path / "one", GradientNorm())
+    other, _ = fit(tmp_path / "two", GradientNorm(), scale=1024.0)
     norms = [[r["grad_norm"] for r in records(result)] for result in (plain, other)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
 def test_an_epoch_has_the_mean_and_the_largest(tmp_path):
-    result, _ = fit(tmp_path / "run", keras.optimizers.SGD(RATE), GradientNorm(log_every_n_steps=1))
+    result, _ = fit(tmp_path / "run", GradientNorm(log_every_n_steps=1))
     norms = [r["grad_norm"] for r in records(result)]
     assert len(norms) == STEPS
     (train,) = records(result, "train")
     assert train["grad_norm"] == pytest.approx(np.mean(norms))
     assert train["grad_norm_max"] == max(norms)
-    few, _ = fit(tmp_path / "few", keras.optimizers.SGD(RATE), GradientNorm(log_every_n_steps=2))
+    few, _ = fit(tmp_path / "few", GradientNorm(log_every_n_steps=2))
     assert [r["step"] for r in records(few)] == [2, 4]
 
 

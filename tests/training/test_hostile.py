@@ -19,7 +19,6 @@ from fmnist_keras3 import Callback, UserError, experiment
 from fmnist_keras3.cli import main
 from fmnist_keras3.data import idx
 from fmnist_keras3.data.dataset import FASHION_CLASSES, ImageData, Split
-from fmnist_keras3.models import build_model
 from fmnist_keras3.runs import checkpoint
 from fmnist_keras3.runs.lock import locked
 from fmnist_keras3.runs.rundir import read_json, read_metrics
@@ -32,42 +31,6 @@ NOBODY = 65534
 STATE, MANIFEST = "state.safetensors", "manifest.json"
 LAST, BEFORE = "checkpoints/step-00000012", "checkpoints/step-00000008"
 MINE = ("notes.txt", ".notes.txt.swp", "checkpoints/notes.txt", "plots/notes.txt")
-
-
-class OneModel:
-    """Stands for `build_model` and `make_engine`: one model for all runs, fresh each time.
-
-    A Trainer compiles once for a model, which takes TensorFlow six of the seven seconds of a run.
-    """
-
-    def __init__(self, make_engine):
-        self.make_engine, self.engine = make_engine, None
-
-    def build(self, *args, **options):
-        if self.engine is None:
-            self.model = build_model(*args, **options)
-        else:
-            self.engine.import_state(self.fresh)
-            self.engine.sync_model()
-        return self.model
-
-    def make(self, model, **options):
-        if self.engine is None:
-            self.engine = self.make_engine(model, **options)
-            self.engine.read_model()
-            self.fresh = self.engine.export_state()
-        return self.engine
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_model():
-    from fmnist_keras3.training import trainer
-
-    one = OneModel(trainer.make_engine)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fmnist_keras3.models.build_model", one.build)
-        patch.setattr(trainer, "make_engine", one.make)
-        yield
 
 
 @pytest.fixture(scope="module")

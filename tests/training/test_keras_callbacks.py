@@ -125,9 +125,8 @@ def test_a_lambda_callback_may_have_hooks_of_epochs(tmp_path):
 
 
 def test_averaged_weights_are_swapped_in_for_the_validation(tmp_path):
-    model = built_model()
-    result = fit(tmp_path / "run", keras.callbacks.SwapEMAWeights(), model, label_smoothing=0.1)
-    plain = fit(tmp_path / "plain", keras.callbacks.History(), built_model(), label_smoothing=0.1)
+    result = fit(tmp_path / "run", keras.callbacks.SwapEMAWeights())
+    plain = fit(tmp_path / "plain", keras.callbacks.History())
     values = [[r["loss"] for r in f.history if r["event"] == "validation"] for f in (result, plain)]
     losses = [[r["loss"] for r in f.history if r["event"] == "train"] for f in (result, plain)]
     # The training does not see it, but for the rounding with which Keras swaps on TensorFlow.
@@ -137,7 +136,7 @@ def test_averaged_weights_are_swapped_in_for_the_validation(tmp_path):
 
 def test_tensorboard_writes_its_events(tmp_path):
     pytest.importorskip("tensorboard")
-    fit(tmp_path / "run", keras.callbacks.TensorBoard(tmp_path / "board"), built_model())
+    fit(tmp_path / "run", keras.callbacks.TensorBoard(tmp_path / "board"))
     assert list((tmp_path / "board").rglob("events*"))
 
 

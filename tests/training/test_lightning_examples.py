@@ -11,7 +11,8 @@ import os
 import keras
 import numpy as np
 import pytest
-from everything import arrays, built_model, kept
+from everything import arrays, built_model
+from kept import kept
 
 from fmnist_keras3 import (
     ArrayData,

@@ -5,9 +5,11 @@ import functools
 import keras
 import numpy as np
 import pytest
+from kept import kept
 
 from fmnist_keras3 import ArrayData, Trainer, UserError
 from fmnist_keras3.data.plan import epoch_plan
+from fmnist_keras3.engines import make_engine
 
 N, BATCH, EPOCHS = 52, 16, 2  # the last batch has 4 examples
 
@@ -46,29 +48,34 @@ def keras_fit(model, *parts):
     return {name: value for name, (value,) in history.items()}
 
 
-def check(path, make, x, y, weight=None, tolerance=1e-5):
-    """Train twins with Keras and with the Trainer, from arrays; returns the Trainer's records."""
-    theirs, ours = make(), make()
-    data = ArrayData(x, y, weight, validation=0.0, batch_size=BATCH)
-    result = trainer(path).fit(ours, data)
+def check(path, make, x, y, weight=None, ours=None, tolerance=1e-5, validation=0.0, **options):
+    """Train twins with Keras and with the Trainer, from arrays.
+
+    Returns the Trainer's last records by their events, the Trainer and its model (``ours``, if
+    that is kept).
+    """
+    theirs, ours = make(), ours or make()
+    data = ArrayData(x, y, weight, validation=validation, batch_size=BATCH)
+    made = trainer(path, **options)
+    result = made.fit(ours, data)
     values = keras_fit(theirs, x, y, weight)
     for a, b in zip(ours.trainable_variables, theirs.trainable_variables, strict=True):
         np.testing.assert_allclose(np.array(a.value), np.array(b.value), atol=tolerance)
-    record = [r for r in result.history if r["event"] == "train"][-1]
+    records = {r["event"]: r for r in result.history}
     for name, value in values.items():
         if name.endswith("_loss"):
             continue  # of an output: Keras does not weigh it by the batches' lengths everywhere
-        assert record[name] == pytest.approx(float(value), rel=1e-4, abs=1e-5), name
-    return record
+        assert records["train"][name] == pytest.approx(float(value), rel=1e-4, abs=1e-5), name
+    return records, made, ours
 
 
 def seeded(make):
     """The same weights on each call."""
 
-    def made():
+    def made(*arguments):
         keras.utils.clear_session()
         keras.utils.set_random_seed(1)
-        return make()
+        return make(*arguments)
 
     return made
 
@@ -90,15 +97,15 @@ def sequential():
 
 def test_a_sequential_model_on_colour_images_with_several_metrics(tmp_path):
     x, y = colours()
-    record = check(tmp_path / "run", sequential, x, y)
-    assert {"accuracy", "sparse_top_k_categorical_accuracy"} < record.keys()
+    records, *_ = check(tmp_path / "run", sequential, x, y, ours=kept.model(sequential))
+    assert {"accuracy", "sparse_top_k_categorical_accuracy"} < records["train"].keys()
 
 
 def test_colour_images_are_learnt_with_augmentation(tmp_path):
     x, y = colours(400)
     data = ArrayData(x, y, batch_size=50, augment="flip,crop:1", validation=0.25)
     made = Trainer(20, run_dir=tmp_path / "run", enable_progress_bar=False, schedule="cosine")
-    model = sequential()
+    model = kept.model(sequential)
     made.fit(model, data)
     assert made.validate(model, data)["accuracy"] > 0.9
 
@@ -123,12 +130,10 @@ class Subclassed(keras.Model):
 def test_a_subclassed_model_with_a_loss_of_its_own(tmp_path):
     x = features()
     y = x[:, :2] * 2
-    record = check(tmp_path / "run", seeded(lambda: compiled(Subclassed())), x, y)
-    assert record["distance"] > 0
-    model = seeded(lambda: compiled(Subclassed()))()
-    made = trainer(tmp_path / "more")
-    result = made.fit(model, (x, y))
-    assert "distance" in [r for r in result.history if r["event"] == "validation"][-1]
+    make = seeded(lambda: compiled(Subclassed()))
+    records, made, model = check(tmp_path / "run", make, x, y, validation=(x[:8], y[:8]))
+    assert records["train"]["distance"] > 0
+    assert "distance" in records["validation"]
     assert made.predict(model, x).shape == (N, 2)
     np.testing.assert_allclose(made.predict(model, x), model.predict(x, verbose=0), atol=1e-5)
 
@@ -154,11 +159,9 @@ def two_by_two():
 def test_several_inputs_and_outputs(tmp_path, pipeline):
     x = {"left": features(1), "right": features(2)}
     y = {"a": (x["left"][:, 0] > 0).astype(np.int64), "b": x["right"][:, :1]}
-    if pipeline == "resident":
-        record = check(tmp_path / "run", two_by_two, x, y)
-        assert {"a_loss", "b_loss", "a_accuracy", "b_mae"} < record.keys()
-    made, model = trainer(tmp_path / "more", pipeline=pipeline), two_by_two()
-    made.fit(model, (x, y))
+    ours = kept.model(two_by_two)
+    records, made, model = check(tmp_path / "run", two_by_two, x, y, ours=ours, pipeline=pipeline)
+    assert {"a_loss", "b_loss", "a_accuracy", "b_mae"} < records["train"].keys()
     values, outputs = made.test_outputs(model, ArrayData(x, y, test=(x, y), batch_size=BATCH))
     assert {"a_loss", "b_loss", "a_accuracy", "b_mae"} < values.keys()
     theirs = model.evaluate(x, y, verbose=0, return_dict=True, batch_size=N)
@@ -180,9 +183,11 @@ def test_sample_weights_count_in_the_loss_and_in_weighted_metrics(tmp_path):
     x, rng = features(), np.random.default_rng(3)
     y, weight = x[:, :1] + x[:, 1:2], rng.uniform(0, 3, N).astype(np.float32)
     make = regression(loss="mse", metrics=["mae"], weighted_metrics=["mae"])
-    record = check(tmp_path / "run", make, x, y, weight)
-    assert record["mae"] != pytest.approx(record["weighted_mae"], rel=1e-3)
-    nothing = trainer(tmp_path / "none").fit(make(), (x, y, np.zeros(N)))
+    records, made, model = check(tmp_path / "run", make, x, y, weight)
+    assert records["train"]["mae"] != pytest.approx(records["train"]["weighted_mae"], rel=1e-3)
+    made.run_dir = tmp_path / "none"
+    none = np.zeros(N)
+    nothing = made.fit(model, ArrayData(x, y, none, batch_size=BATCH, validation=(x, y, none)))
     assert [r["loss"] for r in nothing.history] == [0.0] * len(nothing.history)
 
 
@@ -195,11 +200,16 @@ def test_a_loss_with_another_reduction_gets_whole_batches(tmp_path, reduction):
 
 
 @seeded
-def normalized():
+def normalization(whose):
     """Batch normalisation, whose statistics are those of the examples of a batch."""
     first = keras.layers.Dense(4, use_bias=False)  # a bias here has no gradient but rounding
     layers = [keras.Input((6,)), first, keras.layers.BatchNormalization(), keras.layers.Dense(1)]
     return compiled(keras.Sequential(layers), "mse")
+
+
+def normalized():
+    """The same model twice, in its first state: for the Trainer and for Keras."""
+    return kept.model(normalization, "ours"), kept.model(normalization, "Keras'")
 
 
 def check_equal_weights(ours, theirs):
@@ -210,7 +220,7 @@ def check_equal_weights(ours, theirs):
 @pytest.mark.parametrize("pipeline", ["resident", "stream"])
 def test_a_short_last_batch_keeps_its_size(tmp_path, pipeline):
     x = features()
-    theirs, ours = normalized(), normalized()
+    ours, theirs = normalized()
     data = ArrayData(x, x[:, :1], validation=0.0, batch_size=BATCH)
     result = trainer(tmp_path / "run", pipeline=pipeline).fit(ours, data)
     values = keras_fit(theirs, x, x[:, :1])
@@ -219,7 +229,7 @@ def test_a_short_last_batch_keeps_its_size(tmp_path, pipeline):
 
 
 def test_a_short_last_batch_may_be_dropped(tmp_path):
-    x, ours, theirs = features(), normalized(), normalized()
+    x, (ours, theirs) = features(), normalized()
     data = ArrayData(x, x[:, :1], validation=0.0, batch_size=BATCH)
     result = trainer(tmp_path / "run", last_batch="drop").fit(ours, data)
     assert [r["step"] for r in result.history] == [3, 6]
@@ -231,7 +241,7 @@ def test_a_short_last_batch_may_be_dropped(tmp_path):
 
 def test_a_short_last_batch_may_be_filled_up(tmp_path):
     """By repeats that normalisation counts, and the loss does not."""
-    x, ours, theirs = features(), normalized(), normalized()
+    x, (ours, theirs) = features(), normalized()
     data = ArrayData(x, x[:, :1], validation=0.0, batch_size=BATCH)
     trainer(tmp_path / "run", last_batch="fill").fit(ours, data)
     for epoch in range(EPOCHS):
@@ -259,21 +269,20 @@ class Reconstruction(keras.Model):
         return keras.ops.mean(keras.ops.square(x - y_pred))
 
 
-@pytest.mark.parametrize("kind", ["array", "tuple", "dataset"])
-def test_a_loss_may_need_no_targets(tmp_path, kind):
-    x = features()
-    data = (x, None) if kind == "tuple" else x
-    if kind == "dataset":
-        import tensorflow as tf
+def test_a_loss_may_need_no_targets(tmp_path):
+    import tensorflow as tf
 
-        data = tf.data.Dataset.from_tensor_slices(x).batch(BATCH)
+    x = features()
+    dataset = tf.data.Dataset.from_tensor_slices(x).batch(BATCH)
     model = seeded(lambda: compiled(Reconstruction()))()
-    made = trainer(tmp_path / "run")
-    result = made.fit(model, data, validation_data=data)
-    by_hand = np.mean((x - model.predict(x, verbose=0)) ** 2)
-    assert result.history[-1]["loss"] == pytest.approx(by_hand, rel=1e-5)
-    assert made.validate(model, data)["loss"] == pytest.approx(by_hand, rel=1e-5)
-    assert made.predict(model, x).shape == (N, 6)
+    made = trainer(tmp_path)
+    for kind, data in {"array": x, "tuple": (x, None), "dataset": dataset}.items():
+        made.run_dir = tmp_path / kind
+        result = made.fit(model, data, validation_data=data)
+        by_hand = np.mean((x - model.predict(x, verbose=0)) ** 2)
+        assert result.history[-1]["loss"] == pytest.approx(by_hand, rel=1e-5)
+        assert made.validate(model, data)["loss"] == pytest.approx(by_hand, rel=1e-5)
+        assert made.predict(model, x).shape == (N, 6)
 
 
 def test_what_there_is_nothing_to_train_for_is_refused(tmp_path):
@@ -302,15 +311,15 @@ def test_what_layers_add_may_be_the_whole_loss(tmp_path):
         model.compile(keras.optimizers.SGD(0.1))
         return model
 
-    record = check(tmp_path / "run", make, features(), features()[:, :1])
-    assert record["loss"] > 0
+    records, *_ = check(tmp_path / "run", make, features(), features()[:, :1])
+    assert records["train"]["loss"] > 0
 
 
 def test_validation_data_may_be_given(tmp_path):
     x = features()
     y = x[:, :1]
     model = regression(loss="mse")()
-    result = trainer(tmp_path / "run").fit(model, (x, y), validation_data=(x[:8], y[:8]))
+    result = trainer(tmp_path / "run").fit(model, (x, y), (x[:8], y[:8]))
     dataset = result.summary["dataset"]
     assert (dataset["train"], dataset["validation"]) == (N, 8)
     last = [r for r in result.history if r["event"] == "validation"][-1]
@@ -388,22 +397,30 @@ def test_there_must_be_something_to_test_on(tmp_path):
         trainer(tmp_path / "run").test(model, data)
 
 
-@pytest.mark.parametrize(
-    "schedule",
-    [
-        lambda s: s.CosineDecay(0.01, 5, warmup_target=0.1, warmup_steps=3),
-        lambda s: s.PiecewiseConstantDecay([2, 5], [0.1, 0.01, 0.001]),
-        lambda s: s.ExponentialDecay(0.1, 4, 0.5, staircase=True),
-    ],
-)
-def test_the_rates_of_a_schedule_in_the_optimizer_are_logged(tmp_path, schedule):
-    made, x = schedule(keras.optimizers.schedules), features()
+SCHEDULES = {
+    "cosine": lambda s: s.CosineDecay(0.01, 5, warmup_target=0.1, warmup_steps=3),
+    "piecewise": lambda s: s.PiecewiseConstantDecay([2, 5], [0.1, 0.01, 0.001]),
+    "exponential": lambda s: s.ExponentialDecay(0.1, 4, 0.5, staircase=True),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_rates_of_a_schedule_in_the_optimizer_are_known(name):
+    made = SCHEDULES[name](keras.optimizers.schedules)
     model = regression(loss="mse")()
     model.compile(keras.optimizers.Adam(made), "mse")
+    rates = make_engine(model).scheduled_rates(np.arange(4, 20))
+    assert rates.tolist() == pytest.approx([float(made(step)) for step in range(4, 20)], rel=1e-5)
+
+
+def test_the_rates_of_a_schedule_in_the_optimizer_are_logged(tmp_path):
+    made, x = SCHEDULES["cosine"](keras.optimizers.schedules), features()
+    model = regression(loss="mse")()
+    model.compile(keras.optimizers.Adam(made), "mse")
+    training = Trainer(2, enable_progress_bar=False, log_every_n_steps=1)
     for fit in range(2):  # the optimizer counts on
-        result = Trainer(
-            2, run_dir=tmp_path / str(fit), enable_progress_bar=False, log_every_n_steps=1
-        ).fit(model, ArrayData(x, x[:, :1], batch_size=BATCH, validation=0.0))
+        training.run_dir = tmp_path / str(fit)
+        result = training.fit(model, ArrayData(x, x[:, :1], batch_size=BATCH, validation=0.0))
         rates = [r["lr"] for r in result.history if r["event"] == "step"]
         expected = [float(made(8 * fit + step)) for step in range(8)]
         assert rates == pytest.approx(expected, rel=1e-5)

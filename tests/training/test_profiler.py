@@ -3,8 +3,9 @@
 import json
 
 import pytest
+from everything import data, everything_model, trainer
 
-from fmnist_keras3 import ArrayData, Callback, Trainer, UserError, build_model
+from fmnist_keras3 import Callback, Trainer, UserError
 from fmnist_keras3.training import profiler
 from fmnist_keras3.training.profiler import ABOUT, Profiler
 
@@ -53,17 +54,15 @@ def test_a_section_ends_with_an_exception(clock):
     assert measured.sections["inner"].seconds == measured.sections["outer"].seconds == 1
 
 
-def fit(tiny_data, folder, **options):
-    data = ArrayData(*tiny_data, batch_size=32, validation=0.2)
-    trainer = Trainer(max_epochs=2, enable_progress_bar=False, run_dir=folder, **options)
-    return trainer.fit(build_model("lenet"), data)
+def fit(folder, *callbacks, **options):
+    return trainer(folder, *callbacks, max_epochs=2, **options).fit(everything_model(), data())
 
 
-def test_simple(tiny_data, tmp_path):
+def test_simple(tmp_path):
     class Own(Callback):
         pass
 
-    result = fit(tiny_data, tmp_path / "run", profiler="simple", callbacks=[Own()])
+    result = fit(tmp_path / "run", Own(), profiler="simple")
     assert json.loads((tmp_path / "run" / "profile.json").read_text()) == result.profile
     rows = {row["section"]: row for row in result.profile}
     assert set(rows) == set(ABOUT)
@@ -74,15 +73,15 @@ def test_simple(tiny_data, tmp_path):
     assert rows["compile"]["seconds"] == pytest.approx(result.summary["compile_seconds"], abs=1e-3)
 
 
-def test_trace(tiny_data, tmp_path):
-    result = fit(tiny_data, tmp_path / "run", profiler="trace")
+def test_trace(tmp_path):
+    result = fit(tmp_path / "run", profiler="trace")
     assert result.profile is None
     written = [p for p in (tmp_path / "run" / "profile").rglob("*.xplane.pb") if p.stat().st_size]
     assert len(written) == 1
 
 
-def test_none_leaves_nothing(tiny_data, tmp_path):
-    assert fit(tiny_data, tmp_path / "run").profile is None
+def test_none_leaves_nothing(tmp_path):
+    assert fit(tmp_path / "run").profile is None
     assert not list((tmp_path / "run").glob("profile*"))
 
 

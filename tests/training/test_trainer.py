@@ -7,7 +7,7 @@ import signal
 import keras
 import numpy as np
 import pytest
-from everything import kept
+from kept import kept
 
 from fmnist_keras3 import (
     ArrayData,
