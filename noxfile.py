@@ -65,3 +65,33 @@ def bench(session: nox.Session) -> None:
     """Our Trainer beside plain Keras; `-- --quick`, `-- --peers`, `-- study RECIPE`."""
     session.install(".[peers]" if "--peers" in session.posargs else ".")
     session.run("python", "-m", "bench", *session.posargs, env={"PYTHONDONTWRITEBYTECODE": ""})
+
+
+@nox.session
+@nox.parametrize("backend", BACKENDS)
+def canary(session: nox.Session, backend: str) -> None:
+    """The suite and a quick bench on the newest Keras, JAX and TensorFlow, pre-releases too."""
+    session.install(".[test]")
+    session.install("--upgrade", "--pre", "keras", "jax", "jaxlib", "tensorflow")
+    run_pytest(session, backend)
+    session.run("python", "-m", "bench", "--quick", env={"PYTHONDONTWRITEBYTECODE": ""})
+
+
+@nox.session
+@nox.parametrize("backend", BACKENDS)
+def lowest(session: nox.Session, backend: str) -> None:
+    """The suite on the lowest versions that pyproject.toml allows."""
+    needed = nox.project.load_toml("pyproject.toml")["project"]["dependencies"]
+    session.install(".[test]", *(f"{package.replace('>=', '==')}.*" for package in needed))
+    run_pytest(session, backend)
+
+
+@nox.session
+@nox.parametrize("backend", BACKENDS)
+def integrations(session: nox.Session, backend: str) -> None:
+    """What the default suite skips: MLflow, W&B, Trackio, pandas, IPython; a user's types."""
+    session.install(".[test,lint,mlflow,wandb,trackio]", "pandas", "ipython")
+    files = ("test_loggers.py", "test_display.py", "test_lightning_examples.py")
+    places = [f"tests/training/{name}" for name in files]
+    run_pytest(session, backend, *places, "tests/test_history.py", "tests/test_typing.py")
+    session.run("pyright", "-p", "tests/typed")

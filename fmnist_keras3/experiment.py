@@ -22,6 +22,7 @@ from fmnist_keras3.evaluation import report
 from fmnist_keras3.evaluation.metrics import Evaluation
 from fmnist_keras3.evaluation.results import classified
 from fmnist_keras3.ground.files import write_json
+from fmnist_keras3.ground.leaves import named
 from fmnist_keras3.runs import rundir
 from fmnist_keras3.training.trainer import Trainer
 
@@ -109,7 +110,7 @@ def _callbacks(config: TrainConfig) -> list[Callback]:
     if config.lookahead is not None:
         steps, anneal = config.lookahead_steps, bool(config.lookahead_anneal)
         callbacks.append(Lookahead(steps, config.lookahead, anneal))
-    callbacks += [MONITORS[name]() for name in monitors(config.monitor)]
+    callbacks += [named(MONITORS[name])() for name in monitors(config.monitor)]
     if config.recipe is not None and not config.barebones:
         callbacks.append(_Recipe(config.recipe))
     return callbacks

@@ -6,6 +6,7 @@ set (but for a flag that would end the process), and may be called any number of
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -28,6 +29,8 @@ BACKENDS = ("jax", "tensorflow")
 # beside JAX never comes to.
 _FUSION_FLAG = "--xla_cpu_experimental_ynn_fusion_type="
 _FUSION_FLAG_KNOWN = {"jax": ("jaxlib", "0.10."), "tensorflow": ("tensorflow", "2.21.")}
+
+_STARTED = time.perf_counter() - time.thread_time()  # of this program; see process_seconds
 
 _DRIVER_TALK = re.compile(
     r"absl::InitializeLog|cudart_stub|cuda_platform|cuInit|computation_placer|port\.cc|"
@@ -186,18 +189,15 @@ def hardware() -> dict[str, object]:
     """Return processor name, usable cores and memory (GiB) of this machine."""
     import platform
 
+    import psutil
+
     processor = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo") as file:
-            names = [
-                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
-            ]
-        processor = names[0] if names else processor
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    except (OSError, ValueError):
-        memory = float("nan")
+    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as lines:
+        name = next(line for line in lines if line.startswith("model name"))
+        processor = name.split(":", 1)[1].strip()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"processor": processor, "cores": cores, "memory_gib": round(memory, 1)}
+    memory = round(psutil.virtual_memory().total / 2**30, 1)
+    return {"processor": processor, "cores": cores, "memory_gib": memory}
 
 
 def peak_memory_mb() -> float:
@@ -205,14 +205,16 @@ def peak_memory_mb() -> float:
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with contextlib.suppress(OSError, IndexError):
+        # Linux begins ru_maxrss with that of the process which started this one.
+        peak = int(re.findall(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[0])
     return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e6, 1)
 
 
 def process_seconds() -> float:
-    """Return the seconds since this process was started by the shell."""
-    try:
-        ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
-        uptime = float(Path("/proc/uptime").read_text().split()[0])
-        return uptime - ticks / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
-        return time.process_time()  # no /proc: at least the time that was worked
+    """Return the seconds since this program was started.
+
+    Until this module was imported, what the thread worked counts: the start of the process may be
+    that of a shell that became this program (exec) after an hour of other things.
+    """
+    return time.perf_counter() - _STARTED

@@ -23,5 +23,8 @@ def seed_everything(seed: int = 0) -> int:
     prepare()
     import keras
 
-    keras.utils.set_random_seed(seed)
+    from fmnist_keras3.layers.keras_private import without_tensorflow
+
+    with without_tensorflow():  # where it is imported already, it is seeded
+        keras.utils.set_random_seed(seed)
     return seed

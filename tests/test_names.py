@@ -66,7 +66,7 @@ def test_every_public_callback_and_every_method_has_its_row():
 
 def test_every_logger_has_its_row_and_its_extra():
     rows = table("loggers")
-    named = {made.__name__: name for name, made in loggers.LOGGERS.items()}
+    named = {place.split(":")[1]: name for name, place in loggers.LOGGERS.items()}
     assert {(*row[0], *row[1]) for row in rows} == {
         (kind, f"--logger {name}") for kind, name in named.items()
     }

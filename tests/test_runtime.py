@@ -104,6 +104,16 @@ def test_a_resident_jax_run_never_imports_tensorflow(tmp_path, backend):
     assert "TENSORFLOW False CODE 0" in python(TRAIN, tmp_path)
 
 
+def test_seeding_on_jax_never_imports_tensorflow(tmp_path, backend):
+    if backend != "jax":
+        pytest.skip("it is about the JAX backend")
+    code = (
+        "import sys, fmnist_keras3\nfmnist_keras3.seed_everything(3)\n"
+        "print('tensorflow' in sys.modules)"
+    )
+    assert python(code, tmp_path) == "False\n"
+
+
 def test_jax_trains_where_tensorflow_is_not_installed(tmp_path, backend):
     if backend != "jax":
         pytest.skip("it is about the JAX backend")
@@ -139,3 +149,39 @@ def test_keras_is_imported_without_what_it_only_tries(tmp_path, backend):
     if backend != "jax":
         pytest.skip("it is about the JAX backend")
     assert python(code, tmp_path, KERAS_BACKEND=backend).split() == ["set()", "(3,)", "True"]
+
+
+def test_the_machine_is_described_in_cores_and_gib():
+    machine = runtime.hardware()
+    assert list(machine) == ["processor", "cores", "memory_gib"]
+    assert machine["processor"]
+    assert 1 <= machine["cores"] <= os.cpu_count()
+    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert machine["memory_gib"] == pytest.approx(pages / 2**30, abs=0.2)
+
+
+def test_a_program_starts_after_the_shell_that_became_it():
+    code = (
+        "import psutil, time\nfrom fmnist_keras3 import runtime\n"
+        "print(time.time() - psutil.Process().create_time(), runtime.process_seconds())"
+    )
+    shell = f"sleep 2; exec {sys.executable} -c '{code}'"
+    said = subprocess.check_output(["sh", "-c", shell], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    since_shell, seconds = map(float, said.split())
+    assert 0 < seconds < since_shell - 0.5  # the start that is known is rounded
+
+
+def test_what_was_worked_before_the_import_counts(tmp_path):
+    code = (
+        "import time\nwhile time.thread_time() < 0.5: pass\n"
+        "from fmnist_keras3 import runtime\nprint(runtime.process_seconds())"
+    )
+    assert float(python(code, tmp_path)) >= 0.5
+
+
+def test_the_peak_of_memory_is_not_that_of_who_started_the_process(tmp_path):
+    held = bytearray(400_000_000)
+    held[::4096] = b"1" * len(held[::4096])
+    assert runtime.peak_memory_mb() > 400
+    code = "from fmnist_keras3 import runtime; print(runtime.peak_memory_mb())"
+    assert 5 < float(python(code, tmp_path)) < 200

@@ -21,11 +21,11 @@ from fmnist_keras3.callbacks.timer import Timer
 from fmnist_keras3.callbacks.trace import Trace
 from fmnist_keras3.training.callback import Callback
 
-MONITORS = {  # of the command line
-    "lr": LearningRateMonitor,
-    "gradients": GradientNorm,
-    "throughput": ThroughputMonitor,
-    "device": DeviceStatsMonitor,
+MONITORS = {  # of --monitor
+    "lr": "callbacks.learning_rate_monitor:LearningRateMonitor",
+    "gradients": "callbacks.gradient_norm:GradientNorm",
+    "throughput": "callbacks.throughput_monitor:ThroughputMonitor",
+    "device": "callbacks.device_stats_monitor:DeviceStatsMonitor",
 }
 
 __all__ = [

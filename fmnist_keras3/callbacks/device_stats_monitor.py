@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import time
-from pathlib import Path
 from typing import Any
+
+import psutil
 
 from fmnist_keras3 import runtime
 from fmnist_keras3.callbacks.throughput_monitor import every_n_steps
@@ -15,8 +15,8 @@ from fmnist_keras3.training.callback import Callback
 class DeviceStatsMonitor(Callback):
     """Log records of event "device_stats": memory in MB (10^6 bytes), load in per cent.
 
-    ``peak_memory_mb`` is the process's highest, ``memory_mb`` what it has now (where there is
-    /proc), ``device_peak_memory_mb`` the device's highest, where it has memory of its own.
+    ``peak_memory_mb`` is the process's highest, ``memory_mb`` what it has now,
+    ``device_peak_memory_mb`` the device's highest, where it has memory of its own.
     ``cpu_percent`` is this process's share of its cores since the record before (100: all of them
     busy), ``memory_percent`` the share of the machine's memory that is taken. ``cpu_stats`` adds
     these two; None: where the CPU is the device. A record comes with the first chunk that ends
@@ -42,15 +42,13 @@ class DeviceStatsMonitor(Callback):
         if not every_n_steps(fit, self._logged):
             return
         self._logged = fit.position.step
-        now = memory_mb()
-        values = {
-            "memory_mb": now,
-            "peak_memory_mb": max(runtime.peak_memory_mb(), now or 0.0),
-            "device_peak_memory_mb": fit.engine.peak_memory_mb(),
-        }
+        now = round(psutil.Process().memory_info().rss / 1e6, 1)
+        values = {"memory_mb": now, "peak_memory_mb": max(runtime.peak_memory_mb(), now)}
+        if (device := fit.engine.peak_memory_mb()) is not None:
+            values["device_peak_memory_mb"] = device
         if self._cpu:
-            values |= {"cpu_percent": self._load(), "memory_percent": memory_percent()}
-        values = {name: value for name, value in values.items() if value is not None}
+            values["cpu_percent"] = self._load()
+            values["memory_percent"] = psutil.virtual_memory().percent
         fit.log("device_stats", fit.position.epoch + 1, self._logged, values)
 
     def _load(self) -> float:
@@ -58,22 +56,3 @@ class DeviceStatsMonitor(Callback):
         share = (busy - self._busy) / max(clock - self._clock, 1e-9)
         self._busy, self._clock = busy, clock
         return round(100 * share / self._cores, 1)
-
-
-def memory_mb() -> float | None:
-    """Return the resident memory of this process in MB (10^6 bytes), or None without /proc."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        return None
-    return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
-
-
-def memory_percent() -> float | None:
-    """Return the share of the machine's memory that is taken, in per cent; None without /proc."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        sizes = {name: int(rest.split()[0]) for name, rest in (line.split(":") for line in lines)}
-        return round(100 * (1 - sizes["MemAvailable"] / sizes["MemTotal"]), 1)
-    except (OSError, ValueError, KeyError, ZeroDivisionError):
-        return None

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 
 from fmnist_keras3.ground.errors import UserError, nearest
+from fmnist_keras3.ground.leaves import named
 
 
 class _Late:
@@ -295,6 +296,7 @@ class Value(NamedTuple):
 PROBABILITY = Value(float, 0, 1, "a probability 0..1")
 STRENGTH = Value(float, 0, 1, "a number 0..1")
 ALPHA = Value(float, 0.01, 10, "a number from 0.01 to 10")
+# A class, or where it lies ("data.solarize:Solarize"), and what may stand behind the colon.
 AUGMENTATIONS: dict[str, tuple[Any, Value | None]] = {
     "flip": (Flip, PROBABILITY),
     "altflip": (AlternatingFlip, None),
@@ -386,6 +388,7 @@ def parse_augment(text: str | None) -> tuple[tuple[str, Any], ...]:
 
 def _make(name: str, argument: str) -> Any:
     made, value = AUGMENTATIONS[name]
+    made = named(made) if isinstance(made, str) else made
     if not argument:
         return made()
     if value is None:

@@ -25,9 +25,11 @@ class DataModule:
     """Splits, batch size and augmentation; subclasses say in `load` where the examples come from.
 
     ``batch_size`` >= 1; ``augment`` as for `parse_augment`; ``validation`` is the fraction
-    (0 <= f < 1) of the training examples that is held out, stratified over the labels and chosen
-    by ``seed``. ``train``, ``validation`` (or None) and ``test`` (or None) are read by `setup`, at
-    the latest when they are asked for. Raises UserError for values outside their range.
+    (0 <= f < 1) of the training examples that is held out, chosen by ``seed``: of each class, where
+    labels are integers ``[N]`` or ``[N, 1]``; of all together, where they are anything else
+    (floats, one-hot, several targets). ``train``, ``validation`` (or None) and ``test`` (or None)
+    are read by `setup`, at the latest when they are asked for. Raises UserError for values outside
+    their range.
 
     Example: ``class Mine(DataModule): load = lambda self: ArrayData(x, y).load()``
     """
@@ -327,21 +329,30 @@ def _shapes(x: Any) -> Any:
 
 
 def _split(data: Split, fraction: float, seed: int) -> tuple[Split, Split | None]:
-    """Hold out ``fraction`` of each class; both parts keep the order of ``data``."""
+    """Hold out ``fraction`` of the examples; both parts keep the order of ``data``."""
     if fraction == 0:
         return data, None
-    rng = generator(seed, 0, "validation")
-    groups = data.y if _is_classes(data.y) else np.zeros(len(data), np.int32)
-    held = np.zeros(len(data), bool)
-    for label in np.unique(groups):
-        members = np.flatnonzero(groups == label)
-        held[rng.permutation(members)[: round(fraction * len(members))]] = True
+    y = data.y[:, 0] if isinstance(data.y, np.ndarray) and data.y.shape[1:] == (1,) else data.y
+    plain = np.zeros(len(data), np.int32)
+    held = _held_out(y if _is_classes(y) else plain, fraction, seed)
+    if not held.any():  # whole numbers of which each is rare
+        held = _held_out(plain, fraction, seed)
     if not held.any() or held.all():
         raise UserError(
             f"validation {fraction} of {len(data)} examples leaves one side empty. "
             "Type --validation 0 to train without, or another fraction."
         )
     return data.take(np.flatnonzero(~held)), data.take(np.flatnonzero(held))
+
+
+def _held_out(groups: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Return which examples are held out, by ``groups [N]``: of each the ``fraction``."""
+    rng = generator(seed, 0, "validation")
+    held = np.zeros(len(groups), bool)
+    for label in np.unique(groups):
+        members = np.flatnonzero(groups == label)
+        held[rng.permutation(members)[: round(fraction * len(members))]] = True
+    return held
 
 
 def overfitted(data: DataModule, amount: int | float) -> DataModule:

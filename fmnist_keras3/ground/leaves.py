@@ -25,6 +25,11 @@ LEAVES = {
 }
 
 
+def named(place: str) -> Any:
+    """Return what lies at ``place`` ("callbacks.timer:Timer") in this package, imported now."""
+    return resolve_name(f"fmnist_keras3.{place}")
+
+
 def leaf(name: str) -> Any:
     """Return the class, function or module that `LEAVES` has under ``name``."""
-    return resolve_name(f"fmnist_keras3.{LEAVES[name]}")
+    return named(LEAVES[name])

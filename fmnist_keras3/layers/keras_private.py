@@ -171,8 +171,8 @@ def stands_for(name: str) -> Callable[[T], T]:
 def without_tensorflow() -> Iterator[None]:
     """Keep Keras from importing TensorFlow on another backend, only to ask for its types.
 
-    Writing or reading a `.keras` file does that (`serialization_lib.serialize_keras_object`), which
-    costs seconds and, on a GPU, memory.
+    Writing or reading a `.keras` file does that (`serialization_lib.serialize_keras_object`), and
+    `set_random_seed`; it costs seconds and, on a GPU, memory.
     """
     lazy = _get(_source("utils.module_utils"), "tensorflow")
     before = _get(lazy, "_available")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fmnist_keras3.ground.errors import UserError, nearest
+from fmnist_keras3.ground.leaves import named
 from fmnist_keras3.loggers.csv import CSVLogger
 from fmnist_keras3.loggers.mlflow import MLFlowLogger
 from fmnist_keras3.loggers.tensorboard import TensorBoardLogger
@@ -15,12 +16,12 @@ from fmnist_keras3.loggers.wandb import WandbLogger
 from fmnist_keras3.runs.jsonl import JSONLLogger
 from fmnist_keras3.training.logger import Logger, Loggers
 
-LOGGERS = {
-    "csv": CSVLogger,
-    "tensorboard": TensorBoardLogger,
-    "mlflow": MLFlowLogger,
-    "wandb": WandbLogger,
-    "trackio": TrackioLogger,
+LOGGERS = {  # of --logger
+    "csv": "loggers.csv:CSVLogger",
+    "tensorboard": "loggers.tensorboard:TensorBoardLogger",
+    "mlflow": "loggers.mlflow:MLFlowLogger",
+    "wandb": "loggers.wandb:WandbLogger",
+    "trackio": "loggers.trackio:TrackioLogger",
 }
 
 __all__ = [
@@ -55,7 +56,7 @@ def make_loggers(chosen: bool | str | Logger | Sequence[str | Logger] | None) ->
         several = chosen if isinstance(chosen, (list, tuple)) else [chosen]
     loggers = [_made(one) for one in several]
     for kind, count in Counter(map(type, loggers)).items():
-        if count > 1 and kind in LOGGERS.values():
+        if count > 1 and kind.__module__.startswith(f"{__name__}."):
             raise UserError(f"logger has {count} of {kind.__name__}; give one of a kind.")
     return loggers
 
@@ -64,7 +65,7 @@ def _made(one: Any) -> Logger:
     if isinstance(one, Logger):
         return one
     if isinstance(one, str) and one in LOGGERS:
-        return LOGGERS[one]()
+        return named(LOGGERS[one])()
     raise UserError(
         f"There is no logger {one!r}.{nearest(str(one), LOGGERS)} Loggers: {', '.join(LOGGERS)} "
         "(metrics.jsonl is always written), or an instance of a Logger."

@@ -112,6 +112,28 @@ def test_splits_are_read_when_they_are_asked_for(pair):
             len(broken.train)
 
 
+def test_labels_with_an_axis_of_one_are_split_as_those_without(pair):
+    x, y = pair
+    plain, one = ArrayData(x, y, validation=0.3), ArrayData(x, y[:, None], validation=0.3)
+    assert np.array_equal(one.validation.x, plain.validation.x)
+    assert np.array_equal(one.train.y[:, 0], plain.train.y)
+    assert np.bincount(plain.validation.y).tolist() == [15] * 4
+
+
+def test_a_split_is_the_same_as_ever(pair):
+    x, y = np.arange(40), pair[1][:40]
+    of_classes = [8, 13, 14, 26, 27, 36, 37, 39]
+    of_all = [2, 3, 22, 26, 34, 37]
+    for labels, held in ((y, of_classes), (y.astype(np.float32), of_all), (np.eye(4)[y], of_all)):
+        assert ArrayData(x, labels, batch_size=8, validation=0.15).validation.x.tolist() == held
+
+
+@pytest.mark.parametrize("shape", [(N,), (N, 1)])
+def test_whole_numbers_of_which_each_is_rare_are_split_as_one(pair, shape):
+    module = ArrayData(pair[0], np.arange(N).reshape(shape), validation=0.1)
+    assert len(module.validation) == 20
+
+
 @pytest.mark.parametrize("hook", ["train_dataloader", "prepare_data", "setup"])
 def test_a_module_of_lightnings_form_is_told(hook):
     with pytest.raises(UserError, match=rf"no hook {hook} here. It is load\(\)"):

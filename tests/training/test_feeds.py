@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import cycle
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -16,6 +18,7 @@ from fmnist_keras3.data.augment import parse_augment
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.data.plan import epoch_plan, evaluation_plan
 from fmnist_keras3.engines import make_engine
+from fmnist_keras3.engines.chunk import Device
 from fmnist_keras3.training.feeds import ResidentFeed, StreamFeed
 
 CHUNK, BATCH, EXAMPLES = 3, 8, 50  # 7 steps, the last with 2 examples
@@ -63,7 +66,7 @@ def test_a_device_of_its_own_gathers_the_same(engine, split, monkeypatch):
         plan = plan_of(augment)
         on_host = taken(ResidentFeed(split, engine, augment), plan, (3, 3, 1))
         with monkeypatch.context() as patched:
-            patched.setattr(engine, "platform", "gpu")
+            patched.setattr(engine, "device", replace(engine.device, kind="gpu"))
             feed = ResidentFeed(split, engine, augment)
             check_equal(taken(feed, plan, (3, 3, 1)), on_host)
 
@@ -71,7 +74,8 @@ def test_a_device_of_its_own_gathers_the_same(engine, split, monkeypatch):
 class HostEngine:
     """An engine as far as a feed needs one: arrays stay where they are."""
 
-    platform, fills_evaluation = "cpu", True
+    device = Device("cpu", "a processor")
+    step = SimpleNamespace(fills_evaluation=True)
 
     def __init__(self, chunk_steps):
         self.chunk_steps, self.put = chunk_steps, np.asarray
@@ -230,6 +234,7 @@ from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.training.feeds import ResidentFeed
 from fmnist_keras3.data.plan import epoch_plan, evaluation_plan
 from fmnist_keras3.engines import make_engine
+from fmnist_keras3.engines.chunk import Device
 from fmnist_keras3.engines.chunk import StepPlan
 
 model = build_model("lenet", dropout=0.1)

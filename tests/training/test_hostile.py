@@ -1,6 +1,7 @@
 """Nothing is lost: damaged files, full, vanished and read-only disks, a second process."""
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from fmnist_keras3 import Callback, experiment
+from fmnist_keras3 import Callback, UserError, experiment
 from fmnist_keras3.cli import main
 from fmnist_keras3.data import idx
 from fmnist_keras3.data.dataset import FASHION_CLASSES, ImageData, Split
@@ -640,6 +641,23 @@ def test_a_process_cannot_hold_a_lock_twice(run, capsys):
         assert go_on(run) == 2
     assert f"process {os.getpid()} on " in told(capsys)[1]
     assert not (run / ".lock").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_where_there_are_no_locks_a_warning_says_so(tmp_path, monkeypatch, number):
+    def flock(*_):
+        raise OSError(number, "no locks here")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.warns(UserWarning, match=r"cannot be locked \(no locks here\)"), locked(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_gone_is_told_and_not_made_anew(tmp_path):
+    with pytest.raises(UserError, match="Its folder is gone"), locked(tmp_path / "gone"):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_that_another_process_made_meanwhile_is_not_overwritten(

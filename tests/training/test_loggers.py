@@ -30,6 +30,7 @@ from fmnist_keras3 import (
 from fmnist_keras3.cli import main
 from fmnist_keras3.data import idx
 from fmnist_keras3.data.dataset import FASHION_CLASSES, ImageData, Split
+from fmnist_keras3.ground.leaves import named
 from fmnist_keras3.loggers import LOGGERS, Loggers, make_loggers
 from fmnist_keras3.loggers.ledger import Ledger
 from fmnist_keras3.runs.rundir import read_metrics
@@ -222,7 +223,7 @@ def test_a_missing_package_is_told_before_anything_is_made(monkeypatch, tmp_path
     monkeypatch.chdir(tmp_path)
     missing(monkeypatch, name)
     install = f"pip install 'fmnist-keras3[{name}]'"
-    for make in (LOGGERS[name], lambda: Trainer(logger=["csv", name])):
+    for make in (named(LOGGERS[name]), lambda: Trainer(logger=["csv", name])):
         with pytest.raises(UserError) as told:
             make()
         assert install in str(told.value)
