@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -21,9 +22,7 @@ class _Late:
     """`keras.ops`, imported when first used: names are read before a backend is chosen."""
 
     def __getattr__(self, name: str) -> Any:
-        import keras
-
-        return getattr(keras.ops, name)
+        return getattr(import_module("keras.ops"), name)
 
 
 ops: Any = _Late()
@@ -328,8 +327,7 @@ def augmented(augment: dict[str, Any], x: Any, draws: dict[str, Any]) -> Any:
 def partners(batches: Any) -> Any:
     """Return, in the place of each example in ``batches [K, B, ...]``, the one it is mixed with.
 
-    A batch that is filled up repeats its own examples, so that is one of them, too (the first may
-    get itself).
+    Also of a batch that is filled up, with examples of its own (so the first may get itself).
     """
     return ops.concatenate([batches[:, -1:], batches[:, :-1]], 1)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable
-from functools import reduce
+from itertools import product
 from typing import Any
 
 from keras import ops
@@ -14,7 +13,7 @@ def with_gradient(function: Callable[..., tuple[Any, Callable[[Any], Any]]]) -> 
     """Let ``function``, which returns its value and a gradient, be differentiated by the latter.
 
     The gradient takes the incoming one: Keras hands that over as ``upstream=`` on TensorFlow and
-    torch, as the only argument on JAX.
+    torch, as the only argument on JAX. TensorFlow refuses variables here: see `plain`.
     """
 
     @ops.custom_gradient
@@ -26,16 +25,18 @@ def with_gradient(function: Callable[..., tuple[Any, Callable[[Any], Any]]]) -> 
 
 
 def plain(variable: Any) -> Any:
-    """Return a variable's value: TensorFlow refuses a variable where a gradient is custom."""
+    """Return a variable's value."""
     return ops.reshape(variable, variable.shape)
 
 
-def add_up(parts: Iterable[Any]) -> Any:
-    """Return the sum of arrays, in their order, so that it has equal bits on every backend."""
-    return reduce(operator.add, parts)
+def add_up(parts: Iterable[Any], height: int, width: int) -> Any:
+    """Return the sum of arrays ``[N,H,W,C]``, one for each place of a kernel, row by row.
 
-
-def placed(part: Any, corner: tuple[int, int], spare: tuple[int, int]) -> Any:
-    """Return ``part [N,H,W,C]`` within zeros, ``spare`` more rows and columns, at ``corner``."""
-    pads = [(at, more - at) for at, more in zip(corner, spare, strict=True)]
-    return ops.pad(part, [(0, 0), *pads, (0, 0)])
+    Each is moved by its place, into ``[N,H+height-1,W+width-1,C]``, and they are added in that
+    order, so that the sum has equal bits on every backend.
+    """
+    moved = [
+        ops.pad(part, [(0, 0), (i, height - 1 - i), (j, width - 1 - j), (0, 0)])
+        for part, (i, j) in zip(parts, product(range(height), range(width)), strict=True)
+    ]
+    return sum(moved[1:], moved[0])

@@ -27,7 +27,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from fmnist_keras3.layers.gradients import add_up, placed, plain, with_gradient
+from fmnist_keras3.layers.gradients import add_up, plain, with_gradient
 from fmnist_keras3.layers.winograd import winograd_conv
 
 # Up to this many input channels a convolution is fastest as patches times a matrix: measured
@@ -119,8 +119,7 @@ def im2col_conv(x: Any, kernel: Any) -> Any:
         # Left to the backends, the patches' gradients are added up in an order of each one's own.
         def grad(g):
             parts = [g[..., n * channels : (n + 1) * channels] for n in range(len(corners))]
-            spare = (height - 1, width - 1)
-            return add_up(placed(*part, spare) for part in zip(parts, corners, strict=True))
+            return add_up(parts, height, width)
 
         return ops.concatenate([x[:, i : i + rows, j : j + cols] for i, j in corners], -1), grad
 
@@ -138,13 +137,10 @@ def canonical_conv(x: Any, kernel: Any) -> Any:
     def conv(x, kernel):
         def grad(g):
             # Not a convolution of the padded gradient: that multiplies zeros, and is slower.
-            rows, shape = ops.reshape(g, (-1, filters)), (*g.shape[:3], channels)
-
-            def part(corner):
-                value = ops.matmul(rows, ops.transpose(kernel[corner]))
-                return placed(ops.reshape(value, shape), corner, (height - 1, width - 1))
-
-            dx = add_up(map(part, product(range(height), range(width))))
+            rows, places = ops.reshape(g, (-1, filters)), product(range(height), range(width))
+            parts = (ops.matmul(rows, ops.transpose(kernel[place])) for place in places)
+            parts = (ops.reshape(part, (*g.shape[:3], channels)) for part in parts)
+            dx = add_up(parts, height, width)
             # The kernel's gradient: channels take the batch's place, and the batch the channels'.
             dk = _conv(ops.transpose(x, (3, 1, 2, 0)), ops.transpose(g, (1, 2, 0, 3)))
             return dx, ops.transpose(dk, (1, 2, 0, 3))
@@ -193,8 +189,8 @@ def _windowed_kernel(kernel: Any) -> Any:
             g = ops.reshape(g, (tall, wide, 2, 2, channels, 4, filters))
             g = ops.transpose(g, (0, 2, 1, 3, 4, 5, 6))
             g = ops.reshape(g, (2 * tall, 2 * wide, channels, 4, filters))
-            places = enumerate(positions)
-            return add_up(g[i : i + height, j : j + width, :, n] for n, (i, j) in places)
+            parts = [g[i : i + height, j : j + width, :, n] for n, (i, j) in enumerate(positions)]
+            return sum(parts[1:], parts[0])
 
         moved = [ops.pad(kernel, [(i, 1 - i), (j, 1 - j), (0, 0), (0, 0)]) for i, j in positions]
         all_four = ops.reshape(ops.stack(moved, axis=3), (tall, 2, wide, 2, channels, 4 * filters))
