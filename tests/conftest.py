@@ -105,9 +105,9 @@ def no_traces():
 @pytest.fixture(scope="module")
 def compiled_once():
     """Take models from `kept` where they are built from settings, and their engines."""
+    from fmnist_keras3.config import TrainConfig
     from kept import kept
 
-    from fmnist_keras3.config import TrainConfig
     from fmnist_keras3.training import trainer
 
     with pytest.MonkeyPatch.context() as patch:

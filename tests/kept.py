@@ -5,8 +5,8 @@ the command line take from here.
 """
 
 import numpy as np
-
 from fmnist_keras3.config import TrainConfig
+
 from fmnist_keras3.engines import make_engine
 from fmnist_keras3.optimizers import inner_optimizer
 

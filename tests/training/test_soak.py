@@ -9,12 +9,12 @@ import time
 
 import keras
 import pytest
+from fmnist_keras3.config import TrainConfig
 from kept import kept
 from soak import __main__ as driver
 from soak.__main__ import Failure, Settings, Soak, check_output, compare
 
 from fmnist_keras3.cli import main
-from fmnist_keras3.config import TrainConfig
 from fmnist_keras3.ground.errors import Interrupted
 from fmnist_keras3.training.signals import terminable
 
