@@ -105,14 +105,13 @@ def no_traces():
 @pytest.fixture(scope="module")
 def compiled_once():
     """Take models from `kept` where they are built from settings, and their engines."""
-    from fmnist_keras3.config import TrainConfig
     from kept import kept
 
+    from fmnist_keras3 import experiment
     from fmnist_keras3.training import trainer
 
     with pytest.MonkeyPatch.context() as patch:
-        build = lambda *arguments: kept.build_model(*arguments)  # noqa: E731 - becomes a method
-        patch.setattr(TrainConfig, "build_model", build)
+        patch.setattr(experiment, "make_model", kept.build_model)
         patch.setattr(trainer, "make_engine", kept.make_engine)
         yield
 

@@ -5,17 +5,18 @@ the command line take from here.
 """
 
 import numpy as np
-from fmnist_keras3.config import TrainConfig
 
+from fmnist_keras3 import experiment
 from fmnist_keras3.engines import make_engine
 from fmnist_keras3.optimizers import inner_optimizer
+from fmnist_keras3.settings import TrainConfig
 
 # Settings that decide a model and its optimizer.
 DECIDE = [
     *("model", "dropout", "l2", "seed", "optimizer", "lr", "weight_decay", "clip", "lr_groups"),
     "precision",
 ]
-build = TrainConfig.build_model
+build = experiment.make_model
 
 
 class Kept:
@@ -41,7 +42,7 @@ class Kept:
         return model
 
     def build_model(self, config, image_shape, classes):
-        """Stand for `TrainConfig.build_model`."""
+        """Stand for `experiment.make_model`."""
         alone = TrainConfig(**{name: getattr(config, name) for name in DECIDE})
         return self.model(build, alone, image_shape, classes)
 

@@ -9,11 +9,11 @@ import time
 
 import keras
 import pytest
-from fmnist_keras3.config import TrainConfig
 from kept import kept
 from soak import __main__ as driver
 from soak.__main__ import Failure, Settings, Soak, check_output, compare
 
+from fmnist_keras3 import experiment
 from fmnist_keras3.cli import main
 from fmnist_keras3.ground.errors import Interrupted
 from fmnist_keras3.training.signals import terminable
@@ -53,7 +53,7 @@ def test_another_seed_is_seen(soak, tmp_path, monkeypatch):
         return kept.build_model(dataclasses.replace(config, seed=0), *of)
 
     # What else the seed decides is enough; another model would have to be compiled.
-    monkeypatch.setattr(TrainConfig, "build_model", first_weights_of_seed_0)
+    monkeypatch.setattr(experiment, "make_model", first_weights_of_seed_0)
     train(*soak.words, "--seed", "1", "--run_dir", str(other))
     with pytest.raises(Failure, match=r"metrics\.jsonl.*last checkpoint, 0: .*model\.keras"):
         compare(soak.straight, other)
