@@ -18,6 +18,7 @@ from fmnist_keras3.ground.errors import (
     nearest,
     told,
 )
+from fmnist_keras3.ground.leaves import named
 from fmnist_keras3.ground.lightning import option_here
 from fmnist_keras3.recipes import layered
 from fmnist_keras3.training.signals import terminable
@@ -169,9 +170,7 @@ def report_options(parser: Parser) -> None:
 
 
 def run_report(options: argparse.Namespace) -> int:
-    from fmnist_keras3.evaluation import report
-
-    print(report.build(options.runs, vars(options).get("output")))
+    print(named("evaluation.report:build")(options.runs, vars(options).get("output")))
     return 0
 
 
@@ -182,11 +181,9 @@ def preview_options(parser: Parser) -> None:
 
 
 def run_data(options: argparse.Namespace) -> int:
-    from fmnist_keras3.commands import data
-
-    given = vars(options)
-    names = ("data", "data_dir", "preview", "augment")
-    return data.describe(**{name: given[name] for name in names if name in given})
+    given, names = vars(options), ("data", "data_dir", "preview", "augment")
+    chosen = {name: given[name] for name in names if name in given}
+    return named("commands.data:describe")(**chosen)
 
 
 def models_options(parser: Parser) -> None:
@@ -196,21 +193,15 @@ def models_options(parser: Parser) -> None:
 
 
 def run_models(options: argparse.Namespace) -> int:
-    from fmnist_keras3.commands import models
-
-    return models.show(options.models)
+    return named("commands.models:show")(options.models)
 
 
-def run_recipes(options: argparse.Namespace) -> int:
-    from fmnist_keras3.commands import recipes
-
-    return recipes.show()
+def run_recipes(_: argparse.Namespace) -> int:
+    return named("commands.recipes:show")()
 
 
-def run_doctor(options: argparse.Namespace) -> int:
-    from fmnist_keras3.commands import doctor
-
-    return doctor.report()
+def run_doctor(_: argparse.Namespace) -> int:
+    return named("commands.doctor:report")()
 
 
 def no_options(parser: Parser) -> None:

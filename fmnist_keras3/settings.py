@@ -244,25 +244,22 @@ def _table() -> dict[str, Setting]:
 SETTINGS = _table()
 
 
-def _argument(name: str, kind: type, **row: Any) -> Setting:
-    return Setting(name=name, kind=kind, **row)
-
-
 # What the Trainer takes in Python only.
 # fmt: off
 ARGUMENTS = [
     dataclasses.replace(SETTINGS["clip"], name="gradient_clip_val", takers="Trainer"),
-    _argument("gradient_clip_algorithm", str, choices=("norm", "value"), group="optimizer",
+    Setting(name="gradient_clip_algorithm", kind=str, choices=("norm", "value"), group="optimizer",
         help="what ``gradient_clip_val`` limits: the global norm, or the size of each number"),
-    _argument("callbacks", object, group="records",
+    Setting(name="callbacks", kind=object, group="records",
         help="ours, your own and Keras', one or a list"),
-    _argument("enable_progress_bar", bool, group="records",
+    Setting(name="enable_progress_bar", kind=bool, group="records",
         help="print each epoch, with a bar on a terminal and in a notebook"),
-    _argument("enable_model_summary", bool, group="records",
+    Setting(name="enable_model_summary", kind=bool, group="records",
         help="and print the layers there first"),
-    _argument("enable_checkpointing", bool, group="files",
+    Setting(name="enable_checkpointing", kind=bool, group="files",
         help="False: write none, so nothing can be resumed"),
-    _argument("default_root_dir", str, group="files", help="where the folder of a run is made"),
+    Setting(name="default_root_dir", kind=str, group="files",
+        help="where the folder of a run is made"),
 ]
 # fmt: on
 

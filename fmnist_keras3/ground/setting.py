@@ -163,12 +163,11 @@ class Setting(Range):
     def error(self, value: Any) -> UserError:
         """Return the error that says what ``value`` is, what is allowed, and what to type."""
         words, example, _ = KINDS[self.kind]
-        default = None if self.kind is amount else self.default
-        known = (self.example, default, *self.choices, example)
+        message = self.refusal(self.name, value, words)
+        if self.choices:
+            return UserError(message)
+        known = (self.example, None if self.kind is amount else self.default, example)
         shown = next(v for v in known if v is not None)
-        shown = f"{shown:g}" if isinstance(shown, float) else str(shown)
-        if self.typed:
-            how = f"--{self.name} {shown}"
-        else:
-            how = f"{self.name}={shown!r}" if self.choices else f"{self.name}={shown}"
-        return UserError(f"{self.refusal(self.name, value, words)} Type {how}")
+        shown = f"{shown:g}" if isinstance(shown, float) else shown
+        how = f"--{self.name} " if self.typed else f"{self.name}="
+        return UserError(f"{message} Type {how}{shown}")
