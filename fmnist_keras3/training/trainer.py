@@ -356,7 +356,7 @@ class Trainer:
             found = logs | self._raw_scores(model, examples, run / rundir.RAW_MODEL)
             names = examples[0].source.class_names
             record = leaf("test results")(run, found, examples[1], outputs, names)
-            self.loggers.log(record)
+            self.loggers.append(run, record, rundir.read_metrics(run / rundir.METRICS))
         return logs, outputs
 
     def _raw_scores(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from everything import EPOCHS, At, arrays, data, everything_model, terminate, trainer
 
-from fmnist_keras3 import ArrayData, EMAWeightAveraging, Trainer, UserError
+from fmnist_keras3 import ArrayData, EMAWeightAveraging, Logger, Trainer, UserError
 from fmnist_keras3.cli import main
 from fmnist_keras3.runs.rundir import read_metrics
 
@@ -71,6 +71,41 @@ def test_a_second_test_takes_the_place_of_the_first(tmp_path):
     assert more.status == "completed"
     assert not of_test(tmp_path / "run")
     assert not any(name.startswith("test_") for name in summary(tmp_path / "run"))
+
+
+def test_the_loggers_get_the_test_after_the_fit_has_closed_them(tmp_path):
+    class Spy(Logger):
+        def __init__(self):
+            self.calls = []
+
+        def begin(self, run_dir):
+            self.calls.append("begin")
+
+        def replay(self, records):
+            self.calls.append([record["event"] for record in records])
+
+        def log(self, record):
+            self.calls.append(record)
+
+        def finalize(self, status):
+            self.calls.append(status)
+
+    spy = Spy()
+    model, made = everything_model(), trainer(tmp_path / "run", max_epochs=1, logger=[spy, "csv"])
+    made.fit(model, data())
+    table = (tmp_path / "run/metrics.csv").read_text()
+    for count in (40, 30):
+        spy.calls.clear()
+        made.test(model, tuple(part[:count] for part in arrays()))
+        earlier = [r["event"] for r in read_metrics(tmp_path / "run/metrics.jsonl")][:-1]
+        assert spy.calls == ["begin", earlier, *of_test(tmp_path / "run"), "completed"]
+    assert (tmp_path / "run/metrics.csv").read_text() == table
+    with made.loggers.held():  # as the command does
+        spy.calls.clear()
+        with pytest.warns(UserWarning, match="Nothing is left to train"):
+            made.fit(model, data(), ckpt_path="last")
+        made.test(model, arrays())
+        assert spy.calls[-1] == of_test(tmp_path / "run")[0]
 
 
 def test_only_the_model_that_the_run_ended_with_writes_into_it(tmp_path):
