@@ -25,6 +25,7 @@ from fmnist_keras3.ground.files import write_json
 from fmnist_keras3.models import build_model
 from fmnist_keras3.optimizers import make_optimizer, parse_lr_groups
 from fmnist_keras3.runs import rundir
+from fmnist_keras3.runs.lock import locked
 from fmnist_keras3.settings import TrainConfig, arguments_of
 from fmnist_keras3.training.trainer import Trainer
 
@@ -64,11 +65,14 @@ def make_model(config: TrainConfig, image_shape: tuple[int, ...], classes: int) 
     return build_model(optimizer=make_optimizer(**given), **options)
 
 
-def build(config: TrainConfig, data: DataModule) -> tuple[keras.Model, Trainer]:
-    """Return the model and the Trainer of the settings, for ``data``."""
+def build(
+    config: TrainConfig, data: DataModule | None = None
+) -> tuple[DataModule, keras.Model, Trainer]:
+    """Return the data of the settings (or ``data``), the model and the Trainer for it."""
+    data = load_data(config) if data is None else data
     model = make_model(config, data.train.image_shape, len(data.source.class_names))
     given = arguments_of("Trainer", config)
-    return model, Trainer(**given, callbacks=_callbacks(config), default_root_dir=RUNS)
+    return data, model, Trainer(**given, callbacks=_callbacks(config), default_root_dir=RUNS)
 
 
 def _callbacks(config: TrainConfig) -> list[Callback]:
@@ -121,6 +125,7 @@ def conclude(
         labels = data.test.y[: len(logits)]  # limit_test_batches may leave some out
         evaluation = classified(labels, logits, data.source.class_names)
         more = {"total_seconds": round(runtime.process_seconds(), 2)}
-    summary = rundir.read_json(run / rundir.SUMMARY) | more
-    write_json(run / rundir.SUMMARY, summary)
-    return Conclusion(summary, evaluation, report.build([run]))
+    with locked(run):
+        summary = rundir.read_json(run / rundir.SUMMARY) | more
+        write_json(run / rundir.SUMMARY, summary)
+        return Conclusion(summary, evaluation, report.build([run]))

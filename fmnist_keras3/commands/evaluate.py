@@ -57,11 +57,11 @@ def evaluate(
     gives = model.compute_output_shape(takes)
     if not isinstance(gives, tuple) or len(gives) != 2:
         raise UserError(f"The model returns {gives}; it must be a row of logits for each image.")
-    from fmnist_keras3.evaluation.metrics import evaluate_logits, per_class_table
+    from fmnist_keras3.evaluation.metrics import as_logits, evaluate_logits, per_class_table
     from fmnist_keras3.training.trainer import Trainer
 
     trainer = Trainer(enable_progress_bar=False)
-    logits = trainer.predict(model, examples.x)
+    logits = as_logits(trainer.predict(model, examples.x))
     if logits.shape[1] != len(module.source.class_names):
         raise UserError(
             f"The model tells {logits.shape[1]} classes apart; {module.source.name} has "
@@ -74,7 +74,7 @@ def evaluate(
     about = f"{module.source.name}{marker}, {split} split, {len(examples):,} images: "
     console.print(_scores(about, evaluation), soft_wrap=True)
     if tta is not None:
-        mean = trainer.predict(model, examples.x, tta=tta)
+        mean = as_logits(trainer.predict(model, examples.x, tta=tta))
         with_views = evaluate_logits(examples.y, mean, module.source.class_names)
         console.print(_scores(f"with test-time augmentation {tta}: ", with_views), soft_wrap=True)
     return 0

@@ -74,7 +74,7 @@ def build(config: TrainConfig, console: Any) -> tuple[Any, Any, Any]:
 
     data = experiment.load_data(config)
     _announce(console, data)
-    return data, *experiment.build(config, data)
+    return experiment.build(config, data)
 
 
 def _train(config: TrainConfig, ckpt_path: str | Path | None) -> int:

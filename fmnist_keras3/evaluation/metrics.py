@@ -126,6 +126,18 @@ def evaluate_logits(y: np.ndarray, logits: np.ndarray, class_names: Sequence[str
     )
 
 
+def as_logits(outputs: np.ndarray) -> np.ndarray:
+    """Return a model's ``outputs [N, K]`` as logits, float64: of probabilities their logarithms.
+
+    Rows that all sum to 1 are probabilities; none counts as less than 1e-7, as in Keras' losses.
+    """
+    rows = np.asarray(outputs).astype(np.float64)
+    # Of a softmax in bfloat16 the sums are about 1 only.
+    if (rows >= 0).all() and np.allclose(rows.sum(axis=1), 1, atol=0.02):
+        return np.log(rows.clip(1e-7))
+    return rows
+
+
 def _calibration(confidence: np.ndarray, correct: np.ndarray) -> Calibration:
     # Bins are (low, high], as in the paper's code; the clip keeps 0 and rounding inside.
     bins = np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1

@@ -11,12 +11,11 @@ import numpy as np
 
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.evaluation import plots
-from fmnist_keras3.evaluation.metrics import Evaluation, evaluate_logits
+from fmnist_keras3.evaluation.metrics import Evaluation, as_logits, evaluate_logits
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.files import storing, write_json
 from fmnist_keras3.runs import rundir
 from fmnist_keras3.runs.jsonl import JSONLLogger
-from fmnist_keras3.runs.lock import locked
 
 KINDS = ("{}", "raw_{}", "{}_tta")  # of the figures: the model's, of the weights before averaging
 
@@ -27,36 +26,40 @@ def write_test(
     """Write record, summary, evaluation.json and plots of a test; return the record.
 
     ``logs`` are its figures and ``outputs [N, ...]`` the model's for the examples ``tested``. The
-    figures of an earlier test are replaced. What is no classification, or cannot be drawn, leaves
-    the figures alone: of a failure there is a warning. Raises UserError where the file system
-    refuses, or another process writes the run.
+    figures of an earlier test are replaced. What is no classification, or cannot be scored or
+    drawn, leaves the figures alone: of a failure there is a warning. Raises UserError where the
+    file system refuses. The caller holds the run's lock.
     """
-    with locked(run):
-        summary = json.loads((run / rundir.SUMMARY).read_text())
-        figures = {kind.format(n): kind for n in ("loss", "accuracy") for kind in KINDS}
-        summary |= {f"test_{name}": logs[name] for name in figures if name in logs}
-        record = {"event": "test", "epoch": summary["epochs"], "step": summary["steps"], **logs}
-        metrics = JSONLLogger(run)
-        metrics.drop("test")
-        metrics.log(record)
-        write_json(run / rundir.SUMMARY, summary)
+    summary = rundir.without_test(json.loads((run / rundir.SUMMARY).read_text()))
+    names = [kind.format(name) for name in ("loss", "accuracy") for kind in KINDS]
+    summary |= {f"test_{name}": logs[name] for name in names if name in logs}
+    record = {"event": "test", "epoch": summary["epochs"], "step": summary["steps"], **logs}
+    metrics = JSONLLogger(run)
+    metrics.drop("test")
+    metrics.log(record)
+    write_json(run / rundir.SUMMARY, summary)
+    evaluation = None
+    try:
         evaluation = classified(tested.y, outputs, class_names)
-        try:
-            if evaluation is not None:
-                write_json(run / "evaluation.json", evaluation.to_dict())
-            _draw(run, summary, tested, evaluation)
-        except UserError:
-            raise
-        except Exception as error:  # pictures of a stranger's data: the figures must not be lost
-            warnings.warn(f"The plots of {run} could not be drawn: {error!r}.", stacklevel=5)
+    except UserError as error:  # such as a class that the model rules out by a logit of -inf
+        warnings.warn(f"There are no scores of the classes in {run}. {error}", stacklevel=5)
+    try:
+        if evaluation is not None:
+            write_json(run / "evaluation.json", evaluation.to_dict())
+        _draw(run, summary, tested, evaluation)
+    except UserError:
+        raise
+    except Exception as error:  # pictures of a stranger's data: the figures must not be lost
+        warnings.warn(f"The plots of {run} could not be drawn: {error!r}.", stacklevel=5)
     return record
 
 
 def classified(y: Any, outputs: Any, class_names: tuple[str, ...]) -> Evaluation | None:
     """Return the scores of a classification; None where labels or outputs are of something else.
 
-    ``y [N]`` or ``[N, 1]`` are whole numbers and ``outputs [N, K]`` logits. Without K
-    ``class_names`` the classes are called by their numbers.
+    ``y [N]`` or ``[N, 1]`` are whole numbers and ``outputs [N, K]`` logits or probabilities.
+    Without K ``class_names`` the classes are called by their numbers. Raises UserError for outputs
+    that are not finite.
     """
     arrays = isinstance(y, np.ndarray) and isinstance(outputs, np.ndarray)
     if not arrays or outputs.ndim != 2 or outputs.shape[1] < 2 or y.size != len(outputs):
@@ -65,7 +68,7 @@ def classified(y: Any, outputs: Any, class_names: tuple[str, ...]) -> Evaluation
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= classes:
         return None
     names = class_names if len(class_names) == classes else tuple(map(str, range(classes)))
-    return evaluate_logits(labels, outputs, names)
+    return evaluate_logits(labels, as_logits(outputs), names)
 
 
 def _draw(run: Path, summary: dict[str, Any], tested: Split, evaluation: Evaluation | None) -> None:

@@ -118,7 +118,7 @@ class RunDirectory:
             remove_temporary(folder)
         if self.resumed:
             summary = read_json(self.path / SUMMARY)
-            self.summary = summary if isinstance(summary, dict) else {}
+            self.summary = without_test(summary) if isinstance(summary, dict) else {}
             for name, value in ((SUMMARY, summary), (CONFIG, self._old_config())):
                 # Without a checkpoint they need not be there yet: the run begins again.
                 if not isinstance(value, dict) and checkpoint.saved(self.checkpoints):
@@ -159,6 +159,11 @@ class RunDirectory:
             finally:
                 model.compiled = compiled
         return path
+
+
+def without_test(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's summary without the figures of a test, of weights or examples before."""
+    return {name: value for name, value in summary.items() if not name.startswith("test_")}
 
 
 def command_line() -> str:

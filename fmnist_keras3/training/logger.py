@@ -20,9 +20,10 @@ class Logger:
     A record is a dict with ``event`` ("train", "validation", "step", "test" and what callbacks
     log), ``epoch`` (1-based), ``step`` (optimizer steps so far) and values, mostly numbers (see
     `scalars`). `begin`, `log_hyperparams` and `replay` open a fit, `finalize` ends it, also after
-    an exception or a signal; then the logger can begin again. A logger that raises is left out of
-    the rest of the fit, with a warning, and the training goes on; only a UserError from `begin`
-    ends it. Raises UserError for a method that is a hook in Lightning alone.
+    an exception or a signal; then the logger can begin again, for another fit or for the test of
+    this one. A logger that raises is left out of the rest of the fit, with a warning, and the
+    training goes on; only a UserError from `begin` ends it. Raises UserError for a method that is a
+    hook in Lightning alone.
 
     Example: ``class Print(Logger): log = lambda self, record: print(record)``
     """
@@ -57,6 +58,7 @@ class Loggers:
     def __init__(self, loggers: list[Logger]) -> None:
         self._all, self._active = loggers, []
         self._held, self._status = False, ""
+        self._params: dict[str, Any] = {}  # of the latest fit
 
     @property
     def names(self) -> list[str]:
@@ -65,7 +67,7 @@ class Loggers:
 
     def begin(self, run_dir: Path, params: dict[str, Any]) -> None:
         """Open every logger for a fit; UserError of one of them is raised."""
-        self._active = []
+        self._active, self._params = [], params
         for logger in self._all:
             self._active.append(logger)
             self._call(logger, "begin", run_dir)
@@ -76,6 +78,19 @@ class Loggers:
 
     def log(self, record: dict[str, Any]) -> None:
         self._each("log", record)
+
+    def append(self, run_dir: Path, record: dict[str, Any], records: list[dict[str, Any]]) -> None:
+        """Log a record that came after the fit; ``records`` are all of the run.
+
+        Loggers that the fit has closed are opened again for it, as at a resume.
+        """
+        if self._held:
+            self.log(record)
+            return
+        with self.held():
+            self.begin(run_dir, self._params)
+            self.replay([r for r in records if r["event"] != record["event"]])
+            self.log(record)
 
     def finalize(self, status: str) -> None:
         """Close every logger; within `held`, at its end."""

@@ -31,7 +31,7 @@ from fmnist_keras3.ground.leaves import leaf
 from fmnist_keras3.ground.lightning import explained
 from fmnist_keras3.ground.tree import mapped
 from fmnist_keras3.runs import checkpoint, rundir
-from fmnist_keras3.runs.load import load_model
+from fmnist_keras3.runs.lock import locked
 from fmnist_keras3.runs.result import FitResult
 from fmnist_keras3.training import resume
 from fmnist_keras3.training.arguments import (
@@ -288,7 +288,7 @@ class Trainer:
             result = run_fit(fit, found)
         if leaves_files:
             if result.status != "interrupted":
-                self._finished = (model, _fingerprint(model), path)
+                self._finished = (model, _fingerprint(model), path.absolute())
             return result
         nowhere = dict.fromkeys(("run_dir", "last_checkpoint", "best_checkpoint"))
         return dataclasses.replace(result, **nowhere)
@@ -316,7 +316,8 @@ class Trainer:
         With test-time augmentation ``tta`` ("mirror", "shift:1", or both, see `training.tta`)
         besides these "loss_tta" and "accuracy_tta", of the mean of the outputs over the views.
         """
-        return self._outputs(model, data, "validation", self.limit_val_batches, ckpt_path, tta)[0]
+        examples = _examples(model, data, "validation", self.limit_val_batches)
+        return self._outputs(model, examples, "validation", ckpt_path, tta)[0]
 
     @explained
     def test(
@@ -343,36 +344,44 @@ class Trainer:
         tta: str | None = None,
     ) -> tuple[dict[str, float], Any]:
         """Return what `test` does, and the model's outputs ``[N, ...]``, without ``tta``."""
-        limit = self.limit_test_batches
-        # Only of the weights that a run ended with, and not within a fit.
+        # Read once: a dataset that shuffles gives its examples in another order the next time.
+        examples = _examples(model, data, "test", self.limit_test_batches)
+        # Only of the weights that a run ended with and is there for, and not within a fit.
         now = (model, _fingerprint(model)) if ckpt_path is None and owner(model) is None else None
-        if self._finished is None or self._finished[:2] != now:
-            return self._outputs(model, data, "test", limit, ckpt_path, tta)
-        run = self._finished[2]
-        logs, outputs = self._outputs(model, data, "test", limit, None, tta)
-        module, tested = _examples(model, data, "test", limit)
-        found = dict(logs)
-        if (run / rundir.RAW_MODEL).exists():
-            average = model.get_weights()
-            model.set_weights(load_model(run / rundir.RAW_MODEL).get_weights())
-            raw = self._outputs(model, data, "test", limit, None, None)[0]
-            model.set_weights(average)
-            found |= {f"raw_{name}": value for name, value in raw.items()}
-        names = module.source.class_names
-        self.loggers.log(leaf("test results")(run, found, tested, outputs, names))
+        done = self._finished
+        if done is None or done[:2] != now or not (run := done[2]).exists():
+            return self._outputs(model, examples, "test", ckpt_path, tta)
+        with locked(run):
+            logs, outputs = self._outputs(model, examples, "test", None, tta)
+            found = logs | self._raw_scores(model, examples, run / rundir.RAW_MODEL)
+            names = examples[0].source.class_names
+            record = leaf("test results")(run, found, examples[1], outputs, names)
+            self.loggers.append(run, record, rundir.read_metrics(run / rundir.METRICS))
         return logs, outputs
+
+    def _raw_scores(
+        self, model: keras.Model, examples: tuple[DataModule, Split], path: Path
+    ) -> dict[str, float]:
+        """Return the test of the weights before averaging, by names with raw_; none without any."""
+        if not path.exists():
+            return {}
+        average = model.get_weights()
+        try:
+            model.load_weights(path)  # needs no classes, so layers of the user's own will do
+            logs, _ = self._outputs(model, examples, "test", None, None)
+        finally:
+            model.set_weights(average)
+        return {f"raw_{name}": value for name, value in logs.items()}
 
     def _outputs(
         self,
         model: keras.Model,
-        data: Any,
+        examples: tuple[DataModule, Split],
         split_name: str,
-        limit: Amount | None,
         ckpt_path: str | Path | None,
         tta: str | None,
     ) -> tuple[dict[str, float], Any]:
-        views = parse_tta(tta)
-        data, split = _examples(model, data, split_name, limit)
+        views, (data, split) = parse_tta(tta), examples
         check_split(model, split, split_name)
         if found := not_finite(split, split_name):
             raise UserError(f"{found} Leave these examples out, or mend them with np.nan_to_num.")

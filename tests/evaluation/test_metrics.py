@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from fmnist_keras3.evaluation.metrics import evaluate_logits, per_class_table
+from fmnist_keras3.evaluation.metrics import as_logits, evaluate_logits, per_class_table
 from fmnist_keras3.ground import screen
 from fmnist_keras3.ground.errors import UserError
 
@@ -20,6 +20,16 @@ def random_case(n=500, k=3, seed=0):
     rng = np.random.default_rng(seed)
     y = rng.integers(0, k, n)
     return y, rng.normal(size=(n, k)) + 2 * np.eye(k)[y]
+
+
+def test_probabilities_are_scored_as_their_logits_are():
+    y, logits = random_case()
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    for outputs in (probabilities, probabilities.astype(np.float16)):  # sums are about 1
+        scored = evaluate_logits(y, as_logits(outputs), NAMES)
+        assert scored.loss == pytest.approx(evaluate_logits(y, logits, NAMES).loss, rel=1e-2)
+    assert np.array_equal(as_logits(logits), logits)
+    assert np.isfinite(as_logits(np.eye(3))).all()
 
 
 def test_values_computed_by_hand():

@@ -1,13 +1,14 @@
 """A run from Python ends as complete as one of the command line, and what a test writes into it."""
 
 import json
+import shutil
 
 import keras
 import numpy as np
 import pytest
 from everything import EPOCHS, At, arrays, data, everything_model, terminate, trainer
 
-from fmnist_keras3 import ArrayData, Trainer, UserError
+from fmnist_keras3 import ArrayData, EMAWeightAveraging, Logger, Trainer, UserError
 from fmnist_keras3.cli import main
 from fmnist_keras3.runs.rundir import read_metrics
 
@@ -59,15 +60,52 @@ def test_a_second_test_takes_the_place_of_the_first(tmp_path):
     model, made = everything_model(), trainer(tmp_path / "run", max_epochs=1)
     made.fit(model, data())
     x, y = arrays()
-    made.test(model, (x[:40], y[:40]))
-    logs = made.test(model, (x[:30], y[:30]), tta="mirror")
+    logs = made.test(model, (x[:40], y[:40]), tta="mirror")
+    assert summary(tmp_path / "run")["test_accuracy_tta"] == logs["accuracy_tta"]
+    logs = made.test(model, (x[:30], y[:30]))
     (record,) = of_test(tmp_path / "run")
     assert record["loss"] == summary(tmp_path / "run")["test_loss"] == logs["loss"]
-    assert summary(tmp_path / "run")["test_accuracy_tta"] == logs["accuracy_tta"]
+    assert "test_accuracy_tta" not in summary(tmp_path / "run")
     # The run goes on from its checkpoints as if there had been no test.
     more = trainer(tmp_path / "run", max_epochs=2).fit(everything_model(), data(), ckpt_path="last")
     assert more.status == "completed"
     assert not of_test(tmp_path / "run")
+    assert not any(name.startswith("test_") for name in summary(tmp_path / "run"))
+
+
+def test_the_loggers_get_the_test_after_the_fit_has_closed_them(tmp_path):
+    class Spy(Logger):
+        def __init__(self):
+            self.calls = []
+
+        def begin(self, run_dir):
+            self.calls.append("begin")
+
+        def replay(self, records):
+            self.calls.append([record["event"] for record in records])
+
+        def log(self, record):
+            self.calls.append(record)
+
+        def finalize(self, status):
+            self.calls.append(status)
+
+    spy = Spy()
+    model, made = everything_model(), trainer(tmp_path / "run", max_epochs=1, logger=[spy, "csv"])
+    made.fit(model, data())
+    table = (tmp_path / "run/metrics.csv").read_text()
+    for count in (40, 30):
+        spy.calls.clear()
+        made.test(model, tuple(part[:count] for part in arrays()))
+        earlier = [r["event"] for r in read_metrics(tmp_path / "run/metrics.jsonl")][:-1]
+        assert spy.calls == ["begin", earlier, *of_test(tmp_path / "run"), "completed"]
+    assert (tmp_path / "run/metrics.csv").read_text() == table
+    with made.loggers.held():  # as the command does
+        spy.calls.clear()
+        with pytest.warns(UserWarning, match="Nothing is left to train"):
+            made.fit(model, data(), ckpt_path="last")
+        made.test(model, arrays())
+        assert spy.calls[-1] == of_test(tmp_path / "run")[0]
 
 
 def test_only_the_model_that_the_run_ended_with_writes_into_it(tmp_path):
@@ -112,6 +150,24 @@ def test_what_is_no_classification_keeps_its_figures(tmp_path):
     assert result.report().exists()
 
 
+def test_outputs_that_are_not_finite_keep_their_figures(tmp_path):
+    class RulesOut(keras.layers.Layer):
+        def call(self, logits):
+            return keras.ops.where(keras.ops.arange(3) == 2, -np.inf, logits)
+
+    x, y = np.random.default_rng(0).random((40, 4), np.float32), np.arange(40) % 2
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), RulesOut()])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    made = Trainer(1, run_dir=tmp_path / "run", enable_progress_bar=False)
+    made.fit(model, ArrayData(x, y, batch_size=20))
+    with pytest.warns(UserWarning, match=r"no scores of the classes in .* not finite"):
+        logs = made.test(model, (x, y))
+    assert summary(tmp_path / "run")["test_loss"] == logs["loss"]
+    shutil.rmtree(tmp_path / "run")
+    assert made.test(model, (x, y)) == logs
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_plot_that_fails_is_warned_of_and_loses_nothing(tmp_path, monkeypatch):
     def fails(*arguments, **options):
         raise RuntimeError("no ink")
@@ -124,14 +180,33 @@ def test_a_plot_that_fails_is_warned_of_and_loses_nothing(tmp_path, monkeypatch)
     assert summary(tmp_path / "run")["test_loss"] == logs["loss"]
 
 
-def test_the_weights_before_averaging_are_tested_too(tmp_path):
-    from fmnist_keras3 import EMAWeightAveraging
+def test_of_a_model_and_data_of_ones_own_the_scores_are_right(tmp_path):
+    """Average, a layer that no file can name, probabilities, and a dataset that shuffles."""
+    import tensorflow as tf
 
-    model = everything_model()
-    made = trainer(tmp_path / "run", EMAWeightAveraging(0.9), max_epochs=1)
-    made.fit(model, data())
+    class Mine(keras.layers.Layer):
+        def call(self, x):
+            return keras.ops.cast(x, "float32") / 255
+
+    x, y = arrays()
+    layers = [Mine(), keras.layers.AveragePooling2D(4), keras.layers.Flatten()]
+    last = keras.layers.Dense(10, activation="softmax")
+    model = keras.Sequential([keras.Input((28, 28, 1)), *layers, last])
+    loss = "sparse_categorical_crossentropy"
+    model.compile(keras.optimizers.Adam(0.1), loss, metrics=["accuracy"])
+    callbacks = [EMAWeightAveraging(0.9)]
+    made = Trainer(8, run_dir=tmp_path / "run", callbacks=callbacks, enable_progress_bar=False)
+    made.fit(model, ArrayData(x, y, batch_size=32))
     held = model.get_weights()
-    logs = made.test(model, arrays())
+    logs = made.test(model, tf.data.Dataset.from_tensor_slices((x, y)).shuffle(200).batch(50))
     found = summary(tmp_path / "run")
     assert found["test_loss"] == logs["loss"] != found["test_raw_loss"]
     assert all(np.array_equal(a, b) for a, b in zip(held, model.get_weights(), strict=True))
+    evaluation = json.loads((tmp_path / "run/evaluation.json").read_text())
+    assert logs["accuracy"] > 0.3
+    assert evaluation["accuracy"] == pytest.approx(logs["accuracy"])
+    assert evaluation["loss"] == pytest.approx(logs["loss"], rel=1e-4)
+    raw = keras.Sequential([keras.Input((28, 28, 1)), *layers, last])
+    raw.load_weights(tmp_path / "run/model_raw.keras")
+    raw.compile(loss=loss)
+    assert raw.evaluate(x, y, verbose=0) == pytest.approx(found["test_raw_loss"], rel=1e-5)
