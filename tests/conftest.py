@@ -143,7 +143,11 @@ class OtherBackend:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the process
         self._process = subprocess.Popen(
             [sys.executable, "-c", _WORKER],
-            env={**os.environ, "KERAS_BACKEND": self.name, "PYTHONPATH": str(_ROOT)},
+            env={
+                **os.environ,
+                "KERAS_BACKEND": self.name,
+                "PYTHONPATH": f"{_ROOT}:{_ROOT / 'tests'}",
+            },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -159,6 +163,7 @@ class OtherBackend:
 
 
 _ROOT = Path(__file__).parents[1]
+_PATH = f"{_ROOT}:{_ROOT / 'tests'}"
 _WORKER = """
 import importlib.util, json, os, sys
 

@@ -41,7 +41,7 @@ def train(folder, **environment):
     """Train in a process of its own: TensorFlow's switch is one for the whole process."""
     done = subprocess.run(
         [sys.executable, "-c", TRAIN, str(Path(__file__).parent), str(folder / "run")],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", **environment},
         capture_output=True,
         text=True,
         check=False,
