@@ -254,7 +254,7 @@ def test_a_resume_is_exact(tmp_path, straight, kind, step, pipeline):
         (lambda: EMAWeightAveraging(update_every_n_steps=0), "at least 1"),
         (lambda: EMAWeightAveraging(0.9, 1, 3, 1), "not both"),
         (lambda: StochasticWeightAveraging(0.0), "swa_lrs is 0.0"),
-        (lambda: StochasticWeightAveraging(0.1, 1.5), "in 0..1"),
+        (lambda: StochasticWeightAveraging(0.1, 1.5), "a fraction above 0, at most 1.0"),
         (lambda: StochasticWeightAveraging(0.1, annealing_epochs=-1), "annealing_epochs"),
         (lambda: StochasticWeightAveraging(0.1, annealing_strategy="step"), "cos or linear"),
         (lambda: Lookahead(0), "every_n_steps is 0"),
