@@ -27,6 +27,7 @@ from fmnist_keras3.optimizers import make_optimizer, parse_lr_groups
 from fmnist_keras3.runs import rundir
 from fmnist_keras3.runs.lock import locked
 from fmnist_keras3.settings import TrainConfig, arguments_of
+from fmnist_keras3.training.programs import Programs
 from fmnist_keras3.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -66,13 +67,20 @@ def make_model(config: TrainConfig, image_shape: tuple[int, ...], classes: int) 
 
 
 def build(
-    config: TrainConfig, data: DataModule | None = None
+    config: TrainConfig, data: DataModule | None = None, programs: Programs | None = None
 ) -> tuple[DataModule, keras.Model, Trainer]:
-    """Return the data of the settings (or ``data``), the model and the Trainer for it."""
+    """Return the data of the settings (or ``data``), the model and the Trainer for it.
+
+    ``programs``, of an earlier training, are used again where they fit: for the same model with
+    another seed, learning rate, weight decay, dropout rate or strength of L2.
+    """
     data = load_data(config) if data is None else data
     model = make_model(config, data.train.image_shape, len(data.source.class_names))
     given = arguments_of("Trainer", config)
-    return data, model, Trainer(**given, callbacks=_callbacks(config), default_root_dir=RUNS)
+    trainer = Trainer(**given, callbacks=_callbacks(config), default_root_dir=RUNS)
+    if programs is not None:
+        trainer.programs, model = programs, programs.adopt(model)
+    return data, model, trainer
 
 
 def _callbacks(config: TrainConfig) -> list[Callback]:

@@ -108,11 +108,11 @@ def compiled_once():
     from kept import kept
 
     from fmnist_keras3 import experiment
-    from fmnist_keras3.training import trainer
+    from fmnist_keras3.training import programs
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, "make_model", kept.build_model)
-        patch.setattr(trainer, "make_engine", kept.make_engine)
+        patch.setattr(programs, "make_engine", kept.make_engine)
         yield
 
 

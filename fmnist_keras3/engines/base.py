@@ -25,6 +25,7 @@ from keras import ops
 
 from fmnist_keras3.engines.averages import Averages, batch_statistics, zeros_like
 from fmnist_keras3.engines.chunk import Chunk, Device, StepLogs, StepPlan
+from fmnist_keras3.engines.hyperparameters import Hyperparameters
 from fmnist_keras3.engines.step import CompiledStep, Step
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.tree import mapped
@@ -74,18 +75,38 @@ class Engine(ABC):
         lr = self.optimizer.learning_rate
         # A Keras schedule inside the optimizer is the user's own, and stays in charge.
         self.sets_learning_rate = any(lr is v for v in self.optimizer.variables)
-        self._compiled_from = _compiled_from(model)
+        self.device = self.find_device()
+        self.hyperparameters = self._hyperparameters()
+        self._compiled_from = self._what_it_is()
 
     def is_current(self) -> bool:
         """Tell whether the model is still what the programs were compiled from.
 
-        It is not after another `compile`, where a layer was frozen, or in another precision.
+        It is not after another `compile`, where a layer was frozen, in another precision, or with
+        another number that is not one of the `Hyperparameters`.
         """
-        now = _compiled_from(self.model)
+        now = self._what_it_is()
         return len(now) == len(self._compiled_from) and all(
             a is b or (isinstance(a, str) and a == b)
             for a, b in zip(now, self._compiled_from, strict=True)
         )
+
+    def adopt(self, model: keras.Model) -> bool:
+        """Give the engine's model the weights, the optimizer and the numbers of ``model``.
+
+        False, with nothing changed, where that is of another build.
+        """
+        numbers = Hyperparameters(model, hashed=self._takes_fast_forms)
+        if not self.hyperparameters.same_build(numbers):
+            return False
+        model.optimizer.build(model.trainable_variables)
+        mine = [*self.model.variables, *self.optimizer.variables]
+        its = [*model.variables, *model.optimizer.variables]
+        for variable, value in zip(mine, its, strict=True):
+            variable.assign(value)
+        self.hyperparameters.adopt(numbers)
+        self.read_model()
+        return True
 
     def program(self, key: Hashable, function: Callable) -> Callable:
         """Return ``function``, of arrays, compiled; the same one again for the same ``key``."""
@@ -107,8 +128,31 @@ class Engine(ABC):
 
     def tracing(self) -> AbstractContextManager[None]:
         """Return the context in which the programs are traced: the layers take their fast form."""
-        fast = self.device.kind == "cpu" and self.device.compiler == "xla"
-        return traced_for_xla_cpu(fast, self._pooled)
+        return traced_for_xla_cpu(self._takes_fast_forms, self._pooled)
+
+    def _hyperparameters(self) -> Hyperparameters:
+        return Hyperparameters(self.model, hashed=self._takes_fast_forms)
+
+    @property
+    def _takes_fast_forms(self) -> bool:
+        return self.device.kind == "cpu" and self.device.compiler == "xla"
+
+    def _what_it_is(self) -> list[Any]:
+        """Return what programs of the model depend on and users change."""
+        model = self.model
+        compiled = keras_private.compiled_loss(model), keras_private.compiled_metrics(model)
+        # A frozen BatchNormalization computes otherwise, also one without weights to train.
+        layers = [
+            f"{layer.dtype_policy.name} {layer.trainable}"
+            for layer in keras_private.all_layers(model)
+        ]
+        numbers = self._hyperparameters().constants
+        parts = [model.optimizer, model.loss, *compiled, *model.trainable_variables]
+        return [*parts, *layers, *numbers]
+
+    @abstractmethod
+    def find_device(self) -> Device:
+        """Return what the programs will run on."""
 
     @abstractmethod
     def jit(self, function: Callable) -> Callable:
@@ -306,17 +350,6 @@ def averaged(average: Any, value: Any, share: Any) -> Any:
     """Return the average with ``share`` of ``value`` in it; exactly one of them for 0 and 1."""
     share = ops.cast(share, average.dtype)
     return (1 - share) * average + share * value
-
-
-def _compiled_from(model: keras.Model) -> list[Any]:
-    """Return what programs of ``model`` depend on and users change."""
-    compiled = keras_private.compiled_loss(model), keras_private.compiled_metrics(model)
-    parts = [model.optimizer, model.loss, *compiled]
-    # A frozen BatchNormalization computes otherwise, also one without weights to train.
-    layers = [
-        f"{layer.dtype_policy.name} {layer.trainable}" for layer in keras_private.all_layers(model)
-    ]
-    return [*parts, *model.trainable_variables, *layers]
 
 
 def _trains_all(model: keras.Model) -> bool:

@@ -55,9 +55,6 @@ class JaxEngine(Engine):
                     "KERAS_BACKEND=tensorflow."
                 )
         super().__init__(model, **options)
-        device = jax.devices()[0]
-        kind = device.platform
-        self.device = Device(kind, "CPU" if kind == "cpu" else device.device_kind)
         self._of = State(
             model.trainable_variables,
             model.non_trainable_variables,
@@ -70,8 +67,13 @@ class JaxEngine(Engine):
         self._lr = next((i for i, v in enumerate(self.optimizer.variables) if v is lr), None)
         # Donation lets XLA update the state in place; the arrays passed in are gone afterwards.
         self._train = self.jit(self._train_chunk, donate_argnums=0)
-        self._infer = self.jit(self._infer_chunk, donate_argnums=1, static_argnums=4)
+        self._infer = self.jit(self._infer_chunk, donate_argnums=1, static_argnums=5)
         self.read_model()
+
+    def find_device(self):
+        device = jax.devices()[0]
+        kind = device.platform
+        return Device(kind, "CPU" if kind == "cpu" else device.device_kind)
 
     def jit(self, function, **options):
         # A program's own option works at any time; XLA_FLAGS only before the backend starts.
@@ -88,15 +90,19 @@ class JaxEngine(Engine):
         self._ahead = True
         with self.tracing():
             (self._state, values), finite = self._train(
-                self._state, chunk.batches(plan), np.int32(chunk.count)
+                self._state,
+                self.hyperparameters.values(),
+                chunk.batches(plan),
+                np.int32(chunk.count),
             )
         # The one place where the host waits for the device.
         return StepLogs.of(values, chunk.count, finite)
 
-    def _train_chunk(self, state, batches, count):
+    def _train_chunk(self, state, numbers, batches, count):
         def body(i, carry):
             state, values = carry
-            state, value = self._step(state, mapped(lambda a: a[i], batches))
+            with self.hyperparameters.traced(numbers):
+                state, value = self._step(state, mapped(lambda a: a[i], batches))
             return state, values.at[i].set(jnp.stack(value))
 
         values = jnp.zeros((len(batches.valid), self.values_per_step), jnp.float32)
@@ -161,18 +167,24 @@ class JaxEngine(Engine):
         with self.tracing():
             weights = (self._state.trainable, self._state.other)
             losses, metrics, outputs = self._infer(
-                weights, metrics, chunk.batches(), np.int32(chunk.count), measure
+                weights,
+                metrics,
+                self.hyperparameters.values(),
+                chunk.batches(),
+                np.int32(chunk.count),
+                measure,
             )
         return np.asarray(losses), mapped(np.asarray, outputs), metrics
 
     def _inference_results(self, metrics):
         return self._results(metrics)
 
-    def _infer_chunk(self, weights, metrics, batches, count, measure):
+    def _infer_chunk(self, weights, metrics, numbers, batches, count, measure):
         trainable, other = weights
 
         def one(metrics, i):
-            with self._scope(trainable, other, metrics) as scope:
+            scope = self._scope(trainable, other, metrics)
+            with scope, self.hyperparameters.traced(numbers):
                 batch = mapped(lambda a: a[i], batches)
                 loss, outputs = self.step.evaluate(batch, measure=measure)
             return loss, _read(scope, self._of.metrics), outputs

@@ -35,15 +35,15 @@ class TensorFlowEngine(Engine):
         super().__init__(model, **options)
         if self.deterministic:  # there is no switch for one program, nor one that turns it off
             tf.config.experimental.enable_op_determinism()
-        gpus = tf.config.list_physical_devices("GPU")
-        self.device = Device("cpu", "CPU")
-        if gpus:
-            details = tf.config.experimental.get_device_details(gpus[0])
-            self.device = Device("gpu", details.get("device_name", "GPU"))
-        elif _draws(model):  # on a CPU Keras does without XLA, whose random numbers are others
-            self._leave_xla()
         self._train = self.jit(self._train_chunk)
         self._infer = self.jit(self._infer_chunk)
+
+    def find_device(self):
+        if gpus := tf.config.list_physical_devices("GPU"):
+            details = tf.config.experimental.get_device_details(gpus[0])
+            return Device("gpu", details.get("device_name", "GPU"))
+        # On a CPU Keras draws without XLA, whose random numbers are others.
+        return Device("cpu", "CPU", "eager" if _draws(self.model) else "xla")
 
     def jit(self, function):
         by_xla, without = (_function(function, jit_compile) for jit_compile in (True, False))
@@ -67,6 +67,7 @@ class TensorFlowEngine(Engine):
     def _leave_xla(self):
         # Outside XLA, TensorFlow's own kernels are the faster ones; see `tracing`.
         self.device = dataclasses.replace(self.device, compiler="eager")
+        self._compiled_from = self._what_it_is()  # where Dropout's rate is a constant
 
     def determinism(self):
         if self.device.compiler == "xla" or self.device.kind != "cpu":
@@ -84,12 +85,14 @@ class TensorFlowEngine(Engine):
     def train(self, chunk, plan):
         batches = chunk.batches(plan)
         with self.tracing():
-            values, finite = self._train(_on_device(batches), tf.constant(chunk.count))
+            numbers = _on_device(self.hyperparameters.values())
+            values, finite = self._train(numbers, _on_device(batches), tf.constant(chunk.count))
         return StepLogs.of(values, chunk.count, finite)
 
-    def _train_chunk(self, batches, count):
+    def _train_chunk(self, numbers, batches, count):
         def body(i, values):
-            value = self._step(mapped(lambda a: a[i], batches))
+            with self.hyperparameters.traced(numbers):
+                value = self._step(mapped(lambda a: a[i], batches))
             return i + 1, _set(values, i, tf.stack(value))
 
         values = tf.zeros((batches.valid.shape[0], self.values_per_step), tf.float32)
@@ -139,8 +142,8 @@ class TensorFlowEngine(Engine):
 
     def _infer_batches(self, chunk, metrics, measure):
         with self.tracing():
-            batches = _on_device(chunk.batches())
-            losses, outputs = self._infer(batches, tf.constant(chunk.count), measure)
+            numbers, batches = _on_device((self.hyperparameters.values(), chunk.batches()))
+            losses, outputs = self._infer(numbers, batches, tf.constant(chunk.count), measure)
         return losses.numpy(), mapped(lambda a: a.numpy(), outputs), metrics
 
     def _inference_results(self, metrics):
@@ -150,9 +153,11 @@ class TensorFlowEngine(Engine):
         for variable, value in zip(self.step.variables, self._training_metrics, strict=True):
             variable.assign(value)
 
-    def _infer_chunk(self, batches, count, measure):
+    def _infer_chunk(self, numbers, batches, count, measure):
         def body(i, losses, outputs):
-            loss, predicted = self.step.evaluate(mapped(lambda a: a[i], batches), measure=measure)
+            with self.hyperparameters.traced(numbers):
+                batch = mapped(lambda a: a[i], batches)
+                loss, predicted = self.step.evaluate(batch, measure=measure)
             outputs = mapped(lambda a, new: _set(a, i, new), outputs, predicted)
             return i + 1, _set(losses, i, loss), outputs
 

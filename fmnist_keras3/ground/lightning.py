@@ -208,7 +208,7 @@ def explained(function: F) -> F:
 
     They are not among its parameters, so that signatures and type checkers do not know them.
     """
-    name = function.__qualname__.removesuffix(".__init__")
+    name = function.__qualname__.removesuffix(".__init__").replace("Evaluator", "Trainer")
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:

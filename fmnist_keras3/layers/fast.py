@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from fmnist_keras3.layers.keras_private import all_layers, graph_of, nodes_of, stands_for
@@ -199,6 +200,13 @@ class Dropout(keras.layers.Dropout):
     `baseline`: 918 images/s with dropout, 4,484 without), and no two draw the same mask.
     """
 
+    traced: tuple[Any, Any] | None = None  # `hash_numbers` of the program that is compiled
+
+    def hash_numbers(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the least hash (of 2**32) that is kept, and the factor on what is kept."""
+        least = min(round(self.rate * 2**32), 2**32 - 1)
+        return np.asarray(least, "uint32"), np.asarray(1 / (1 - self.rate), "float32")
+
     def call(self, inputs, training=False):
         fast = _xla_cpu.get() is not None and self.noise_shape is None and None not in inputs.shape
         if not (training and self.rate > 0 and fast):
@@ -207,8 +215,9 @@ class Dropout(keras.layers.Dropout):
         key = _scramble(_scramble(seed[0]) ^ seed[1])
         position = ops.cast(ops.arange(math.prod(inputs.shape), dtype="int32"), "uint32")
         drawn = ops.reshape(_scramble(position ^ key), inputs.shape)
-        keep = drawn >= ops.cast(round(self.rate * 2**32), "uint32")
-        return ops.where(keep, inputs * (1 / (1 - self.rate)), ops.zeros_like(inputs))
+        least, factor = self.traced or self.hash_numbers()
+        kept = inputs * ops.cast(factor, inputs.dtype)
+        return ops.where(drawn >= least, kept, ops.zeros_like(inputs))
 
 
 @stands_for("keras.layers.BatchNormalization")

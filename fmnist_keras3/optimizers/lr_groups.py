@@ -28,7 +28,7 @@ def set_lr_groups(optimizer: keras.optimizers.Optimizer, groups: Mapping[str, fl
     Example: ``set_lr_groups(optimizer, {"beta": 64})``, airbench's
     """
     optimizer.__class__ = _grouped(type(optimizer))  # the classes differ in methods only
-    optimizer._lr_groups = dict(groups)
+    optimizer.lr_groups = dict(groups)
 
 
 @cache
@@ -37,14 +37,14 @@ def _grouped(plain: type) -> type:
         def build(self, variables):
             parts = [variable.path.split("/") for variable in variables]
             known = sorted({part for path in parts for part in path})
-            for name in self._lr_groups:
+            for name in self.lr_groups:
                 if name not in known:
                     raise UserError(
                         f"lr_groups has {name!r}, which no variable has in its path."
                         f"{nearest(name, known)} There are {', '.join(known)}."
                     )
             self._factors = [
-                next((factor for name, factor in self._lr_groups.items() if name in path), 1.0)
+                next((factor for name, factor in self.lr_groups.items() if name in path), 1.0)
                 for path in parts
             ]
             super().build(variables)

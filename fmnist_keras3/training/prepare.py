@@ -15,10 +15,10 @@ from fmnist_keras3.training.session import Session
 
 if TYPE_CHECKING:
     from fmnist_keras3.engines.base import Engine
-    from fmnist_keras3.training.trainer import Trainer
+    from fmnist_keras3.training.evaluator import Evaluator
 
 
-def prepare(session: Session, trainer: Trainer) -> None:
+def prepare(session: Session, trainer: Evaluator) -> None:
     """Give a compiled model what the Trainer's arguments ask for, before its engine is made."""
     model = session.model
     if getattr(model, "optimizer", None) is None:

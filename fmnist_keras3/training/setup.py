@@ -57,9 +57,13 @@ def make_fit(
         session=session,
         engine=engine,
         data=data,
-        feed=make_feed(trainer, data.train, engine, data.batch_size, data.augment, training=True),
+        feed=make_feed(
+            trainer.pipeline, data.train, engine, data.batch_size, data.augment, training=True
+        ),
         validation_feed=(
-            None if validation is None else make_feed(trainer, validation, engine, data.batch_size)
+            None
+            if validation is None
+            else make_feed(trainer.pipeline, validation, engine, data.batch_size)
         ),
         run=run,
         keeper=Keeper(run.checkpoints, enabled=saves),
@@ -132,7 +136,7 @@ def _validation(trainer: Trainer, data: DataModule) -> Split | None:
 
 
 def make_feed(
-    trainer: Trainer,
+    pipeline: str,
     split: Split,
     engine: Engine,
     batch_size: int,
@@ -140,12 +144,12 @@ def make_feed(
     *,
     training: bool = False,
 ) -> Feed:
-    name = trainer.pipeline
-    if name == "auto":
-        name = "resident" if split.nbytes <= RESIDENT_BYTES else "stream"
+    """Return what gives the batches of ``split``, through a `Trainer`'s ``pipeline``."""
+    if pipeline == "auto":
+        pipeline = "resident" if split.nbytes <= RESIDENT_BYTES else "stream"
     # Within a fit the examples of another verb may come in larger batches.
     steps = min(engine.chunk_steps, steps_in_memory(split, batch_size))
-    return PIPELINES[name](split, engine, augment, chunk_steps=steps, training=training)
+    return PIPELINES[pipeline](split, engine, augment, chunk_steps=steps, training=training)
 
 
 def make_accumulation(trainer: Trainer, data: DataModule) -> Accumulation:

@@ -197,7 +197,7 @@ class Tuner:
             accumulation = make_accumulation(trainer, data)
             total = accumulation.steps_in_epoch
             size, augment = data.batch_size, data.augment
-            feed = make_feed(trainer, data.train, engine, size, augment, training=True)
+            feed = make_feed(trainer.pipeline, data.train, engine, size, augment, training=True)
             plan_of = partial(self._plan, data, limit=total)
             with _restored(engine, feed):
                 set_from_data(engine, data.train.x)
@@ -285,10 +285,12 @@ class Tuner:
         With an engine of its own, which takes its programs with it when it goes.
         """
         trainer, data = copy.copy(self.trainer), copy.copy(data)
-        trainer._engine, data.batch_size = None, size
+        trainer.programs.engine, data.batch_size = None, size
         try:
             engine = trainer._engine_for(session, data.train, size)
-            feed = make_feed(trainer, data.train, engine, size, data.augment, training=True)
+            feed = make_feed(
+                trainer.pipeline, data.train, engine, size, data.augment, training=True
+            )
             try:
                 plan = self._plan(data, 0, engine.chunk_steps)
                 rates = np.full(engine.chunk_steps, engine.learning_rate(), np.float32)

@@ -93,7 +93,8 @@ def trainer(path, *callbacks, **options):
     }
     made = Trainer(run_dir=path, callbacks=callbacks, **options)
     # Only used for its own model, and where no other options are asked for.
-    made._engine, made._made_with = shared.get("engine"), shared.get("options", {})
+    made.programs.engine = shared.get("engine")
+    made.programs._made_with = shared.get("options", {})
     return made
 
 

@@ -273,7 +273,7 @@ def test_a_second_training_looks_ahead_from_where_the_first_ended(tmp_path):
         made.run_dir = tmp_path / name
         began = [np.array(v.value) for v in model.trainable_variables]
         made.fit(model, data())
-        close([v.value for v in made._engine.averages.weights], began)
+        close([v.value for v in made.programs.engine.averages.weights], began)
 
 
 def test_a_start_after_the_end_is_told(tmp_path):

@@ -15,7 +15,7 @@ from fmnist_keras3 import Trainer, UserError, engines
 from fmnist_keras3.cli import main
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.engines.chunk import Device
-from fmnist_keras3.training import trainer as trainer_module
+from fmnist_keras3.training import programs
 from fmnist_keras3.training.session import Session
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ sys.path.insert(0, sys.argv[1])
 from everything import data, everything_model, shared, trainer
 import pathlib
 made = trainer(pathlib.Path(sys.argv[2]), max_epochs=1, deterministic=True)
-made._engine = None
+made.programs.engine = None
 result = made.fit(everything_model(), data())
 told = {k: result.summary[k] for k in ("deterministic", "deterministic_because")}
 if runtime.choose_backend() == "tensorflow":
@@ -76,12 +76,11 @@ def on(monkeypatch, backend):
 
     def pretend(platform):
         class Elsewhere(type(shared["engine"])):
-            def __init__(self, *args, **options):
-                super().__init__(*args, **options)
-                self.device = Device(platform, platform)
+            def find_device(self):
+                return Device(platform, platform)
 
         monkeypatch.setattr(engines, "_engine_class", lambda: Elsewhere)
-        monkeypatch.setattr(trainer_module, "make_engine", engines.make_engine)  # a new one
+        monkeypatch.setattr(programs, "make_engine", engines.make_engine)  # a new one
         return switched
 
     return pretend

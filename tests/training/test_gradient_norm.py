@@ -78,7 +78,7 @@ def test_an_epoch_has_the_mean_and_the_largest(tmp_path):
 def test_nothing_is_computed_unless_it_is_asked_for(tmp_path):
     made = trainer(tmp_path / "run", max_epochs=1)
     made.fit(everything_model(), data())
-    assert made._engine.values_per_step == 2
+    assert made.programs.engine.values_per_step == 2
 
 
 def test_a_number_of_steps_below_one_is_told():

@@ -124,7 +124,7 @@ def test_an_epoch_that_a_fit_before_cut_short_counts_no_more(data):
         for variable, value in state:
             variable.assign(value)
         made.fit(model, data)
-        accuracies.append(made._engine.metric_results()["accuracy"])
+        accuracies.append(made.programs.engine.metric_results()["accuracy"])
     assert accuracies[0] == accuracies[2] != accuracies[1]
 
 
