@@ -96,7 +96,7 @@ class Engine(ABC):
 
         False, with nothing changed, where that is of another build.
         """
-        numbers = Hyperparameters(model, hashed=self._takes_fast_forms)
+        numbers = self._hyperparameters(model)
         if not self.hyperparameters.same_build(numbers):
             return False
         model.optimizer.build(model.trainable_variables)
@@ -130,8 +130,9 @@ class Engine(ABC):
         """Return the context in which the programs are traced: the layers take their fast form."""
         return traced_for_xla_cpu(self._takes_fast_forms, self._pooled)
 
-    def _hyperparameters(self) -> Hyperparameters:
-        return Hyperparameters(self.model, hashed=self._takes_fast_forms)
+    def _hyperparameters(self, model: keras.Model | None = None) -> Hyperparameters:
+        by_xla, hashed = self.device.compiler == "xla", self._takes_fast_forms
+        return Hyperparameters(model or self.model, by_xla=by_xla, hashed=hashed)
 
     @property
     def _takes_fast_forms(self) -> bool:

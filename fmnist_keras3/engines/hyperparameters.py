@@ -3,19 +3,24 @@
 A program that has them as constants would have to be compiled again for another value. These are
 arguments: weight decay, the strengths of L1 and L2, and the rate of our Dropout. The learning rate
 is one too, but another one for each step (`chunk.StepPlan`).
+
+As arguments they give the bits that they gave as constants: the stored results of recipes hold the
+programs to that.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
+from fmnist_keras3.layers import keras_private
 from fmnist_keras3.layers.fast import Dropout
-from fmnist_keras3.layers.keras_private import all_layers
 from fmnist_keras3.optimizers import inner_optimizer
 
 _OWN = ("keras", "fmnist_keras3")  # whose layers have numbers that say how they compute
@@ -25,24 +30,27 @@ _OF_REGULARIZERS = {
 }  # L1L2 asks whether they are 0, which a program cannot be asked
 
 
+_DECAYS = ("weight_decay", "adam_weight_decay")
+
+
 class Hyperparameters:
     """The numbers of ``model`` that its programs take as arguments.
 
-    ``hashed``: they are compiled so that our Dropout hashes its masks (`layers.fast.Dropout`).
-    One that is 0 or None is none of them: without it, the program is another one.
+    ``by_xla``: it compiles them. ``hashed``: so that our Dropout hashes its masks
+    (`layers.fast.Dropout`). A number that is 0 or None is none of them: without it, the program is
+    another one.
     """
 
-    def __init__(self, model: keras.Model, *, hashed: bool) -> None:
+    def __init__(self, model: keras.Model, *, by_xla: bool, hashed: bool) -> None:
         self._model = model
         optimizer = inner_optimizer(model.optimizer)
-        layers = all_layers(model)
+        layers = keras_private.all_layers(model)
         found = [v.regularizer for v in model.trainable_variables]
         found += [layer.activity_regularizer for layer in layers]
         regularizers = list({id(r): r for r in found if r is not None}.values())
-        owners: list[tuple[Any, tuple[str, ...]]] = [
-            (optimizer, ("weight_decay", "adam_weight_decay")),
-            *((r, _OF_REGULARIZERS.get(type(r), ())) for r in regularizers),
-        ]
+        owners = [(r, _OF_REGULARIZERS.get(type(r), ())) for r in regularizers]
+        if by_xla and keras_private.decays_plainly(optimizer):
+            owners.append((optimizer, _DECAYS))
         if hashed:
             mine = [la for la in layers if type(la) is Dropout and la.noise_shape is None]
             owners += [(layer, ("rate",)) for layer in mine]
@@ -69,6 +77,9 @@ class Hyperparameters:
     def traced(self, values: list[Any]) -> Iterator[None]:
         """Put ``values``, symbols of a program that is traced, in the places of the numbers."""
         with contextlib.ExitStack() as undo:
+            for optimizer in {id(o): o for o, name in self._places if name in _DECAYS}.values():
+                decay = partial(_decay, optimizer)
+                undo.enter_context(keras_private.decaying_by(optimizer, decay))
             for (owner, name), value in zip(self._places, values, strict=True):
                 name = "traced" if name == "rate" else name
                 undo.callback(setattr, owner, name, getattr(owner, name))
@@ -98,6 +109,18 @@ def _without(names: set[str], config: Any) -> Any:
     if isinstance(config, (list, tuple)):
         return [_without(names, v) for v in config]
     return config
+
+
+def _decay(optimizer: Any, variables: list[Any]) -> None:
+    """Take weight decay off the weights, as Keras does, but in XLA's order of multiplications.
+
+    Keras writes ``weight * decay * rate``. Of a constant ``decay`` XLA makes ``weight * (decay *
+    rate)``, which may differ in the last bit.
+    """
+    for variable in variables:
+        if (decay := keras_private.decay_of(optimizer, variable)) is not None:
+            decay, rate = (ops.cast(n, variable.dtype) for n in (decay, optimizer.learning_rate))
+            variable.assign(variable - variable * (decay * rate))
 
 
 def _is_set(owner: Any, name: str) -> bool:

@@ -109,6 +109,34 @@ def index_of(optimizer: Any, variable: Any) -> int:
     return _get(optimizer, "_get_variable_index")(variable)
 
 
+def decays_plainly(optimizer: Any) -> bool:
+    """Tell whether an optimizer takes its weight decay off the weights as Keras' own do."""
+    kinds = (type(optimizer), keras.optimizers.Optimizer, keras.optimizers.Muon)
+    own, *plain = (_get(kind, "_apply_weight_decay") for kind in kinds)
+    return own in plain
+
+
+def decay_of(optimizer: Any, variable: Any) -> Any:
+    """Return the weight decay that an optimizer `decays_plainly` by, or None for this variable."""
+    if not _get(optimizer, "_use_weight_decay")(variable):
+        return None
+    muon = isinstance(optimizer, keras.optimizers.Muon)
+    if muon and _get(optimizer, "_should_use_adamw")(variable):
+        return optimizer.adam_weight_decay
+    return optimizer.weight_decay
+
+
+@contextlib.contextmanager
+def decaying_by(optimizer: Any, decay: Callable[[list[Any]], None]) -> Iterator[None]:
+    """Let an optimizer call ``decay`` of the variables in the place of its own weight decay."""
+    _get(optimizer, "_apply_weight_decay")
+    optimizer._apply_weight_decay = decay
+    try:
+        yield
+    finally:
+        del optimizer._apply_weight_decay
+
+
 def additional_loss(model: Any, loss: Any) -> Any:
     """Return a loss that a layer added as it goes into the total: its sum, scaled."""
     return _get(model, "_aggregate_additional_loss")(loss)
