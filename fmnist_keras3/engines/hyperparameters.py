@@ -48,6 +48,7 @@ class Hyperparameters:
         found = [v.regularizer for v in model.trainable_variables]
         found += [layer.activity_regularizer for layer in layers]
         regularizers = list({id(r): r for r in found if r is not None}.values())
+        owners: list[tuple[Any, tuple[str, ...]]]
         owners = [(r, _OF_REGULARIZERS.get(type(r), ())) for r in regularizers]
         if by_xla and keras_private.decays_plainly(optimizer):
             owners.append((optimizer, _DECAYS))

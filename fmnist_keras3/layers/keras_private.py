@@ -116,6 +116,11 @@ def decays_plainly(optimizer: Any) -> bool:
     return own in plain
 
 
+def take_decay(kind: type, optimizer: Any, variables: list[Any]) -> None:
+    """Take the weight decay off the variables as optimizers of the class ``kind`` do."""
+    _get(kind, "_apply_weight_decay")(optimizer, variables)
+
+
 def decay_of(optimizer: Any, variable: Any) -> Any:
     """Return the weight decay that an optimizer `decays_plainly` by, or None for this variable."""
     if not _get(optimizer, "_use_weight_decay")(variable):

@@ -12,7 +12,7 @@ from functools import cache
 import keras
 
 from fmnist_keras3.ground.errors import UserError, nearest
-from fmnist_keras3.layers.keras_private import exported_name, index_of, stands_for
+from fmnist_keras3.layers.keras_private import exported_name, index_of, stands_for, take_decay
 
 DECAYS = ("weight_decay", "adam_weight_decay")  # attributes of Keras' optimizers; the second Muon's
 
@@ -60,7 +60,7 @@ def _grouped(plain: type) -> type:
             for variable in variables:
                 for key, decay in decays.items():  # Keras multiplies it by the one learning rate
                     setattr(self, key, decay * self._factor(variable))
-                super()._apply_weight_decay([variable])
+                take_decay(plain, self, [variable])
             for key, decay in decays.items():
                 setattr(self, key, decay)
 
