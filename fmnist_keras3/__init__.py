@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         Lookahead,
         ModelCheckpoint,
         ModelSummary,
+        OptunaPruning,
         RichProgressBar,
         StochasticWeightAveraging,
         ThroughputMonitor,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from fmnist_keras3.seeding import seed_everything
     from fmnist_keras3.training.trainer import Trainer
     from fmnist_keras3.tuning.finders import Tuner
+    from fmnist_keras3.tuning.tune import tune
 
 _PUBLIC = {
     "data.datamodule": "ArrayData DataModule FashionMNIST",
@@ -56,9 +58,10 @@ _PUBLIC = {
     "training.logger": "Logger",
     "training.trainer": "Trainer",
     "tuning.finders": "Tuner",
+    "tuning.tune": "tune",
     "callbacks": "DeviceStatsMonitor EMAWeightAveraging EarlyStopping GradientNorm Lookahead "
-    "LearningRateMonitor ModelCheckpoint ModelSummary RichProgressBar StochasticWeightAveraging "
-    "ThroughputMonitor Timer WeightAveraging",
+    "LearningRateMonitor ModelCheckpoint ModelSummary OptunaPruning RichProgressBar "
+    "StochasticWeightAveraging ThroughputMonitor Timer WeightAveraging",
     "loggers": "CSVLogger MLFlowLogger TensorBoardLogger TrackioLogger WandbLogger",
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}
@@ -82,6 +85,7 @@ __all__ = [
     "MLFlowLogger",
     "ModelCheckpoint",
     "ModelSummary",
+    "OptunaPruning",
     "RichProgressBar",
     "Run",
     "StochasticWeightAveraging",
@@ -98,6 +102,7 @@ __all__ = [
     "load_model",
     "load_run",
     "seed_everything",
+    "tune",
 ]
 __version__ = "0.1.0"
 
@@ -111,7 +116,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from fmnist_keras3 import runtime
 
-    if name in ("Trainer", "FitResult", "Tuner", "load_model", "load_run"):
+    if name == "tune":
+        import_module(f"{__name__}.tuning.plan").check_optuna()
+    if name in ("Trainer", "FitResult", "Tuner", "load_model", "load_run", "tune"):
         runtime.prepare()  # these import Keras, which must find its flags
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +20,7 @@ from fmnist_keras3.ground.errors import (
 )
 from fmnist_keras3.ground.leaves import named
 from fmnist_keras3.ground.lightning import option_here
+from fmnist_keras3.ground.setting import Setting
 from fmnist_keras3.recipes import layered
 from fmnist_keras3.training.signals import terminable
 
@@ -77,9 +78,11 @@ def setting_options(parser: Parser) -> None:
         add_settings(parser.add_argument_group(group), *inside)
 
 
-def add_settings(parser: Any, *names: str) -> None:
-    """Add settings as options, with their help, range and default."""
-    for setting in map(settings.SETTINGS.__getitem__, names):
+def add_settings(
+    parser: Any, *names: str, table: Mapping[str, Setting] = settings.SETTINGS
+) -> None:
+    """Add settings of a ``table`` as options, with their help, range and default."""
+    for setting in map(table.__getitem__, names):
         notes = [] if setting.choices else setting.notes()
         text = f"{setting.help} ({', '.join(notes)})" if notes else setting.help
         default = setting.unset if setting.default is None else setting.default
@@ -140,6 +143,37 @@ def run_find(options: argparse.Namespace) -> int:
 
     output = Path(vars(options).get("output", "lr_find.png"))
     return find.find(what, settings.TrainConfig(**chosen), words, output)
+
+
+def tune_options(parser: Parser) -> None:
+    from fmnist_keras3.tuning.plan import OPTIONS
+    from fmnist_keras3.tuning.space import DEFAULT, FORMS
+
+    group = parser.add_argument_group("study")
+    space = " ".join(f"{name}={values}" for name, values in DEFAULT.items())
+    text = f"a setting to tune, any number of times: NAME={FORMS} [{space}]"
+    add_option(group, "param", action="append", metavar="NAME=VALUES", help=text)
+    add_settings(group, *OPTIONS, table=OPTIONS)
+    text = "train the best with five seeds in the end, and test them on the test set"
+    add_option(group, "final", action="store_true", help=text)
+    text = "print a SLURM job script of --workers tasks, and end"
+    add_option(group, "sbatch", action="store_true", help=text)
+    setting_options(parser)
+
+
+def run_tune(options: argparse.Namespace) -> int:
+    from fmnist_keras3.tuning.plan import OPTIONS
+
+    file, typed = _read(options)
+    given = vars(options)
+    own = {name: OPTIONS[name].read(value) for name, value in given.items() if name in OPTIONS}
+    chosen = layered(file, settings.read_environment(), typed)
+    from fmnist_keras3.commands import tune
+
+    order = tune.Order(own, tuple(given.get("param", ())), chosen, typed, sys.argv[1:])
+    if "sbatch" in options:
+        return tune.sbatch(order)
+    return tune.start(order, final="final" in options)
 
 
 def evaluate_options(parser: Parser) -> None:
@@ -211,6 +245,7 @@ def no_options(parser: Parser) -> None:
 COMMANDS: dict[str, tuple[str, Callable[[Parser], None], Callable[[Any], int]]] = {
     "train": ("train a model; writes a run directory", train_options, run_train),
     "find": ("a learning rate or batch size for a training", find_options, run_find),
+    "tune": ("search the settings that train best, with Optuna", tune_options, run_tune),
     "evaluate": ("metrics of a run or model on a split", evaluate_options, run_evaluate),
     "report": ("rebuild a run's HTML report, or compare runs", report_options, run_report),
     "data": ("fetch, verify and describe the data", preview_options, run_data),
@@ -224,6 +259,7 @@ COMMANDS_ELSEWHERE = {
     **dict.fromkeys(("fit", "run", "start"), "train"),
     **dict.fromkeys(("test", "eval", "validate"), "evaluate"),
     "lr_find": "find",
+    **dict.fromkeys(("search", "optimize", "sweep", "hpo"), "tune"),
     "download": "data",
 }
 

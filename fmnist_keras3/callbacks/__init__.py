@@ -16,6 +16,7 @@ from fmnist_keras3.callbacks.gradient_norm import GradientNorm
 from fmnist_keras3.callbacks.learning_rate_monitor import LearningRateMonitor
 from fmnist_keras3.callbacks.model_checkpoint import ModelCheckpoint
 from fmnist_keras3.callbacks.model_summary import ModelSummary
+from fmnist_keras3.callbacks.optuna_pruning import OptunaPruning
 from fmnist_keras3.callbacks.progress import RichProgressBar
 from fmnist_keras3.callbacks.summary import Summary
 from fmnist_keras3.callbacks.throughput_monitor import ThroughputMonitor
@@ -43,6 +44,7 @@ __all__ = [
     "Lookahead",
     "ModelCheckpoint",
     "ModelSummary",
+    "OptunaPruning",
     "RichProgressBar",
     "StochasticWeightAveraging",
     "Summary",

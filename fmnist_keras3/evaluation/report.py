@@ -55,8 +55,6 @@ def build(run_dirs: Sequence[Path | str] | Path | str, path: Path | str | None =
     ``path``: by default ``report.html`` in the run, or ``comparison.html`` beside the first run.
     Files that are missing or damaged become notes in the page. UserError: a folder is no run.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     from fmnist_keras3.evaluation import plots
 
     given = [run_dirs] if isinstance(run_dirs, str | Path) else run_dirs
@@ -80,20 +78,27 @@ def build(run_dirs: Sequence[Path | str] | Path | str, path: Path | str | None =
             if "curves" not in single.plots:  # a run that was stopped draws none
                 plots.curves(single.records, picture, single.name, single.synthetic)
         curves = single.plots.get("curves") if single else None
-        curves = curves or _data_uri(picture)
+        curves = curves or data_uri(picture)
 
-    loader = FileSystemLoader(Path(__file__).parent)
-    blocks: Any = {"trim_blocks": True, "lstrip_blocks": True}
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **blocks)
-    environment.filters.update(figure=figure, percent=percent, duration=duration, text=text)
-    template = environment.get_template("report.html")
-    page = template.render(runs=runs, run=single, curves=curves, titles=PLOTS)
+    template = Path(__file__).parent / "report.html"
+    page = render(template, runs=runs, run=single, curves=curves, titles=PLOTS)
     if path is None:
         home = runs[0].folder
         path = home / "report.html" if single else home.resolve().parent / "comparison.html"
-    # "replace": a lone surrogate from a damaged JSON file has no UTF-8 form.
-    save(Path(path), page.encode("utf-8", "replace"))
+    save(Path(path), page)
     return Path(path)
+
+
+def render(template: Path, **values: Any) -> bytes:
+    """Return the page that a Jinja template makes of ``values``, with the look of all pages."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader([template.parent, Path(__file__).parent])
+    blocks: Any = {"trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **blocks)
+    environment.filters.update(figure=figure, percent=percent, duration=duration, text=text)
+    # "replace": a lone surrogate from a damaged JSON file has no UTF-8 form.
+    return environment.get_template(template.name).render(**values).encode("utf-8", "replace")
 
 
 def _read(folder: Path) -> Run:
@@ -113,7 +118,7 @@ def _read(folder: Path) -> Run:
 
 
 def _read_plots(run: Run) -> None:
-    found = {name: _data_uri(run.folder / "plots" / f"{name}.png") for name in PLOTS}
+    found = {name: data_uri(run.folder / "plots" / f"{name}.png") for name in PLOTS}
     run.plots = {name: uri for name, uri in found.items() if uri}
     if missing := [f"plots/{name}.png" for name in PLOTS if name not in run.plots]:
         run.notes.append(f"Missing or damaged: {', '.join(missing)}.")
@@ -162,7 +167,7 @@ def _scores(run: Run, evaluation: dict[str, Any]) -> list[dict[str, Any]]:
         return []
 
 
-def _data_uri(path: Path) -> str | None:
+def data_uri(path: Path) -> str | None:
     """Return a whole PNG file as a data URI."""
     try:
         content = path.read_bytes()
