@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,6 @@ PLOTS = {
     "parallel": "Parallel coordinates",
 }
 COLOURS = "viridis"  # told apart with any colour vision, and in grey print
-SLICES = 3  # a row
 FEW = "Two complete trials or more are needed."
 
 
@@ -37,7 +37,7 @@ def draw(study: Any, plan: Plan, trials: list[FrozenTrial], folder: Path, synthe
     drawn = {
         "history": (_history, (9, 3.6)),
         "importance": (_importance, (9, 0.8 + 0.36 * len(plan.space))),
-        "slices": (_slices, (9, 2.8 * -(-len(plan.space) // SLICES))),
+        "slices": (_slices, (9, 2.8 * _grid(plan)[0])),
         "parallel": (_parallel, (9, 3.8)),
     }
     if len(plan.objectives) > 1:
@@ -67,7 +67,12 @@ def _importances(study: Any, plan: Plan, complete: list[FrozenTrial]) -> dict[st
 
     if len({trial.values[0] for trial in complete}) < 2:
         return {}
-    return dict(get_param_importances(study, target=lambda trial: trial.values[0]))
+    if len(plan.objectives) == 1:
+        return dict(get_param_importances(study))
+    sign = -1 if plan.directions[0] == "maximize" else 1  # the lower a target, the better
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "PedAnova", UserWarning)  # which says just that
+        return dict(get_param_importances(study, target=lambda trial: sign * trial.values[0]))
 
 
 def _axis(axis: Any, name: str) -> None:
@@ -95,21 +100,17 @@ def _history(body, study, plan, trials, complete, importances):
     numbers = [trial.number for trial in complete]
     best = np.maximum if plan.directions[0] == "maximize" else np.minimum
     axes.plot(numbers, values, "o", color=BLUE, alpha=0.7, label="complete")
-    pruned = [t for t in trials if t.state == TrialState.PRUNED and t.values]
-    if pruned and len(plan.objectives) == 1:
-        axes.plot(
-            [t.number for t in pruned],
-            [t.values[0] for t in pruned],
-            "x",
-            color=PALE,
-            label="pruned, its last epoch",
-        )
     axes.step(numbers, best.accumulate(values), where="post", color=ORANGE, label="best so far")
     axes.set(xlabel="trial", ylabel=OBJECTIVES[plan.objectives[0]][1])
     axes.xaxis.get_major_locator().set_params(integer=True)
     _axis(axes.yaxis, plan.objectives[0])
     _limits(axes, plan, values)
-    body.legend(loc="outside upper right", ncols=3)
+    pruned = [t for t in trials if t.state == TrialState.PRUNED and t.values]
+    if pruned:
+        last = np.clip([t.values[0] for t in pruned], *axes.get_ylim())
+        style = {"color": PALE, "clip_on": False, "label": "pruned, its last epoch"}
+        axes.plot([t.number for t in pruned], last, "x", **style)
+    body.legend(loc="outside upper right", ncols=3, borderaxespad=1)
 
 
 def _importance(body, study, plan, trials, complete, importances):
@@ -128,10 +129,16 @@ def _positions(param: Param, trials: Sequence[FrozenTrial]) -> np.ndarray:
     return np.array([param.choices.index(v) for v in values] if param.choices else values, float)
 
 
+def _grid(plan: Plan) -> tuple[int, int]:
+    """Return the rows and columns of the slices, with few places left empty."""
+    count = len(plan.space)
+    columns = 2 if count == 4 else min(3, count)
+    return -(-count // columns), columns
+
+
 def _slices(body, study, plan, trials, complete, importances):
-    columns = min(SLICES, len(plan.space))
-    rows = -(-len(plan.space) // columns)
-    panels = body.subplots(rows, columns, squeeze=False, sharey=True).flat
+    rows, columns = _grid(plan)
+    panels = list(body.subplots(rows, columns, squeeze=False, sharey=True).flat)
     values = [trial.values[0] for trial in complete]
     best = best_of(study, complete)[0]
     dots = None
@@ -148,7 +155,7 @@ def _slices(body, study, plan, trials, complete, importances):
         _scale(axes, param)
         _axis(axes.yaxis, plan.objectives[0])
         _limits(axes, plan, values)
-    for axes in panels:
+    for axes in panels[len(plan.space) :]:
         axes.set_visible(False)
     body.supylabel(OBJECTIVES[plan.objectives[0]][1], fontsize=9.5, color=GREY)
     body.colorbar(dots, ax=body.axes, label="trial", pad=0.02, fraction=0.03)
@@ -163,6 +170,7 @@ def _scale(axes: Axes, param: Param) -> None:
     if param.log:
         axes.set_xscale("log")
         axes.minorticks_off()
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.margins(x=0.06)
 
 
@@ -178,10 +186,9 @@ def _parallel(body, study, plan, trials, complete, importances):
     columns.append((shade - shade.min()) / span)
     paths = np.stack(columns, axis=1)
     order = np.argsort(values if maximize else -values)  # the best on top
-    lines = LineCollection(
-        [np.column_stack([range(paths.shape[1]), path]) for path in paths[order]],
-        array=shade[order], cmap=COLOURS if maximize else f"{COLOURS}_r", alpha=0.75, linewidths=1.4,
-    )  # fmt: skip
+    segments = [np.column_stack([range(paths.shape[1]), path]) for path in paths[order]]
+    colours = COLOURS if maximize else f"{COLOURS}_r"
+    lines = LineCollection(segments, array=shade[order], cmap=colours, alpha=0.75, linewidths=1.4)
     axes.add_collection(lines)
     axes.set(xlim=(-0.15, len(params) + 0.15), ylim=(-0.05, 1.05), yticks=[])
     axes.set_xticks(range(len(params) + 1), [*plan.space, OBJECTIVES[plan.objectives[0]][1]])
@@ -221,7 +228,7 @@ def _front(body, study, plan, trials, complete, importances):
     axes = body.add_subplot()
     front = best_of(study, complete)
     inside = [trial for trial in complete if trial.number not in {t.number for t in front}]
-    for group, colour, label in ((inside, PALE, "beaten in both"), (front, GREEN, "Pareto front")):
+    for group, colour, label in ((inside, PALE, "beaten by another"), (front, GREEN, "Pareto front")):
         axes.plot(*zip(*[t.values for t in group], strict=True) if group else ((), ()), "o",
                   color=colour, label=label)  # fmt: skip
     for trial in front:
@@ -232,4 +239,4 @@ def _front(body, study, plan, trials, complete, importances):
     _axis(axes.xaxis, first)
     _axis(axes.yaxis, second)
     axes.margins(0.08)
-    body.legend(loc="outside upper right", ncols=2)
+    body.legend(loc="outside upper right", ncols=2, borderaxespad=1)

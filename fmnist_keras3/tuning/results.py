@@ -107,7 +107,7 @@ def _row(plan: Plan, trial: FrozenTrial, top: list[FrozenTrial]) -> dict[str, An
     return {
         "number": trial.number,
         "best": bool(top) and trial.number == top[0].number,
-        "values": [objective_text(n, v) for n, v in zip(plan.objectives, values, strict=True)],
+        "cells": [objective_text(n, v) for n, v in zip(plan.objectives, values, strict=True)],
         "params": [number(trial.params[n]) if n in trial.params else "" for n in plan.space],
         "state": state_of(trial)[0],
         "time": report.duration(seconds_of(trial)),

@@ -51,7 +51,7 @@ def tune(
     are as for `fmnist tune --help`; with a ``study`` that is there, its trials go on. ``verbose``
     shows them. Raises UserError for what cannot be, before anything is trained.
 
-    Example: ``tune({"lr": "log(1e-4,1e-1)", "dropout": (0, 0.5)}, epochs=3, trials=20).best_params``
+    Example: ``tune({"lr": "log(1e-4,1e-1)", "dropout": (0, 0.5)}, epochs=3).best_params``
     """
     options = ("trials", "timeout", "objective", "seeds", "sampler", "pruner")
     values = (trials, timeout, objective, seeds, sampler, pruner)
