@@ -20,7 +20,7 @@ from fmnist_keras3 import runtime
 from fmnist_keras3.commands.train import command_line
 from fmnist_keras3.ground import screen
 from fmnist_keras3.ground.errors import EXIT_USER, UserError, exit_code
-from fmnist_keras3.tuning.plan import OPTIONS, check_optuna, new_plan
+from fmnist_keras3.tuning.plan import check_options, check_optuna, new_plan
 
 FINAL_SEEDS = 5
 LOOK = 1.0  # seconds between two looks at the workers
@@ -50,8 +50,7 @@ def start(order: Order, final: bool) -> int:
     """Work on the study of the order until it has its trials; returns the exit code."""
     check_optuna()
     workers = order.own.get("workers", 1)
-    for name, value in order.own.items():
-        OPTIONS[name].check(value)
+    check_options(order.own)
     backend = runtime.prepare() if workers == 1 else runtime.choose_backend()
     runtime.import_keras_alone()
     from fmnist_keras3.tuning import tune

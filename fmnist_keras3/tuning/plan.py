@@ -34,8 +34,7 @@ HELD_OUT = 0.1  # where the settings train on everything
 OPTIONS = {row.name: row for row in (
     Setting(name="trials", kind=int, default=50, least=1, group="study",
         help="trials of the study in all, of all processes and calls"),
-    Setting(name="timeout", kind=str, parser="training.arguments:seconds", group="study",
-        optional=True,
+    Setting(name="timeout", kind=str, group="study", optional=True,
         help="time after which no trial begins: 01:00:00 or seconds"),
     Setting(name="objective", kind=str, default="accuracy", group="study",
         help=f"one or two of {', '.join(OBJECTIVES)}; accuracy and loss are of the validation"),
@@ -127,6 +126,22 @@ def check_optuna() -> None:
         )
 
 
+def check_options(given: Mapping[str, Any]) -> None:
+    """Raise UserError for a value of `OPTIONS` that is not allowed."""
+    for name, value in given.items():
+        OPTIONS[name].check(value)
+    _seconds(given.get("timeout"))
+
+
+def _seconds(timeout: Any) -> float | None:
+    from fmnist_keras3.training.arguments import seconds
+
+    try:
+        return None if timeout is None else seconds(timeout)
+    except UserError as error:
+        raise UserError(str(error).replace("max_time", "timeout")) from None
+
+
 def new_plan(
     given: Mapping[str, Any],
     params: Any,
@@ -139,8 +154,7 @@ def new_plan(
     ``given`` are options of this table, ``params`` what `read_space` takes (empty: `DEFAULT`),
     ``chosen`` the settings, of which ``typed`` were given beside the parameters.
     """
-    for name, value in given.items():
-        OPTIONS[name].check(value)
+    check_options(given)
     objectives = _objectives(given.get("objective", "accuracy"))
     if not params:
         params = {name: text for name, text in DEFAULT.items() if name not in typed}
@@ -154,15 +168,12 @@ def new_plan(
             )
     settings, final = _of_trials({**chosen}, typed)
     check_space(space, settings)
-    from fmnist_keras3.training.arguments import seconds
-
-    timeout = given.get("timeout")
     plan = Plan(
         space,
         settings,
         objectives,
         **{name: given[name] for name in ("seeds", "sampler", "pruner", "trials") if name in given},
-        timeout=None if timeout is None else seconds(timeout),
+        timeout=_seconds(given.get("timeout")),
         final_validation=final,
         backend=backend,
     )
@@ -177,8 +188,8 @@ def _of_trials(
     for name, why in (
         ("run_dir", "Each trial has a run directory in the study's folder"),
         ("resume", "A study goes on by itself: give --study and its name"),
-        ("fast_dev_run", "It leaves no validation to go by"),
-        ("barebones", "It leaves no validation to go by"),
+        ("fast_dev_run", "fast_dev_run keeps no values to go by"),
+        ("barebones", "barebones keeps no values to go by"),
     ):
         if settings.get(name):
             raise UserError(f"{why}. Leave --{name} out.")
@@ -272,19 +283,14 @@ def stored_plan(
         if value != stored.get(name):
             was = stored.get(name)
             raise UserError(f"The study {study} has {name} {was!r}, not {value!r}. {_ANOTHER}")
-    for name in ("trials", "timeout"):
-        if name in given:
-            OPTIONS[name].check(given[name])
-    from fmnist_keras3.training.arguments import seconds
-
-    timeout = given.get("timeout")
+    check_options(given)
     return Plan(
         read_space(spec["space"]),
         settings,
         tuple(spec["objective"].split(",")),
         **{name: spec[name] for name in ("seeds", "sampler", "pruner", "final_validation")},
         trials=given.get("trials", OPTIONS["trials"].default),
-        timeout=None if timeout is None else seconds(timeout),
+        timeout=_seconds(given.get("timeout")),
         backend=spec["backend"],
     )
 

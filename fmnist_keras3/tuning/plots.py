@@ -228,7 +228,10 @@ def _front(body, study, plan, trials, complete, importances):
     axes = body.add_subplot()
     front = best_of(study, complete)
     inside = [trial for trial in complete if trial.number not in {t.number for t in front}]
-    for group, colour, label in ((inside, PALE, "beaten by another"), (front, GREEN, "Pareto front")):
+    for group, colour, label in (
+        (inside, PALE, "beaten by another"),
+        (front, GREEN, "Pareto front"),
+    ):
         axes.plot(*zip(*[t.values for t in group], strict=True) if group else ((), ()), "o",
                   color=colour, label=label)  # fmt: skip
     for trial in front:

@@ -18,6 +18,12 @@ from fmnist_keras3.ground.setting import Setting, amount
 from fmnist_keras3.settings import SETTINGS, TrainConfig
 
 DEFAULT = {"lr": "log(1e-4,1e-1)", "dropout": "0.1..0.6", "l2": "log(1e-6,1e-2)"}
+EXAMPLES = DEFAULT | {
+    "model": "[baseline,cnn]",
+    "optimizer": "[adamw,sgd]",
+    "schedule": "[cosine,triangular]",
+    "augment": "[none,'flip,crop:1']",
+}
 MOST_CORNERS = 512  # combinations of extreme values that are looked at one by one
 FORMS = "log(LOW,HIGH), LOW..HIGH or [ONE,ANOTHER]"
 
@@ -83,8 +89,11 @@ def read_space(given: Iterable[str] | Mapping[str, Any]) -> dict[str, Param]:
     else:
         texts = [text.partition("=") for text in given]
         for name, equals, values in texts:
+            name = name.strip()
             if not (equals and values.strip()):
-                raise UserError(f"The parameter {name!r} has no values. {_how(name.strip())}")
+                raise UserError(
+                    f"The parameter {name!r} has no values. {_how(name if name in SETTINGS else 'lr')}"
+                )
         pairs = [(name.strip(), values.strip()) for name, _, values in texts]
     space: dict[str, Param] = {}
     for name, values in pairs:
@@ -108,14 +117,14 @@ def _setting(name: str) -> Setting:
 
 
 def _how(name: str) -> str:
-    if name in DEFAULT:
-        values = DEFAULT[name]
-    elif (setting := SETTINGS.get(name)) is None or setting.kind is str or setting.choices:
-        values = f"[{','.join(map(str, setting.choices[:3]))}]" if setting else "[...]"
-        values = "[...,...]" if values in ("[]", "[...]") else values
-    else:
-        low = setting.least if setting.least is not None else setting.above or 0
-        values = f"{low + 1:g}..{10 * (low + 1):g}" if setting.kind is int else "0.1..0.5"
+    """Return what to type for a parameter."""
+    values, setting = EXAMPLES.get(name), SETTINGS[name]
+    if values is None and setting.choices:
+        values = f"[{','.join(map(str, setting.choices))}]"
+    elif values is None:
+        least = int(setting.least or 0) + 1
+        whole = f"{least}..{10 * least}"
+        values = {str: "[...,...]", int: whole}.get(setting.kind, "0.1..0.5")
     return f'Type --param "{name}={values}"'
 
 
@@ -181,8 +190,12 @@ def _range(setting: Setting, low: Any, high: Any, log: bool) -> Param:
 
 
 def _read(setting: Setting, value: Any) -> Any:
-    value = setting.read(value)
-    setting.check(value)
+    try:
+        value = setting.read(value)
+        setting.check(value)
+    except UserError as error:
+        said = str(error).partition(f" Type --{setting.name}")[0]
+        raise UserError(f"{said} {_how(setting.name)}") from None
     return value
 
 

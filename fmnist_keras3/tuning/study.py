@@ -107,7 +107,12 @@ def open_study(
     plan = new_plan(given, params, chosen, typed, backend) if new or params else None
     with storing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    opened = open_storage(storage, folder)
+    try:
+        opened = open_storage(storage, folder)
+    except UserError:
+        with contextlib.suppress(OSError):  # there is a study in it
+            folder.rmdir()
+        raise
     with turn(folder):
         try:
             with quiet():
