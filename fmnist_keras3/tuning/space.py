@@ -91,9 +91,8 @@ def read_space(given: Iterable[str] | Mapping[str, Any]) -> dict[str, Param]:
         for name, equals, values in texts:
             name = name.strip()
             if not (equals and values.strip()):
-                raise UserError(
-                    f"The parameter {name!r} has no values. {_how(name if name in SETTINGS else 'lr')}"
-                )
+                how = _how(name if name in SETTINGS else "lr")
+                raise UserError(f"The parameter {name!r} has no values. {how}")
         pairs = [(name.strip(), values.strip()) for name, _, values in texts]
     space: dict[str, Param] = {}
     for name, values in pairs:

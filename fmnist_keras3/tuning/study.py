@@ -76,7 +76,8 @@ def _proxy(text: str) -> Any:
     match = re.fullmatch(r"grpc://([^:/]+):(\d+)/?", text)
     if match is None:
         raise UserError(f"The storage is {text!r}. Type --storage grpc://HOST:13000")
-    storage = GrpcStorageProxy(host=match[1], port=int(match[2]))
+    with quiet():
+        storage = GrpcStorageProxy(host=match[1], port=int(match[2]))
     try:
         storage.wait_server_ready(timeout=10)
     except ConnectionError:
