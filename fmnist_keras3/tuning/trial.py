@@ -21,6 +21,7 @@ from fmnist_keras3.ground.files import remove
 from fmnist_keras3.runs import rundir
 from fmnist_keras3.settings import TrainConfig, arguments_of
 from fmnist_keras3.training.callback import Callback
+from fmnist_keras3.training.programs import Programs
 from fmnist_keras3.tuning.plan import MEASURED, Plan
 
 ENDED = ("completed", "stopped", "diverged")
@@ -33,6 +34,7 @@ class TooLarge(Exception):
 class TrialRunner:
     """Trains what trials of a ``plan`` ask for; data is loaded once, or given as ``data``.
 
+    What was compiled for a trial serves the next one, where the shapes are the same.
     ``shown`` is called at the end of each epoch.
     """
 
@@ -41,6 +43,7 @@ class TrialRunner:
     ) -> None:
         self.plan, self._given, self._shown = plan, data, shown
         self._source: Any = None
+        self._programs = Programs()
         self._loaded: dict[str, DataModule] = {}
 
     def __call__(self, trial: optuna.Trial, folder: Path) -> list[float]:
@@ -79,7 +82,7 @@ class TrialRunner:
         return summary
 
     def _trained(self, trial: optuna.Trial, config: TrainConfig, number: int) -> dict[str, Any]:
-        data, model, trainer = experiment.build(config, self._data(config))
+        data, model, trainer = experiment.build(config, self._data(config), self._programs)
         trainer.enable_progress_bar = trainer.enable_model_summary = False
         if self.plan.pruner not in ("none", "wilcoxon"):
             first = number * self.plan.epochs
