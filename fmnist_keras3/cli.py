@@ -59,7 +59,7 @@ def _named(word: str) -> str:
     return f" Perhaps {' or '.join(options)}." if options else ""
 
 
-def add_option(parser: argparse.ArgumentParser, name: str, **options: Any) -> None:
+def add_option(parser: Any, name: str, **options: Any) -> None:
     """Add ``--some_name``, also spelled ``--some-name``."""
     spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
     parser.add_argument(*spellings, dest=name, default=argparse.SUPPRESS, **options)

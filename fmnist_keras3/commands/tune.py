@@ -65,28 +65,30 @@ def start(order: Order, final: bool) -> int:
     console = screen.console()
     words = ["tune", "--study", name]
     words += ["--storage", hidden(storage)] if storage else []
-    words += ["--trials", str(plan.trials)]
+    words += ["--trials", str(plan.trials), *["--final"] * final]
     again = command_line(backend, *words)
     console.print(
         screen.styled("study ", (study.study_name, "bold"), f" in {folder}: ", _told(plan)),
         soft_wrap=True,
     )
     if plan.final_validation is not None:
-        held = f"{plan.settings['validation']:g} of the training examples are held out to choose by"
+        share = f"{100 * plan.settings['validation']:g} %"
+        held = f"{share} of the training examples are held out to choose by"
         console.print(f"{held}; best.yaml trains on all of them, as the settings say.")
     try:
         if workers > 1:
             _oversee(study, plan, folder, storage, workers, console)
         else:
             tune.run(study, plan, folder, console=console)
+        best = _conclude(console, study, plan, folder, again)
+        if final and best is not None:
+            _train_the_best(console, plan, best, folder)
     except KeyboardInterrupt as error:
         stopped = getattr(error, "signal", "SIGINT")
         text = "; nothing is lost. To go on, or to join in from another process:\n  "
-        console.print(screen.styled((f"Stopped by {stopped}", "bold yellow"), text, again))
+        told = screen.styled((f"Stopped by {stopped}", "bold yellow"), text, again)
+        console.print(told, soft_wrap=True)
         return exit_code(stopped)
-    best = _conclude(console, study, plan, folder, again)
-    if final and best is not None:
-        _train_the_best(console, plan, best, folder)
     return 0
 
 
@@ -199,8 +201,10 @@ def _train_the_best(console: Any, plan: Any, best: Any, folder: Path) -> None:
     from fmnist_keras3.ground.errors import Interrupted
     from fmnist_keras3.ground.files import write_json
     from fmnist_keras3.runs import rundir
+    from fmnist_keras3.training.programs import Programs
 
     runtime.prepare()
+    programs = Programs()
     accuracies, table = [], Table("seed", "test accuracy", "test loss", box=None)
     for seed in range(FINAL_SEEDS):
         place = folder / f"final-{best.number}" / f"seed-{seed}"
@@ -208,7 +212,7 @@ def _train_the_best(console: Any, plan: Any, best: Any, folder: Path) -> None:
         if summary.get("test_accuracy") is None:
             values = plan.best(best.params).to_dict() | {"seed": seed, "run_dir": str(place)}
             config = experiment.TrainConfig(**values)
-            data, model, trainer = experiment.build(config)
+            data, model, trainer = experiment.build(config, programs=programs)
             console.print(f"training the best with seed {seed}, in {place}", soft_wrap=True)
             result = trainer.fit(model, data, ckpt_path="auto", config=config.to_dict())
             if result.status == "interrupted":

@@ -117,9 +117,10 @@ class Display:
             self._live.stop()
 
     def trial_ended(self, study: Any = None, trial: Any = None) -> None:
-        """Refresh at once; a callback of `optuna.Study.optimize`."""
+        """Refresh at once, and at the next trial's begin; a callback of `Study.optimize`."""
         self._looked = 0.0
         self.refresh()
+        self._looked = 0.0
 
     def refresh(self) -> None:
         """Show how the study stands, unless that was done a moment ago."""

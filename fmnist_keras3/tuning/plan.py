@@ -75,7 +75,7 @@ class Plan:
     backend: str = field(default="", compare=False)
 
     @property
-    def directions(self) -> list[str]:
+    def directions(self) -> list[Any]:
         """Optuna's directions of the objectives."""
         return [OBJECTIVES[name][0] for name in self.objectives]
 
@@ -241,7 +241,7 @@ def _check_search(plan: Plan) -> None:
         raise UserError(f"The sampler cmaes needs {why}. Type --sampler tpe")
     if plan.pruner == "none":
         return
-    if len(plan.objectives) > 1 or plan.objectives[0] not in MEASURED:
+    if len(plan.objectives) > 1 or not set(plan.objectives) <= set(MEASURED):
         raise UserError(
             f"The pruner {plan.pruner} goes by accuracy or loss alone, and the objective is "
             f"{', '.join(plan.objectives)}. Leave --pruner or --objective out."

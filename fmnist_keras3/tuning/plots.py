@@ -181,7 +181,8 @@ def _parallel(body, study, plan, trials, complete, importances):
     axes = body.add_subplot()
     columns = [_unit(param, complete) for param in params]
     lowest = float(np.quantile(values, 0.25 if maximize else 0.75))  # see _limits
-    shade = np.clip(values, *sorted((lowest, values.max() if maximize else values.min())))
+    bounds: Any = sorted((lowest, float(values.max() if maximize else values.min())))
+    shade = np.clip(values, *bounds)
     span = np.ptp(shade) or 1.0
     columns.append((shade - shade.min()) / span)
     paths = np.stack(columns, axis=1)

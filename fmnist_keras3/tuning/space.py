@@ -138,9 +138,9 @@ def _param(setting: Setting, values: Any) -> Param:
         return _choices(setting, _listed(name, text))
     number = r"\s*([^,()\[\]]+?)\s*"
     if match := re.fullmatch(rf"log\({number},{number}\)", text):
-        return _range(setting, *match.groups(), True)
+        return _range(setting, match[1], match[2], True)
     if match := re.fullmatch(rf"{number}\.\.{number}", text):
-        return _range(setting, *match.groups(), False)
+        return _range(setting, match[1], match[2], False)
     raise UserError(f"The values of {name} are {text!r}; they must be {FORMS}. {_how(name)}")
 
 

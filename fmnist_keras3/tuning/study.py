@@ -314,7 +314,7 @@ class Worker:
                     self.study.tell(trial.number, state=TrialState.FAIL)
 
     def _lost(self, trial: optuna.trial.FrozenTrial) -> bool:
-        host, place = trial.user_attrs.get("host"), trial.user_attrs.get("run_dir")
+        host, place = (trial.user_attrs.get(name, "") for name in ("host", "run_dir"))
         if host == self._host:
             lock = _lock_of(self.folder / place)
             try:

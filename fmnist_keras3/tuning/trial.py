@@ -35,7 +35,7 @@ class TrialRunner:
     """Trains what trials of a ``plan`` ask for; data is loaded once, or given as ``data``.
 
     What was compiled for a trial serves the next one, where the shapes are the same.
-    ``shown`` is called at the end of each epoch.
+    ``shown`` is called at a trial's begin and at the end of each epoch.
     """
 
     def __init__(
@@ -53,6 +53,8 @@ class TrialRunner:
         TooLarge where memory is too small, and Interrupted for a signal, after a checkpoint.
         """
         plan, results = self.plan, []
+        if self._shown is not None:
+            self._shown()
         for number in range(plan.seeds):
             place = folder if plan.seeds == 1 else folder / f"seed-{number}"
             seed = plan.settings["seed"] + number

@@ -101,7 +101,7 @@ def test_a_value_may_be_none_where_the_setting_may():
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_setting_is_a_parameter_or_says_why_not(name):
     value = SETTINGS[name].default
-    with pytest.raises(UserError, match="cannot be tuned: it|twice. Leave"):
+    with pytest.raises(UserError, match=r"cannot be tuned: it|twice\. Leave"):
         read_space({name: [value, value]})
 
 

@@ -376,8 +376,8 @@ def test_an_objective_of_ones_own_is_pruned(tiny_data, tmp_path):
     (trial,) = study.trials
     assert trial.state == TrialState.PRUNED
     assert list(trial.intermediate_values) == [1]
+    trainer = Trainer(1, callbacks=[OptunaPruning(trial, "val_lost")], fast_dev_run=True)
     with pytest.raises(UserError, match="Did you mean 'val_loss'"):
-        trainer = Trainer(1, callbacks=[OptunaPruning(trial, "val_lost")], fast_dev_run=True)
         trainer.fit(build_model("lenet"), tiny_data)
 
 
