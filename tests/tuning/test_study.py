@@ -16,6 +16,8 @@ from optuna.trial import TrialState
 from fmnist_keras3 import OptunaPruning, Trainer, UserError, build_model, tune
 from fmnist_keras3.cli import main
 from fmnist_keras3.data import sources
+from fmnist_keras3.settings import TrainConfig, mapping
+from fmnist_keras3.tuning.results import write_results
 from fmnist_keras3.tuning.study import (
     Worker,
     counted,
@@ -25,7 +27,7 @@ from fmnist_keras3.tuning.study import (
     open_study,
     quiet,
 )
-from fmnist_keras3.tuning.trial import TrialRunner
+from fmnist_keras3.tuning.trial import TrialRunner, value_of
 
 SMALL = {"model": "lenet", "data": "synthetic", "limit_train_batches": 3, "limit_val_batches": 1}
 SMALL |= {"num_sanity_val_steps": 0, "schedule": "constant", "batch_size": 32}
@@ -111,20 +113,30 @@ def postgresql():
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(params=["sqlite", "journal", "postgresql"])
-def storage(request):
-    """The text of --storage, for each kind."""
-    if request.param == "postgresql":
+def of_storages(quick):
+    """Take each kind of storage; all but one, ``quick``, are for `nox -s slow`."""
+    slow = [pytest.mark.slow]
+    kinds = ("sqlite", "journal", "postgresql")
+    return pytest.mark.parametrize(
+        "kind", [pytest.param(kind, marks=slow * (kind != quick)) for kind in kinds]
+    )
+
+
+@pytest.fixture
+def storage(request, kind):
+    """The text of --storage of a kind."""
+    if kind == "postgresql":
         return request.getfixturevalue("postgresql")
-    return {"sqlite": None, "journal": "journal"}[request.param]
+    return {"sqlite": None, "journal": "journal"}[kind]
 
 
+@of_storages(quick="journal")
 def test_a_killed_trial_goes_on_from_its_checkpoint_to_the_same_bits(
-    storage, backend, request, tmp_path
+    kind, storage, backend, tmp_path
 ):
-    epochs, name = 15, request.node.callspec.params["storage"]
+    epochs = 15
     study, plan, folder = opened(
-        f"{name}-killed", backend, storage, epochs=epochs, given={"trials": 1}
+        f"{kind}-killed", backend, storage, epochs=epochs, given={"trials": 1}
     )
     victim = start_worker(folder, storage, 1)
     pointer = folder / "trials/trial-0000/checkpoints/last.json"
@@ -134,7 +146,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_to_the_same_bits(
     victim.wait()
     trained = []
     (trial,) = work(study, plan, folder, TrialRunner(plan, shown=lambda: trained.append(1)))
-    assert 0 < len(trained) < epochs  # the rest only
+    assert 0 < len(trained) - 1 < epochs  # the begin, and the rest of the epochs
     killed, again = study.get_trials()
     assert (killed.state, again.state) == (TrialState.FAIL, TrialState.COMPLETE)
     assert killed.params == again.params
@@ -146,10 +158,10 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_to_the_same_bits(
     assert TrialRunner(plan)(whole, tmp_path / "whole") == trial.values
 
 
-def test_no_trial_twice_and_none_lost_with_several_processes(storage, backend, request):
-    name = request.node.callspec.params["storage"]
+@of_storages(quick="postgresql")
+def test_no_trial_twice_and_none_lost_with_several_processes(kind, storage, backend):
     study, _, folder = opened(
-        f"{name}-many", backend, storage, epochs=1, given={"trials": 6, "sampler": "random"}
+        f"{kind}-many", backend, storage, epochs=1, given={"trials": 6, "sampler": "random"}
     )
     processes = [start_worker(folder, storage, 6) for _ in range(2)]
     assert [process.wait() for process in processes] == [0, 0]
@@ -295,13 +307,22 @@ def test_the_mean_of_seeds_counts_and_data_is_read_once(backend, monkeypatch):
 
 def test_two_objectives_give_a_front(backend):
     given = {"objective": "accuracy,parameters", "trials": 2, "sampler": "grid"}
-    params = ["model=[lenet,'airnet:widths=4-4-4,whiten=0']"]
-    study, plan, folder = opened("front", backend, params=params, given=given, epochs=1)
-    trials = work(study, plan, folder, TrialRunner(plan))
-    parameters = {trial.params["model"]: trial.values[1] for trial in trials}
-    assert parameters.pop("lenet") == build_model("lenet").count_params()
-    smallest = min(trials, key=lambda trial: trial.values[1])
-    assert smallest.number in [trial.number for trial in study.best_trials]
+    params = ["model=[lenet,cnn]"]
+    sizes = {"lenet": [0.8, 61706.0], "cnn": [0.9, 225034.0]}
+    study, plan, folder = opened("front", backend, params=params, given=given)
+    work(study, plan, folder, lambda trial, place: sizes[trial.params["model"]])
+    assert len(study.best_trials) == 2
+    best = write_results(study, plan, folder, synthetic=True)
+    assert best.params["model"] == "cnn"
+    assert (folder / "plots/front.png").exists()
+    assert TrainConfig(**mapping(folder / "best.yaml")).model == "cnn"
+
+
+def test_an_objective_is_read_from_the_summary_of_a_run():
+    summary = {"validation_accuracy": 0.8, "epoch_seconds": [1.0, 2.5], "parameters": 7}
+    names = ("accuracy", "seconds", "parameters")
+    assert [value_of(name, summary) for name in names] == [0.8, 3.5, 7.0]
+    assert value_of("accuracy", summary | {"validation_averaged_accuracy": 0.9}) == 0.9
 
 
 def test_another_plan_is_refused_and_the_same_one_joins(backend):
