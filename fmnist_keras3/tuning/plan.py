@@ -228,6 +228,16 @@ def _objectives(text: str) -> tuple[str, ...]:
     return names
 
 
+def _check_package(sampler: str) -> None:
+    """Raise UserError where a sampler's own package is not installed."""
+    needs = {"gp": "torch", "cmaes": "cmaes"}.get(sampler)
+    if needs and importlib.util.find_spec(needs) is None:
+        raise UserError(
+            f"The sampler {sampler} needs {needs}, which is not installed. "
+            f"Type: pip install {needs} (or --sampler tpe)."
+        )
+
+
 def _check_search(plan: Plan) -> None:
     """Raise UserError for a sampler or pruner that does not suit the rest."""
     ranges = [name for name, param in plan.space.items() if not param.choices]
@@ -239,6 +249,7 @@ def _check_search(plan: Plan) -> None:
     if plan.sampler == "cmaes" and (len(ranges) < 2 or len(plan.objectives) > 1):
         why = "one objective" if len(plan.objectives) > 1 else "two or more ranges of numbers"
         raise UserError(f"The sampler cmaes needs {why}. Type --sampler tpe")
+    _check_package(plan.sampler)
     if plan.pruner == "none":
         return
     if len(plan.objectives) > 1 or not set(plan.objectives) <= set(MEASURED):
@@ -284,6 +295,7 @@ def stored_plan(
             was = stored.get(name)
             raise UserError(f"The study {study} has {name} {was!r}, not {value!r}. {_ANOTHER}")
     check_options(given)
+    _check_package(spec["sampler"])
     return Plan(
         read_space(spec["space"]),
         settings,

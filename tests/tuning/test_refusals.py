@@ -115,6 +115,13 @@ def test_the_default_space_leaves_out_what_is_given():
     assert list(new_plan({}, (), {"lr": 0.01}, {"lr": 0.01}).space) == ["dropout", "l2"]
 
 
+@pytest.mark.parametrize(("sampler", "package"), [("gp", "torch"), ("cmaes", "cmaes")])
+def test_a_sampler_says_which_package_it_needs(sampler, package, monkeypatch):
+    monkeypatch.setattr("fmnist_keras3.tuning.plan.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=f"pip install {package} "):
+        new_plan({"sampler": sampler}, (), {}, {})
+
+
 def test_without_optuna_it_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setattr("fmnist_keras3.tuning.plan.importlib.util.find_spec", lambda name: None)
     assert main(["tune"]) == 2
