@@ -59,7 +59,8 @@ def test_every_public_callback_and_every_method_has_its_row():
     assert set(callbacks.__all__) - public == kept - {"Callback"}
     words = {word.split("(")[0] for word in column("methods", 0)}
     for kind in (Trainer, Tuner):
-        methods = {f"{kind.__name__}.{name}" for name in vars(kind) if not name.startswith("_")}
+        names = {name for base in kind.__mro__[:-1] for name in vars(base)}
+        methods = {f"{kind.__name__}.{name}" for name in names if not name.startswith("_")}
         assert methods == {word for word in words if word.startswith(kind.__name__)}
 
 

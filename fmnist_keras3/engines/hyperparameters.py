@@ -93,7 +93,8 @@ class Hyperparameters:
 
     def _build(self) -> tuple[Any, ...]:
         given = {name for _, name in self._places} | {"learning_rate", "seed", "name"}
-        config = self._model.get_config(), self._model.get_compile_config()
+        with keras_private.without_tensorflow():
+            config = self._model.get_config(), self._model.get_compile_config()
         constants = [text for text in self.constants if not text.startswith("seed=")]
         return [name for _, name in self._places], constants, _without(given, config)
 
