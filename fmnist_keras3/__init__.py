@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         WandbLogger,
     )
     from fmnist_keras3.models import build_model
+    from fmnist_keras3.module import Module
     from fmnist_keras3.runs.history import History
     from fmnist_keras3.runs.load import Run, load_model, load_run
     from fmnist_keras3.runs.result import FitResult
@@ -50,6 +51,7 @@ _PUBLIC = {
     "data.datamodule": "ArrayData DataModule FashionMNIST",
     "ground.errors": "Diverged UserError",
     "models": "build_model",
+    "module": "Module",
     "seeding": "seed_everything",
     "runs.history": "History",
     "runs.load": "Run load_model load_run",
@@ -85,6 +87,7 @@ __all__ = [
     "MLFlowLogger",
     "ModelCheckpoint",
     "ModelSummary",
+    "Module",
     "OptunaPruning",
     "RichProgressBar",
     "Run",
@@ -118,7 +121,7 @@ def __getattr__(name: str) -> Any:
 
     if name == "tune":
         import_module(f"{__name__}.tuning.plan").check_optuna()
-    if name in ("Trainer", "FitResult", "Tuner", "load_model", "load_run", "tune"):
+    if name in ("Module", "Trainer", "FitResult", "Tuner", "load_model", "load_run", "tune"):
         runtime.prepare()  # these import Keras, which must find its flags
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
 

@@ -26,11 +26,13 @@ from keras import ops
 from fmnist_keras3.engines.averages import Averages, batch_statistics, zeros_like
 from fmnist_keras3.engines.chunk import Chunk, Device, StepLogs, StepPlan
 from fmnist_keras3.engines.hyperparameters import Hyperparameters
-from fmnist_keras3.engines.step import CompiledStep, Step
+from fmnist_keras3.engines.module_step import ModuleStep
+from fmnist_keras3.engines.step import CompiledStep, Losses, Step
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.tree import mapped
 from fmnist_keras3.layers import keras_private
 from fmnist_keras3.layers.fast import pooled_convolutions, traced_for_xla_cpu
+from fmnist_keras3.module import Module
 from fmnist_keras3.optimizers import inner_optimizer
 
 
@@ -60,7 +62,7 @@ class Engine(ABC):
         **options: Any,
     ):
         self.model = model
-        self.step: Step = CompiledStep(model, **options) if step is None else step
+        self.step: Step = _step_of(model, **options) if step is None else step
         self.chunk_steps = chunk_steps
         self.deterministic = deterministic
         self._norms_asked = gradient_norms
@@ -116,15 +118,21 @@ class Engine(ABC):
 
     @property
     def values_per_step(self) -> int:
-        """How many values a step of the programs gives: loss, penalty, norms of gradients."""
-        return 2 + self._norms_asked * len(self.model.trainable_variables)
+        """How many values a step gives: loss, penalty, what it logs, norms of gradients."""
+        norms = self._norms_asked * len(self.model.trainable_variables)
+        return 2 + len(self.step.logged) + norms
 
-    def gradient_norms(self, gradients: list[Any], scale: Any) -> list[Any]:
-        """Return the L2 norms of gradients of a loss times ``scale``, if they were asked for."""
+    def step_values(self, losses: Losses, gradients: list[Any], scale: Any) -> list[Any]:
+        """Return the values of a step, or of one phase, in their order.
+
+        ``gradients`` are those of all trainable variables, of a loss times ``scale``, or None.
+        """
+        logged = [losses.logged.get(name, ops.zeros(())) for name in self.step.logged]
+        values = [losses.loss, losses.penalty, *logged]
         if not self._norms_asked:
-            return []
+            return values
         parts = [ops.zeros(()) if g is None else ops.cast(g, "float32") for g in gradients]
-        return [ops.sqrt(ops.sum(ops.square(part / scale))) for part in parts]
+        return [*values, *(ops.sqrt(ops.sum(ops.square(part / scale))) for part in parts)]
 
     def tracing(self) -> AbstractContextManager[None]:
         """Return the context in which the programs are traced: the layers take their fast form."""
@@ -171,23 +179,26 @@ class Engine(ABC):
     def train(self, chunk: Chunk, plan: StepPlan) -> StepLogs:
         """Take ``chunk.count`` steps as ``plan`` says; waits for the device."""
 
-    def infer(self, chunks: Iterable[Chunk], measure: bool = True) -> tuple[dict[str, float], Any]:
+    def infer(
+        self, chunks: Iterable[Chunk], verb: str = "validate"
+    ) -> tuple[dict[str, float], Any]:
         """Return mean loss and metrics over all chunks, and the outputs ``[N, ...]``.
 
-        The outputs come in the model's structure; None if there was no example. Unless they are
-        to ``measure``, the loss is 0 and metrics say nothing.
+        The outputs come in the model's structure; None if there was no example. For the ``verb``
+        "predict" the loss is 0 and metrics say nothing; a `Module` has outputs for that one only.
         """
+        verb = self.step.program_for(verb)
         loss, examples = 0.0, 0
         outputs: list[Any] = []
         metrics = self._begin_inference()
         try:
             for chunk in chunks:
-                losses, predicted, metrics = self._infer_batches(chunk, metrics, measure)
+                losses, predicted, metrics = self._infer_batches(chunk, metrics, verb)
                 loss += float(losses[: chunk.count].sum(dtype=np.float64))
                 for i, valid in enumerate(chunk.valid[: chunk.count].tolist()):
                     outputs.append(mapped(lambda a, i=i, valid=valid: a[i, :valid], predicted))
                     examples += valid
-            results = self._inference_results(metrics)
+            results = self._inference_results(metrics, verb)
         finally:
             self._end_inference()
         logs = {"loss": loss / max(examples, 1), **results}
@@ -234,13 +245,11 @@ class Engine(ABC):
         """Return fresh metric sums; those of the training are kept."""
 
     @abstractmethod
-    def _infer_batches(
-        self, chunk: Chunk, metrics: Any, measure: bool
-    ) -> tuple[np.ndarray, Any, Any]:
+    def _infer_batches(self, chunk: Chunk, metrics: Any, verb: str) -> tuple[np.ndarray, Any, Any]:
         """Return summed losses ``[K]``, outputs ``[K, B, ...]`` and the metric sums after them."""
 
     @abstractmethod
-    def _inference_results(self, metrics: Any) -> dict[str, float]:
+    def _inference_results(self, metrics: Any, verb: str) -> dict[str, float]:
         """Return the results of the metric sums."""
 
     def _end_inference(self) -> None:  # noqa: B027 - an engine may keep them apart
@@ -339,6 +348,14 @@ class Engine(ABC):
         for (_, variable), (_, array) in zip(self.variables, arrays, strict=True):
             variable.assign(array)
         self.read_model()
+
+
+def _step_of(model: keras.Model, **options: Any) -> Step:
+    return (
+        ModuleStep(model, **options)
+        if isinstance(model, Module)
+        else CompiledStep(model, **options)
+    )
 
 
 def to_numpy(variable: Any) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +39,7 @@ class Batch(NamedTuple):
     valid: Any
     mix: Any = None
     rate: Any = None
+    number: Any = None
     share: Any = None
     pull: Any = None
     accumulated: Any = None
@@ -66,20 +68,22 @@ class Chunk:
         arrays = (self.x, self.y, self.weight, self.valid, self.mix)
         if plan is None:
             return Batch(*arrays)
-        return Batch(*arrays, plan.rates, plan.shares, plan.pulls, plan.accumulated)
+        return Batch(*arrays, plan.rates, plan.numbers, plan.shares, plan.pulls, plan.accumulated)
 
 
 @dataclass(frozen=True)
 class StepPlan:
     """What the steps of a chunk take, arrays ``[K]``, float32; the device waits for none of it.
 
-    ``rates`` are learning rates. ``shares``, in 0..1, are those of the new weights in their
-    averages (None: the averages stay), ``pulls`` those of the averages in the weights after that.
+    ``rates`` are learning rates, and ``numbers`` (int32) those of the steps, from 0. ``shares``, in
+    0..1, are those of the new weights in their averages (None: the averages stay), ``pulls`` those
+    of the averages in the weights after that.
     ``accumulated`` says after which steps the optimizer makes an update: over how many batches it
     takes the mean of the gradients, 0 where it waits for more. None: after each, over one.
     """
 
     rates: np.ndarray
+    numbers: np.ndarray | None = None
     shares: np.ndarray | None = None
     pulls: np.ndarray | None = None
     accumulated: np.ndarray | None = None
@@ -91,19 +95,23 @@ class StepLogs:
 
     ``finite``: after the last step, all weights and values of the optimizer are.
     ``gradient_norms``: ``[count, V]``, the L2 norm of the gradient of each trainable variable,
-    before clipping; None unless the engine was asked for it.
+    before clipping; None unless the engine was asked for it. ``logged``: what a `Module` logs of
+    single steps, by name.
     """
 
     loss: np.ndarray
     penalty: np.ndarray
     finite: bool
     gradient_norms: np.ndarray | None = None
+    logged: dict[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, values: Any, count: int, finite: Any) -> StepLogs:
-        """Make it of what the programs return, ``values [K, 2 + V]``."""
-        loss, penalty, *norms = np.asarray(values)[:count].T
-        return cls(loss, penalty, bool(finite), np.stack(norms, 1) if norms else None)
+    def of(cls, values: Any, count: int, finite: Any, names: Sequence[str] = ()) -> StepLogs:
+        """Make it of what the programs return, ``values [K, 2 + names + V]``."""
+        loss, penalty, *more = np.asarray(values)[:count].T
+        norms = more[len(names) :]
+        logged = dict(zip(names, more, strict=False))
+        return cls(loss, penalty, bool(finite), np.stack(norms, 1) if norms else None, logged)
 
     def first_bad(self) -> int | None:
         """Return the first step, from 0, whose loss or (seen after the last) update is not."""

@@ -43,15 +43,16 @@ class Hyperparameters:
 
     def __init__(self, model: keras.Model, *, by_xla: bool, hashed: bool) -> None:
         self._model = model
-        optimizer = inner_optimizer(model.optimizer)
+        given = model.optimizer
+        optimizers = [p.optimizer for p in getattr(given, "parts", [])] or [inner_optimizer(given)]
         layers = keras_private.all_layers(model)
         found = [v.regularizer for v in model.trainable_variables]
         found += [layer.activity_regularizer for layer in layers]
         regularizers = list({id(r): r for r in found if r is not None}.values())
         owners: list[tuple[Any, tuple[str, ...]]]
         owners = [(r, _OF_REGULARIZERS.get(type(r), ())) for r in regularizers]
-        if by_xla and keras_private.decays_plainly(optimizer):
-            owners.append((optimizer, _DECAYS))
+        if by_xla:
+            owners += [(o, _DECAYS) for o in optimizers if keras_private.decays_plainly(o)]
         if hashed:
             mine = [la for la in layers if type(la) is Dropout and la.noise_shape is None]
             owners += [(layer, ("rate",)) for layer in mine]
@@ -61,7 +62,7 @@ class Hyperparameters:
         # What the programs have as constants, and where they take an argument.
         self.constants = [
             f"{name}={'argument' if (id(owner), name) in known else value}"
-            for owner in (optimizer, model.optimizer, *own, *regularizers)
+            for owner in (*optimizers, given, *own, *regularizers)
             for name, value in vars(owner).items()
             if isinstance(value, (bool, int, float, str)) or name in ("l1", "lr_groups")
             if not name.startswith("_") and name not in ("built", "name")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 
 from fmnist_keras3.engines.base import Engine, averaged
 from fmnist_keras3.engines.chunk import Batch, Device, StepLogs
+from fmnist_keras3.engines.step import Phase
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.tree import mapped
 from fmnist_keras3.layers.keras_private import all_layers
@@ -96,14 +98,14 @@ class JaxEngine(Engine):
                 np.int32(chunk.count),
             )
         # The one place where the host waits for the device.
-        return StepLogs.of(values, chunk.count, finite)
+        return StepLogs.of(values, chunk.count, finite, self.step.logged)
 
     def _train_chunk(self, state, numbers, batches, count):
         def body(i, carry):
             state, values = carry
             with self.hyperparameters.traced(numbers):
                 state, value = self._step(state, mapped(lambda a: a[i], batches))
-            return state, values.at[i].set(jnp.stack(value))
+            return state, values.at[i].set(value)
 
         values = jnp.zeros((len(batches.valid), self.values_per_step), jnp.float32)
         carry = jax.lax.fori_loop(0, count, body, (state, values))
@@ -114,23 +116,52 @@ class JaxEngine(Engine):
         return carry, jnp.stack([jnp.isfinite(v).all() for v in kept]).all()
 
     def _step(self, state: State, batch: Batch):
-        trainable, other, optimizer, metrics, averages, sums = state
+        values = none = jnp.zeros(self.values_per_step)
+        for phase in self.step.phases:
+            run = partial(self._phase, phase, batch=batch)
+            if phase.every == 1:
+                state, more = run(state)
+            else:
+                due = batch.number % phase.every == 0
+                state, more = jax.lax.cond(due, run, lambda s: (s, none), state)
+            values += more
+        trainable, averages = state.trainable, state.averages
+        if (share := batch.share) is not None:
+            averages = [averaged(a, w, share) for a, w in zip(averages, trainable, strict=True)]
+        if (pull := batch.pull) is not None:
+            trainable = [averaged(w, a, pull) for a, w in zip(averages, trainable, strict=True)]
+        return state._replace(trainable=trainable, averages=averages), values
 
-        def objective(trainable):
-            with self._scope(trainable, other, metrics) as scope:
-                objective, loss, penalty = self.step.train(batch)
+    def _phase(self, phase: Phase, state: State, batch: Batch):
+        """Update the weights of one optimizer; the others stay."""
+        trainable, other, optimizer, metrics, averages, sums = state
+        mine = {id(v) for v in phase.variables}
+        places = [i for i, v in enumerate(self._of.trainable) if id(v) in mine]
+
+        def objective(weights):
+            values = list(trainable)
+            for i, weight in zip(places, weights, strict=True):
+                values[i] = weight
+            with self._scope(values, other, metrics) as scope:
+                losses = self.step.train(batch, phase)
             with keras.StatelessScope(zip(self.optimizer.variables, optimizer, strict=True)):
-                objective = self.optimizer.scale_loss(objective)  # for float16
+                objective = self.optimizer.scale_loss(losses.objective)  # for float16
                 scale = self.optimizer.scale_loss(jnp.ones(()))
             after = (_read(scope, self._of.other), _read(scope, self._of.metrics))
-            return objective, (loss, penalty, scale, *after)
+            return objective, (losses, scale, *after)
 
-        gradients, logs = jax.grad(objective, has_aux=True)(trainable)
-        loss, penalty, scale, other, metrics = logs
+        weights = [trainable[i] for i in places]
+        found, logs = jax.grad(objective, has_aux=True)(weights)
+        losses, scale, other, metrics = logs
+        gradients: list[Any] = [None] * len(trainable)
+        for i, gradient in zip(places, found, strict=True):
+            gradients[i] = gradient
         if self._lr is not None:
             optimizer = [*optimizer[: self._lr], batch.rate, *optimizer[self._lr + 1 :]]
-        values = [loss, penalty, *self.gradient_norms(gradients, scale)]
-        if batch.accumulated is None:
+        values = jnp.stack(self.step_values(losses, gradients, scale))
+        if len(places) < len(trainable):
+            trainable, optimizer = self._apply_in_place(phase, optimizer, found, trainable)
+        elif batch.accumulated is None:
             trainable, optimizer = self._apply(optimizer, gradients, trainable)
         else:
             sums = [a + g for a, g in zip(sums, gradients, strict=True)]
@@ -144,26 +175,26 @@ class JaxEngine(Engine):
             trainable, optimizer, sums = jax.lax.cond(
                 batch.accumulated > 0, update, lambda *state: state, *before
             )
-        if (share := batch.share) is not None:
-            averages = [averaged(a, w, share) for a, w in zip(averages, trainable, strict=True)]
-        if (pull := batch.pull) is not None:
-            trainable = [averaged(w, a, pull) for a, w in zip(averages, trainable, strict=True)]
         return State(trainable, other, optimizer, metrics, averages, sums), values
 
     def _apply(self, optimizer, gradients, trainable):
         if self.trains_all:
             return self.optimizer.stateless_apply(optimizer, gradients, trainable)
         # The optimizer was built for more weights, of layers that were frozen since.
+        return self._apply_in_place(self.step.phases[0], optimizer, gradients, trainable)
+
+    def _apply_in_place(self, phase, optimizer, gradients, trainable):
+        """Let an optimizer that is not built for just ``trainable`` update what it is built for."""
         variables = (*self._of.trainable, *self._of.optimizer)
         values = zip(variables, (*trainable, *optimizer), strict=True)
         with keras.StatelessScope(values) as scope:
-            self.optimizer.apply(gradients, self._of.trainable)
+            phase.optimizer.apply(gradients, phase.variables)
         return _read(scope, self._of.trainable), _read(scope, self._of.optimizer)
 
     def _begin_inference(self):
         return self._fresh_metrics()
 
-    def _infer_batches(self, chunk, metrics, measure):
+    def _infer_batches(self, chunk, metrics, verb):
         with self.tracing():
             weights = (self._state.trainable, self._state.other)
             losses, metrics, outputs = self._infer(
@@ -172,21 +203,21 @@ class JaxEngine(Engine):
                 self.hyperparameters.values(),
                 chunk.batches(),
                 np.int32(chunk.count),
-                measure,
+                verb,
             )
         return np.asarray(losses), mapped(np.asarray, outputs), metrics
 
-    def _inference_results(self, metrics):
-        return self._results(metrics)
+    def _inference_results(self, metrics, verb):
+        return self._results(metrics, verb)
 
-    def _infer_chunk(self, weights, metrics, numbers, batches, count, measure):
+    def _infer_chunk(self, weights, metrics, numbers, batches, count, verb):
         trainable, other = weights
 
         def one(metrics, i):
             scope = self._scope(trainable, other, metrics)
             with scope, self.hyperparameters.traced(numbers):
                 batch = mapped(lambda a: a[i], batches)
-                loss, outputs = self.step.evaluate(batch, measure=measure)
+                loss, outputs = self.step.evaluate(batch, verb)
             return loss, _read(scope, self._of.metrics), outputs
 
         def body(i, carry):
@@ -209,9 +240,9 @@ class JaxEngine(Engine):
     def metric_results(self):
         return self._results(self._state.metrics)
 
-    def _results(self, values) -> dict[str, float]:
+    def _results(self, values, verb: str = "train") -> dict[str, float]:
         with keras.StatelessScope(zip(self._of.metrics, values, strict=True)):
-            return self.step.results()
+            return self.step.results(verb)
 
     def _fresh_metrics(self) -> Arrays:
         with keras.StatelessScope([(v, v.value) for v in self._of.metrics]) as scope:

@@ -92,7 +92,7 @@ class Metrics:
 def output_spec(model: keras.Model, x: Any) -> Any:
     """Return the model's outputs for ``x [B, ...]`` as KerasTensors, with shape and dtype."""
     inputs = mapped(lambda a: keras.KerasTensor(a.shape, a.dtype.name), x)
-    return keras_private.output_spec(model, inputs)
+    return keras_private.spec_of(model, inputs, training=False)
 
 
 def _zeros(tensor: keras.KerasTensor) -> np.ndarray:

@@ -6,6 +6,7 @@ it, differentiates, places it on the device and loops over it, and knows nothing
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import keras
@@ -14,7 +15,7 @@ from keras import ops
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.engines.chunk import Batch
 from fmnist_keras3.engines.filling import NORMALIZATION, loss_obstacles, obstacles
-from fmnist_keras3.engines.metrics import Metrics
+from fmnist_keras3.engines.metrics import Metrics, output_spec
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.tree import leaves, mapped
 from fmnist_keras3.layers import keras_private
@@ -22,11 +23,24 @@ from fmnist_keras3.layers.losses import log_softmax, picked
 
 
 class Losses(NamedTuple):
-    """Scalars of a batch: what is minimised, the loss in it that is reported, and the penalty."""
+    """Scalars of a batch: what is minimised, the loss in it that is reported, and the penalty.
+
+    ``logged`` are those that appear in the records of steps, by name.
+    """
 
     objective: Any
     loss: Any
     penalty: Any
+    logged: Mapping[str, Any] = {}
+
+
+class Phase(NamedTuple):
+    """A part of a step: one optimizer, the weights it trains, and at each how many-th step."""
+
+    name: str | None
+    optimizer: Any
+    variables: list[keras.Variable]
+    every: int = 1
 
 
 class Step(Protocol):
@@ -34,7 +48,9 @@ class Step(Protocol):
 
     ``variables`` are those that it moves besides the model's: sums of metrics. A short batch may
     be filled up where ``fills_training`` or ``fills_evaluation`` says so, and labels mixed where
-    there are no ``loss_obstacles``. ``known``: the labels that metrics need were seen.
+    there are no ``loss_obstacles``. ``known``: the labels that metrics need were seen. A step is
+    made of one phase or several, and ``logged`` are the names in `Losses`, of all phases.
+    What is evaluated is said by a verb: "validate", "test", or "predict", which measures nothing.
     """
 
     model: keras.Model
@@ -42,15 +58,21 @@ class Step(Protocol):
     fills_training: bool
     fills_evaluation: bool
     loss_obstacles: list[str]
+    phases: list[Phase]
+    logged: list[str]
 
     @property
     def known(self) -> bool: ...
 
-    def train(self, batch: Batch) -> Losses: ...
+    def program_for(self, verb: str) -> str: ...
 
-    def evaluate(self, batch: Batch, *, measure: bool) -> tuple[Any, Any]: ...
+    def train(self, batch: Batch, phase: Phase) -> Losses: ...
 
-    def results(self) -> dict[str, float]: ...
+    def evaluate(self, batch: Batch, verb: str) -> tuple[Any, Any]: ...
+
+    def output_spec(self, x: Any, verb: str) -> Any: ...
+
+    def results(self, verb: str = "train") -> dict[str, float]: ...
 
     def reset(self) -> None: ...
 
@@ -81,6 +103,8 @@ class CompiledStep:
         self.model, self.label_smoothing = model, label_smoothing
         self.metrics = Metrics(model, example)
         self.variables = self.metrics.variables
+        self.phases = [Phase(None, model.optimizer, model.trainable_variables)]
+        self.logged: list[str] = []
         self.loss_obstacles = list(loss_obstacles(model, example))
         self.fills_training = _fills(model, self.metrics, example, fill_last_batch)
         self.fills_evaluation = not obstacles(model, self.metrics, example, training=False)
@@ -90,7 +114,15 @@ class CompiledStep:
         """Whether Keras saw the labels that it chooses the metrics by."""
         return self.metrics.known
 
-    def results(self) -> dict[str, float]:
+    def program_for(self, verb: str) -> str:
+        """Return the verb that has the same program."""
+        return "validate" if verb == "test" else verb
+
+    def output_spec(self, x: Any, verb: str) -> Any:
+        """Return the outputs for ``x [B, ...]`` as KerasTensors."""
+        return output_spec(self.model, x)
+
+    def results(self, verb: str = "train") -> dict[str, float]:
         """Return the metrics since `reset`."""
         return self.metrics.results()
 
@@ -98,7 +130,7 @@ class CompiledStep:
         """Begin the sums of the metrics anew."""
         self.metrics.reset()
 
-    def train(self, batch: Batch) -> Losses:
+    def train(self, batch: Batch, phase: Phase | None = None) -> Losses:
         """Run the forward pass in training mode, update the metrics, and return the losses.
 
         Of ``batch`` the first ``valid`` examples count. ``mix``: the other labels ``[B, ...]`` and
@@ -121,13 +153,13 @@ class CompiledStep:
         smoothed = losses.objective + self.label_smoothing * ops.mean(correction)
         return losses._replace(objective=smoothed)
 
-    def evaluate(self, batch: Batch, *, measure: bool) -> tuple[Any, Any]:
+    def evaluate(self, batch: Batch, verb: str) -> tuple[Any, Any]:
         """Run the forward pass in inference mode; return the summed loss and the outputs.
 
-        Unless it is to ``measure``, the loss is 0 and the metrics stay.
+        For the verb "predict" the loss is 0, and the metrics stay.
         """
         outputs = self.model(batch.x, training=False)
-        if not measure:
+        if verb == "predict":
             return ops.zeros(()), outputs
         filled = batch.valid if self.fills_evaluation else None
         losses, _ = self._losses(batch, outputs, filled, training=False)

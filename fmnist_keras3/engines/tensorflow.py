@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from functools import partial
 from typing import Any
 
 import keras
@@ -20,7 +21,7 @@ from keras.random import SeedGenerator
 from fmnist_keras3.engines import MAY_BE_INFINITE
 from fmnist_keras3.engines.base import Engine, averaged
 from fmnist_keras3.engines.chunk import Batch, Device, StepLogs
-from fmnist_keras3.engines.metrics import output_spec
+from fmnist_keras3.engines.step import Phase
 from fmnist_keras3.ground.tree import mapped
 from fmnist_keras3.layers.fast import Dropout
 from fmnist_keras3.layers.keras_private import all_layers
@@ -87,13 +88,13 @@ class TensorFlowEngine(Engine):
         with self.tracing():
             numbers = _on_device(self.hyperparameters.values())
             values, finite = self._train(numbers, _on_device(batches), tf.constant(chunk.count))
-        return StepLogs.of(values, chunk.count, finite)
+        return StepLogs.of(values, chunk.count, finite, self.step.logged)
 
     def _train_chunk(self, numbers, batches, count):
         def body(i, values):
             with self.hyperparameters.traced(numbers):
                 value = self._step(mapped(lambda a: a[i], batches))
-            return i + 1, _set(values, i, tf.stack(value))
+            return i + 1, _set(values, i, value)
 
         values = tf.zeros((batches.valid.shape[0], self.values_per_step), tf.float32)
         _, values = tf.while_loop(lambda i, _: i < count, body, (tf.constant(0), values))
@@ -102,24 +103,37 @@ class TensorFlowEngine(Engine):
         return values, tf.reduce_all(finite)
 
     def _step(self, batch: Batch):
+        values = tf.zeros(self.values_per_step)
+        for phase in self.step.phases:
+            run = partial(self._phase, phase, batch)
+            if phase.every == 1:
+                values += run()
+            else:
+                due = batch.number % phase.every == 0
+                values += tf.cond(due, run, lambda: tf.zeros(self.values_per_step))
+        if batch.share is not None and self.averages is not None:
+            for of, mean in zip(self.model.trainable_weights, self.averages.weights, strict=True):
+                mean.assign(averaged(mean.value, of.value, batch.share))
+                if batch.pull is not None:
+                    of.assign(averaged(of.value, mean.value, batch.pull))
+        return values
+
+    def _phase(self, phase: Phase, batch: Batch):
+        """Update the weights of one optimizer."""
         if self.sets_learning_rate:
             self.optimizer.learning_rate.assign(batch.rate)
         scale = self.optimizer.scale_loss(tf.ones(()))
         with tf.GradientTape() as tape:
-            objective, loss, penalty = self.step.train(batch)
-            objective = self.optimizer.scale_loss(objective)  # for float16
-        weights = self.model.trainable_weights
-        gradients = tape.gradient(objective, [w.value for w in weights])
+            losses = self.step.train(batch, phase)
+            objective = self.optimizer.scale_loss(losses.objective)  # for float16
+        found = tape.gradient(objective, [w.value for w in phase.variables])
         if batch.accumulated is None:
-            self.optimizer.apply(gradients, weights)
+            phase.optimizer.apply(found, phase.variables)
         else:
-            self._accumulate(gradients, weights, batch.accumulated)
-        if batch.share is not None and self.averages is not None:
-            for of, mean in zip(weights, self.averages.weights, strict=True):
-                mean.assign(averaged(mean.value, of.value, batch.share))
-                if batch.pull is not None:
-                    of.assign(averaged(of.value, mean.value, batch.pull))
-        return [loss, penalty, *self.gradient_norms(gradients, scale)]
+            self._accumulate(found, phase.variables, batch.accumulated)
+        by_weight = {id(w): g for w, g in zip(phase.variables, found, strict=True)}
+        gradients = [by_weight.get(id(w)) for w in self.model.trainable_weights]
+        return tf.stack(self.step_values(losses, gradients, scale))
 
     def _accumulate(self, gradients, weights, accumulated):
         for total, gradient in zip(self.gradient_sums, gradients, strict=True):
@@ -140,29 +154,29 @@ class TensorFlowEngine(Engine):
         self._training_metrics = [v.numpy() for v in self.step.variables]
         self.reset_metrics()
 
-    def _infer_batches(self, chunk, metrics, measure):
+    def _infer_batches(self, chunk, metrics, verb):
         with self.tracing():
             numbers, batches = _on_device((self.hyperparameters.values(), chunk.batches()))
-            losses, outputs = self._infer(numbers, batches, tf.constant(chunk.count), measure)
+            losses, outputs = self._infer(numbers, batches, tf.constant(chunk.count), verb)
         return losses.numpy(), mapped(lambda a: a.numpy(), outputs), metrics
 
-    def _inference_results(self, metrics):
-        return self.metric_results()
+    def _inference_results(self, metrics, verb):
+        return self.step.results(verb)
 
     def _end_inference(self):
         for variable, value in zip(self.step.variables, self._training_metrics, strict=True):
             variable.assign(value)
 
-    def _infer_chunk(self, numbers, batches, count, measure):
+    def _infer_chunk(self, numbers, batches, count, verb):
         def body(i, losses, outputs):
             with self.hyperparameters.traced(numbers):
                 batch = mapped(lambda a: a[i], batches)
-                loss, predicted = self.step.evaluate(batch, measure=measure)
+                loss, predicted = self.step.evaluate(batch, verb)
             outputs = mapped(lambda a, new: _set(a, i, new), outputs, predicted)
             return i + 1, _set(losses, i, loss), outputs
 
         steps = batches.valid.shape[0]
-        like = output_spec(self.model, mapped(lambda a: a[0], batches.x))
+        like = self.step.output_spec(mapped(lambda a: a[0], batches.x), verb)
         outputs = mapped(lambda a: tf.zeros((steps, *a.shape), a.dtype), like)
         start = (tf.constant(0), tf.zeros(steps), outputs)
         return tf.while_loop(lambda i, *_: i < count, body, start)[1:]

@@ -191,6 +191,25 @@ CALLBACK_HOOKS = {
     "on_predict": _ALONE,
     "teardown": "on_fit_end, and on_exception",
 }
+_IN_STEP = "training_step, which computes what a batch needs with keras.ops"
+MODULE_HOOKS = {
+    "forward": "call(self, inputs), as in every Keras model",
+    "optimizer_step": "configure_optimizers; clipping is Trainer(gradient_clip_val=...)",
+    "on_before": _IN_STEP,
+    "on_after_backward": _IN_STEP,
+    "on_train_batch": _IN_STEP,
+    "on_validation_batch": "validation_step",
+    "on_train_start": "on_fit_start",
+    "on_train_end": "on_fit_end",
+    "on_test": _ALONE,
+    "on_predict": _ALONE,
+    "train_dataloader": "data goes to Trainer.fit(module, data)",
+    "val_dataloader": "data goes to Trainer.fit(module, data, validation_data)",
+    "configure_callbacks": "Trainer(callbacks=[...])",
+    "configure_model": "__init__",
+    "lr_scheduler_step": "configure_optimizers, which may return (optimizer, 'cosine')",
+    "training_step_end": _IN_STEP,
+}
 
 
 def option_here(word: str, allowed: Iterable[str]) -> str:

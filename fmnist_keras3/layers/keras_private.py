@@ -84,9 +84,9 @@ def weight_bytes(weights: list[Any]) -> int:
     return _get(_source("utils.summary_utils"), "weight_memory_size")(weights)
 
 
-def output_spec(model: Any, inputs: Any) -> Any:
-    """Return the outputs of a model for inputs of KerasTensors, as KerasTensors."""
-    return _get(_source("backend"), "compute_output_spec")(model, inputs, training=False)
+def spec_of(function: Any, *inputs: Any, **options: Any) -> Any:
+    """Return what a function of tensors gives for KerasTensors, as KerasTensors."""
+    return _get(_source("backend"), "compute_output_spec")(function, *inputs, **options)
 
 
 def rate_or_schedule(optimizer: Any) -> Any:

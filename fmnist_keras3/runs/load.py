@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fmnist_keras3 import runtime
 from fmnist_keras3.ground.errors import UserError, nearest
-from fmnist_keras3.ground.leaves import leaf
+from fmnist_keras3.ground.leaves import leaf, named
 from fmnist_keras3.runs import archive, rundir
 from fmnist_keras3.runs import checkpoint as checkpoints
 from fmnist_keras3.runs.history import History, shown, summary_html
@@ -119,6 +119,28 @@ def _checkpoint(folder: Path, which: str) -> Path:
     return folder / which
 
 
+def into_module(kind: Any, path: Path, arguments: dict[str, Any]) -> Any:
+    """Return a Module of the class ``kind`` with the weights of a run or checkpoint at ``path``.
+
+    ``arguments`` stand above those of the run. Raises UserError where they do not fit.
+    """
+    found = path
+    if not checkpoints.is_name(path.name):
+        found = _checkpoint(rundir.find_run(path) / rundir.CHECKPOINTS, "last")
+    told = checkpoints.read_manifest(found)["config"].get("module") or {}
+    arguments = {**told.get("arguments", {}), **arguments}
+    try:
+        module = kind(**arguments)
+    except TypeError as error:
+        raise UserError(
+            f"{kind.__name__} cannot be made of {arguments}: {error}. Call "
+            "self.save_hyperparameters() in __init__, or give the arguments here."
+        ) from error
+    named("engines.module_step:build_for")(module, told.get("example") or {})
+    _assign(module.trainable_variables + module.non_trainable_variables, found, ("model/",))
+    return module
+
+
 def _restore(model: keras.Model, path: Path) -> None:
     """Give ``model`` the weights of a checkpoint, and its optimizer the state.
 
@@ -127,11 +149,13 @@ def _restore(model: keras.Model, path: Path) -> None:
     """
     model.optimizer.build(model.trainable_variables)
     variables = model.trainable_variables + model.non_trainable_variables
-    variables += model.optimizer.variables
-    kept = ("model/", "optimizer/")
+    _assign(variables + model.optimizer.variables, path, ("model/", "optimizer/"))
+
+
+def _assign(variables: list[Any], path: Path, kept: tuple[str, ...]) -> None:
     state = [(n, a) for n, a in checkpoints.load(path).state if n.startswith(kept)]
     if [array.shape for _, array in state] != [tuple(v.shape) for v in variables]:
-        raise UserError(f"{path} is not of the model of its run: the arrays have other shapes.")
+        raise UserError(f"{path} is of another model: the arrays have other shapes.")
     for (_, array), variable in zip(state, variables, strict=True):
         variable.assign(array.astype(variable.dtype))
 

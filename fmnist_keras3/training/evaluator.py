@@ -15,10 +15,12 @@ import keras
 from fmnist_keras3.data.datamodule import DataModule, as_array, as_datamodule, limited
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.engines.base import Engine
+from fmnist_keras3.engines.module_step import make_ready
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.leaves import leaf
 from fmnist_keras3.ground.lightning import explained
 from fmnist_keras3.ground.tree import mapped
+from fmnist_keras3.module import Module
 from fmnist_keras3.runs import checkpoint, rundir
 from fmnist_keras3.runs.lock import locked
 from fmnist_keras3.training import resume
@@ -140,11 +142,14 @@ class Evaluator:
         tta: str | None,
     ) -> tuple[dict[str, float], Any]:
         views, (data, split) = parse_tta(tta), examples
+        if views is not None and isinstance(model, Module):
+            raise UserError("tta is for a compiled model. Leave it out, or predict with it.")
         check_split(model, split, split_name)
         if found := not_finite(split, split_name):
             raise UserError(f"{found} Leave these examples out, or mend them with np.nan_to_num.")
         with self._engine_of(model, _VERBS[split_name], data.train, data.batch_size) as engine:
-            logs, outputs = self._evaluate(engine, split, data.batch_size, ckpt_path)
+            verb = _VERBS[split_name]
+            logs, outputs = self._evaluate(engine, split, data.batch_size, ckpt_path, verb)
             if views is not None:
                 mean = self._over_views(views, engine, split, data.batch_size, outputs)
                 logs |= scores(model, split, mean)
@@ -171,7 +176,7 @@ class Evaluator:
         check_inputs(model, examples.x)
         size = min(PREDICT_BATCH, len(examples))
         with self._engine_of(model, "predict", examples, size) as engine:
-            _, outputs = self._evaluate(engine, examples, size, ckpt_path, measure=False)
+            _, outputs = self._evaluate(engine, examples, size, ckpt_path, "predict")
             if views is not None:
                 outputs = self._over_views(views, engine, examples, size, outputs)
         return outputs
@@ -180,7 +185,7 @@ class Evaluator:
         self, views: TTA, engine: Engine, split: Split, batch_size: int, outputs: Any
     ) -> Any:
         def outputs_of(x: Any) -> Any:
-            return self._evaluate(engine, Split(x, None), batch_size, None, measure=False)[1]
+            return self._evaluate(engine, Split(x, None), batch_size, None, "predict")[1]
 
         return views.mean(split.x, outputs, outputs_of)
 
@@ -190,8 +195,7 @@ class Evaluator:
         split: Split,
         batch_size: int,
         ckpt_path: str | Path | None,
-        *,
-        measure: bool = True,
+        verb: str,
     ) -> tuple[dict[str, float], Any]:
         if ckpt_path is not None:
             if (session := owner(engine.model)) is not None and session.verb == "fit":
@@ -204,7 +208,7 @@ class Evaluator:
             engine.import_state(checkpoint.adopt(found.state, engine.export_state()))
         feed = make_feed(self.pipeline, split, engine, batch_size)
         try:
-            return evaluate(engine, feed, batch_size, measure=measure)
+            return evaluate(engine, feed, batch_size, verb=verb)
         finally:
             feed.close()
 
@@ -222,6 +226,7 @@ class Evaluator:
 
     def _engine_for(self, session: Session, split: Split, batch_size: int) -> Engine:
         """Return the engine of the session's model; its chunks are cut for batches of ``split``."""
+        make_ready(session.model, split.take(slice(1)))
         prepare(session, self)
         engine = self.programs.engine_for(session.model, split, self._engine_options())
         if self.precision not in (None, "32") and engine.device.kind == "cpu":

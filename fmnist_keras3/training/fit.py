@@ -113,6 +113,7 @@ class Fit:
     step_logs: Any = None  # `StepLogs` of the last chunk
     stop_reason: str | None = None
     epoch_complete: bool = False
+    trainer: Any = None  # whose fit it is, for a Module
     sound: bool = True  # the engine's state is that of the position
 
     @property
@@ -188,12 +189,12 @@ class Fit:
         """Return what the steps of a chunk take, from step ``first`` on."""
         steps = np.arange(first, first + self.feed.chunk_steps)
         rates = self.learning_rates(steps)
+        numbers, shares, pulls = steps.astype(np.int32), None, None
         accumulated = self.accumulation.means(steps, self.position.skipped)
-        if (averaging := self.averaging) is None:
-            return StepPlan(rates, accumulated=accumulated)
-        rates = averaging.learning_rates(self, steps, rates)
-        shares, pulls = averaging.shares(self, steps), averaging.pulls(self, steps)
-        return StepPlan(rates, shares, pulls, accumulated)
+        if (averaging := self.averaging) is not None:
+            rates = averaging.learning_rates(self, steps, rates)
+            shares, pulls = averaging.shares(self, steps), averaging.pulls(self, steps)
+        return StepPlan(rates, numbers, shares, pulls, accumulated)
 
     def log(self, event: str, epoch: int, step: int, values: dict[str, Any]) -> None:
         """Hand a record to every logger."""

@@ -7,11 +7,14 @@ import json
 import math
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fmnist_keras3.engines.module_step import example_of
 from fmnist_keras3.ground.errors import UserError
+from fmnist_keras3.module import Module
 
 if TYPE_CHECKING:
     import keras
@@ -34,7 +37,7 @@ def describe(trainer: Trainer, model: keras.Model, data: DataModule) -> dict[str
         {
             "model": model.name,
             "optimizer": {"class": type(model.optimizer).__name__, **model.optimizer.get_config()},
-            "loss": loss if isinstance(loss, str) else _name(loss),
+            "loss": loss if isinstance(loss, str) else _name(loss or model),
             "data_module": {
                 "class": type(data).__name__,
                 "data": getattr(data, "data", data.source.name),
@@ -46,8 +49,15 @@ def describe(trainer: Trainer, model: keras.Model, data: DataModule) -> dict[str
                 "seed": data.seed,
             },
             "trainer": values,
+            **({"module": _of_module(model, data)} if isinstance(model, Module) else {}),
         }
     )
+
+
+def _of_module(model: Module, data: DataModule) -> dict[str, Any]:
+    """Return what `Module.load_from_checkpoint` needs."""
+    arguments = check_hparams(vars(getattr(model, "hparams", SimpleNamespace())))
+    return {"arguments": arguments, "example": example_of(data.train)}
 
 
 def check_hparams(values: dict[str, Any]) -> dict[str, Any]:

@@ -66,6 +66,7 @@ def train_chunk(fit: Fit, plan: EpochPlan, count: int, pace: Pace) -> None:
     for i in range(count):
         if fit.log_every_n_steps and (first + i + 1) % fit.log_every_n_steps == 0:
             values = {"loss": float(logs.loss[i]), "lr": float(step_plan.rates[i])}
+            values |= {name: float(array[i]) for name, array in logs.logged.items()}
             fit.log("step", position.epoch + 1, first + i + 1, values)
     fit.logs = {
         "loss": position.loss_sum / position.examples,
@@ -135,17 +136,16 @@ def evaluate(
     batch_size: int,
     pace: Pace | None = None,
     stop: Callable[[], bool] = lambda: False,
-    *,
-    measure: bool = True,
+    verb: str = "validate",
 ) -> tuple[dict[str, float], np.ndarray]:
     """Return loss and metrics over the feed's whole split, and the outputs in its order.
 
-    Where ``stop`` comes to be true between two chunks, what was seen until then. Unless it is to
-    ``measure``, only the outputs mean something.
+    Where ``stop`` comes to be true between two chunks, what was seen until then. For the ``verb``
+    "predict" only the outputs mean something.
     """
     plan = evaluation_plan(len(feed.split), batch_size)
     pace = pace or Pace(feed.chunk_steps, first=8)
-    return engine.infer(feed.chunks(plan, pace, stop), measure)
+    return engine.infer(feed.chunks(plan, pace, stop), verb)
 
 
 def stopping(fit: Fit) -> bool:

@@ -10,6 +10,7 @@ from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.layers import keras_private
 from fmnist_keras3.layers.fast import Dropout, fast_classes
 from fmnist_keras3.optimizers import inner_optimizer
+from fmnist_keras3.optimizers.group import OptimizerGroup
 from fmnist_keras3.settings import PRECISIONS
 from fmnist_keras3.training.session import Session
 
@@ -28,6 +29,9 @@ def prepare(session: Session, trainer: Evaluator) -> None:
             session.set(part, "__class__", fast)
     if trainer.precision is not None:
         set_precision(session, trainer.precision)
+    if isinstance(model.optimizer, OptimizerGroup):
+        _check_group(trainer)
+        return
     own = inner_optimizer(model.optimizer).gradient_accumulation_steps
     if trainer.accumulate_grad_batches > 1 and own:
         raise UserError(
@@ -36,6 +40,20 @@ def prepare(session: Session, trainer: Evaluator) -> None:
         )
     if trainer.gradient_clip_val is not None:
         set_clipping(session, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
+
+
+def _check_group(trainer: Evaluator) -> None:
+    """Raise UserError for what several optimizers are not asked for."""
+    asked = {
+        "accumulate_grad_batches": trainer.accumulate_grad_batches > 1,
+        "gradient_clip_val": trainer.gradient_clip_val is not None,
+        "precision='16-mixed'": trainer.precision == "16-mixed",
+    }
+    for name in (name for name, given in asked.items() if given):
+        raise UserError(
+            f"{name} is for one optimizer, and this Module has several. Leave it out; clipping is "
+            "an argument of each optimizer: keras.optimizers.Adam(1e-4, global_clipnorm=1.0)."
+        )
 
 
 def set_precision(session: Session, name: str) -> None:

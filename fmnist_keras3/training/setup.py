@@ -13,6 +13,7 @@ from fmnist_keras3.engines.base import Engine
 from fmnist_keras3.ground import screen
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.leaves import leaf
+from fmnist_keras3.module import Module
 from fmnist_keras3.runs.jsonl import JSONLLogger
 from fmnist_keras3.runs.keeper import Keeper
 from fmnist_keras3.runs.rundir import RunDirectory
@@ -21,6 +22,7 @@ from fmnist_keras3.training.arguments import batches, batches_in_epoch
 from fmnist_keras3.training.callback import Callback
 from fmnist_keras3.training.feeds import Feed, ResidentFeed, StreamFeed
 from fmnist_keras3.training.fit import ENDLESS, Fit
+from fmnist_keras3.training.module_hooks import ModuleHooks
 from fmnist_keras3.training.schedules import Schedule, make_schedule
 from fmnist_keras3.training.session import Session
 from fmnist_keras3.training.signals import StopSignals
@@ -67,7 +69,7 @@ def make_fit(
         ),
         run=run,
         keeper=Keeper(run.checkpoints, enabled=saves),
-        callbacks=_callbacks(trainer, saves),
+        callbacks=_callbacks(trainer, model, saves),
         jsonl=JSONLLogger(run.path),
         loggers=trainer.loggers,
         signals=StopSignals(),
@@ -98,20 +100,28 @@ def _schedule(
             f"The schedule {trainer.schedule} goes by the length of the training, and max_epochs "
             "is -1. Give a number of epochs or max_steps, or schedule='constant'."
         )
-    if trainer.schedule is None:
+    name = trainer.schedule or getattr(engine.model, "schedule", None)
+    if name is None:
         return None
+    if len(engine.step.phases) > 1:
+        raise UserError(
+            f"The schedule {name} is for one optimizer, and {engine.model.name} has several. Give "
+            "each a keras.optimizers.schedules.LearningRateSchedule as its learning_rate."
+        )
     if not engine.sets_learning_rate:
         raise UserError(
             "The optimizer has a learning-rate schedule of its own. Compile the model with "
             "a number as learning_rate, or leave out the Trainer's schedule."
         )
     warmup = round(min(trainer.warmup, 0.2 * epochs) * steps)
-    return make_schedule(trainer.schedule, engine.learning_rate(), total, warmup)
+    return make_schedule(name, engine.learning_rate(), total, warmup)
 
 
-def _callbacks(trainer: Trainer, saves: bool) -> list[Callback]:
+def _callbacks(trainer: Trainer, model: Any, saves: bool) -> list[Callback]:
     """Return the given callbacks and those that the Trainer brings, in the order of hooks."""
     callbacks = [leaf("summary")(), *trainer.callbacks]
+    if isinstance(model, Module):
+        callbacks.append(ModuleHooks(model, trainer))
     if trainer.profiler == "trace":
         callbacks.append(leaf("trace")())
     if trainer.max_time is not None:

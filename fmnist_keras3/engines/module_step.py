@@ -1,0 +1,306 @@
+"""The steps of a `Module`, as a value that an engine is given."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from fmnist_keras3.data.dataset import Split
+from fmnist_keras3.engines.chunk import Batch
+from fmnist_keras3.engines.step import Losses, Phase
+from fmnist_keras3.engines.user_code import explained_at
+from fmnist_keras3.ground.errors import UserError
+from fmnist_keras3.ground.tree import mapped
+from fmnist_keras3.layers import keras_private
+from fmnist_keras3.module import Logged, Module, running
+from fmnist_keras3.optimizers.group import OptimizerGroup
+
+STEPS = {"train": "training_step", "validate": "validation_step", "test": "test_step"}
+_PREFIXES = ("val_", "test_", "train_")  # of names that are logged in a validation or test
+
+
+class ModuleStep:
+    """What a `Module` computes on a batch; the arguments are those of `CompiledStep`.
+
+    All steps are run once on symbols, with the shapes of ``example``, to build the layers and to
+    see what they log. Raises UserError for one that cannot be compiled, with the line of it.
+    """
+
+    fills_training = fills_evaluation = False  # a step may look at all examples of a batch at once
+
+    def __init__(
+        self,
+        model: Module,
+        example: Split | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        fill_last_batch: bool = False,
+    ) -> None:
+        for name, value in (("label_smoothing", label_smoothing), ("fill", fill_last_batch)):
+            if value:
+                raise UserError(
+                    f"{name} is for a compiled model; {type(model).__name__} is a Module, whose "
+                    "training_step says what the loss is. Leave it out."
+                )
+        if example is None:
+            raise UserError(f"{type(model).__name__} is a Module, which needs data to be built.")
+        self.model = model
+        self.loss_obstacles = [f"{type(model).__name__}.training_step"]
+        self._example = example
+        self._means: dict[str, keras.metrics.Mean] = {}
+        self._used: dict[str, set[str]] = {}  # names of what the step of a verb measures
+        self._refused: dict[str, UserError] = {}  # what is wrong with the step of a verb
+        self.logged: list[str] = []  # names of the values of single steps
+        self.progress: list[str] = []  # names on the progress bar
+        make_ready(model, example)
+        optimizer = model.optimizer
+        self.phases = [Phase(None, optimizer, model.trainable_variables)]
+        if isinstance(optimizer, OptimizerGroup):
+            self.phases = [
+                Phase(p.name, p.optimizer, p.variables, p.every) for p in optimizer.parts
+            ]
+        for verb in STEPS:
+            try:
+                self._look(verb)
+            except UserError as error:
+                # A validation there may be none of; without labels, none can be trained with.
+                if verb == "train" and example.y is not None:
+                    raise
+                self._refused[verb] = error
+        self.known = "train" not in self._refused
+        own = [m for m in model.metrics if m not in self._means.values()]
+        self._own = {metric.name: metric for metric in own}
+        self.variables = [
+            v for m in (*self._means.values(), *self._own.values()) for v in m.variables
+        ]
+
+    def program_for(self, verb: str) -> str:
+        """Return the verb that has the same program: a test is mostly a validation."""
+        return "validate" if verb == "test" and not _overrides(self.model, "test_step") else verb
+
+    def train(self, batch: Batch, phase: Phase | None = None) -> Losses:
+        """Run `training_step`, for the optimizer of ``phase``, and return the losses."""
+        name = phase.name if phase is not None else None
+        self._check("train")
+        loss, logged = _run(self.model, "train", _given(batch), name)
+        self._count(logged, batch.valid)
+        penalty = sum(
+            (keras_private.additional_loss(self.model, part) for part in self.model.losses),
+            ops.zeros(()),
+        )
+        values = {n: ops.cast(v.value, "float32") for n, v in logged.items() if v.on_step}
+        return Losses(loss + penalty, loss, penalty, values)
+
+    def evaluate(self, batch: Batch, verb: str) -> tuple[Any, Any]:
+        """Run the step of ``verb``; return the summed loss, and for "predict" the outputs."""
+        if verb == "predict":
+            return ops.zeros(()), _call(self.model, "predict_step", batch.x)
+        self._check(verb)
+        loss, logged = _run(self.model, verb, _given(batch), None)
+        self._count(logged, batch.valid)
+        return ops.cast(loss, "float32") * ops.cast(batch.valid, "float32"), ()
+
+    def output_spec(self, x: Any, verb: str) -> Any:
+        """Return the outputs of ``verb`` for ``x [B, ...]`` as KerasTensors."""
+        if verb != "predict":
+            return ()
+        return keras_private.spec_of(lambda x: _call(self.model, "predict_step", x), _symbols(x))
+
+    def results(self, verb: str = "train") -> dict[str, float]:
+        """Return what was logged, and the module's own metrics, since `reset`."""
+        found = {}
+        for name in sorted(self._used.get(verb, ())):
+            metric = self._means.get(name) or self._own[name]
+            shown = name if verb == "train" else _bare(name)
+            found[shown] = float(ops.convert_to_numpy(metric.result()))
+        return found
+
+    def reset(self) -> None:
+        """Begin the sums anew."""
+        for metric in (*self._means.values(), *self._own.values()):
+            metric.reset_state()
+
+    def _check(self, verb: str) -> None:
+        if verb in self._refused:
+            raise self._refused[verb]
+
+    def _count(self, logged: dict[str, Logged], examples: Any) -> None:
+        for name, value in logged.items():
+            if value.on_epoch and name in self._means:
+                self._means[name].update_state(value.value, sample_weight=examples)
+
+    def _look(self, verb: str) -> None:
+        """Run a step on symbols, to see what it logs and which metrics it updates."""
+        if verb != "train" and _takes_optimizer(self.model) and not _measures(self.model, verb):
+            raise UserError(
+                f"{type(self.model).__name__} has several optimizers, and no {STEPS[verb]}. Write "
+                "one, or leave the validation out: Trainer(limit_val_batches=0)."
+            )
+        variables, used = len(self.model.variables), self._used.setdefault(verb, set())
+        for phase in self.phases if verb == "train" else self.phases[:1]:
+            logged, updated = _traced(
+                self.model, verb, self._example, phase.name if verb == "train" else None
+            )
+            for key, value in logged.items():
+                if value.on_epoch and key not in self._means:
+                    self._means[key] = keras.metrics.Mean(name=key)
+                if verb == "train" and value.on_step and key not in self.logged:
+                    self.logged.append(key)
+                if value.prog_bar and key not in self.progress:
+                    self.progress.append(key)
+            used |= updated | {key for key, value in logged.items() if value.on_epoch}
+        if len(self.model.variables) > variables:
+            raise UserError(
+                f"{type(self.model).__name__}.{STEPS[verb]} makes a variable each time it runs. "
+                "Make it in __init__, and only use it in the step."
+            )
+
+
+def example_of(split: Split) -> dict[str, Any]:
+    """Return shape and dtype of an example, for a run's config; of arrays only."""
+    parts = {"x": split.x, "y": split.y, "weight": split.weight}
+    arrays = {name: a for name, a in parts.items() if isinstance(a, np.ndarray)}
+    return {name: {"shape": list(a.shape[1:]), "dtype": a.dtype.name} for name, a in arrays.items()}
+
+
+def build_for(model: Module, example: dict[str, Any]) -> None:
+    """Make the weights of a Module, for the ``example_of`` a run."""
+    if not model.built and "x" not in example:
+        raise UserError(
+            f"{type(model).__name__} cannot be built from its run, whose data is no plain array. "
+            "Make the module, and give fit, test or predict the ckpt_path."
+        )
+    if not model.built:
+        zeros = {k: np.zeros((1, *a["shape"]), a["dtype"]) for k, a in example.items()}
+        make_ready(model, Split(**{"y": None, **zeros}))
+
+
+def _run(
+    model: Module, verb: str, batch: Any, optimizer: str | None
+) -> tuple[Any, dict[str, Logged]]:
+    """Run a step; return the loss, float32, and what it logged."""
+    name = STEPS[verb]
+    with running(name) as step:
+        found = _call(model, name, batch, *([] if optimizer is None else [optimizer]))
+    where = f"{type(model).__name__}.{name}"
+    loss = found.get("loss") if isinstance(found, dict) else found
+    if loss is None and isinstance(found, dict) and verb == "train":
+        raise UserError(f"{where} returns a dict without 'loss': {', '.join(map(str, found))}.")
+    if isinstance(loss, (int, float)) and verb == "train":
+        raise UserError(
+            f"{where} returns the number {loss}, which depends on no weight; it must return the "
+            "loss, a scalar tensor."
+        )
+    if loss is None and verb != "train":
+        logged = {_bare(key): value.value for key, value in step.logged.items()}
+        loss = logged.get("loss", ops.zeros(()))
+    _check_scalar(loss, where, "returns")
+    for key, value in step.logged.items():
+        _check_scalar(value.value, where, f"logs {key!r} as")
+    return ops.cast(loss, "float32"), step.logged
+
+
+def _call(model: Module, name: str, *arguments: Any) -> Any:
+    with explained_at(type(model), name):
+        return getattr(model, name)(*arguments)
+
+
+def _traced(
+    model: Module, verb: str, example: Split, optimizer: str | None
+) -> tuple[dict[str, Logged], set[str]]:
+    """Run a step on symbols; return what it logs, and the names of the metrics that it updates."""
+    found: dict[str, Any] = {}
+
+    def run(*parts: Any) -> Any:
+        with keras.StatelessScope() as scope:
+            loss, found["logged"] = _run(model, verb, _packed(parts), optimizer)
+            found["updated"] = {
+                metric.name
+                for metric in model.metrics
+                if any(scope.get_current_value(v) is not None for v in metric.variables)
+            }
+        return loss
+
+    parts = [p for p in (example.x, example.y, example.weight) if p is not None]
+    keras_private.spec_of(run, *map(_symbols, parts))
+    return found["logged"], found["updated"]
+
+
+def make_ready(model: Any, example: Split) -> None:
+    """Make the weights of a Module, by running it on symbols, and its optimizers, once.
+
+    Nothing for another model.
+    """
+    if not isinstance(model, Module):
+        return
+    if not model.built:
+        if type(model).call is not keras.Model.call:
+            # Of a GAN it takes noise, not the inputs; then the steps alone make the weights.
+            with contextlib.suppress(Exception):
+                keras_private.spec_of(model, _symbols(example.x))
+        names: list[Any] = [None]
+        if _takes_optimizer(model):
+            given = model.configure_optimizers()
+            names = [*given] if isinstance(given, dict) else []
+        for name in names:
+            # Without labels, a module may only predict.
+            with (
+                contextlib.nullcontext()
+                if example.y is not None
+                else contextlib.suppress(UserError)
+            ):
+                _traced(model, "train", example, name)
+        model.built = True
+    model.set_optimizers()
+    if isinstance(model.optimizer, OptimizerGroup) != _takes_optimizer(model):
+        raise UserError(
+            f"{type(model).__name__} gives several optimizers exactly if its training_step takes "
+            "the name of one. Type def training_step(self, batch, optimizer) and return a dict "
+            "from configure_optimizers, or neither."
+        )
+
+
+def _given(batch: Batch) -> Any:
+    return _packed([part for part in (batch.x, batch.y, batch.weight) if part is not None])
+
+
+def _packed(parts: Any) -> Any:
+    return parts[0] if len(parts) == 1 else tuple(parts)
+
+
+def _symbols(arrays: Any) -> Any:
+    return mapped(lambda a: keras.KerasTensor(a.shape, a.dtype.name), arrays)
+
+
+def _takes_optimizer(model: Module) -> bool:
+    return len(inspect.signature(model.training_step).parameters) > 1
+
+
+def _measures(model: Module, verb: str) -> bool:
+    """Tell whether the step of ``verb`` is more than the training's."""
+    return any(_overrides(model, name) for name in ("validation_step", STEPS[verb]))
+
+
+def _overrides(model: Module, name: str) -> bool:
+    return getattr(type(model), name) is not getattr(Module, name)
+
+
+def _bare(name: str) -> str:
+    """Return a name that was logged in a validation as callbacks see it after ``val_``."""
+    return next((name.removeprefix(p) for p in _PREFIXES if name.startswith(p)), name)
+
+
+def _check_scalar(value: Any, where: str, what: str) -> None:
+    shape = getattr(value, "shape", None)
+    if value is None or isinstance(value, (str, dict, list, tuple)):
+        raise UserError(f"{where} {what} {value!r}; it must be a scalar tensor, the loss.")
+    if shape is not None and len(shape):
+        raise UserError(
+            f"{where} {what} a tensor of the shape {tuple(shape)}; it must be a scalar. Type "
+            "keras.ops.mean(...)"
+        )

@@ -1,0 +1,136 @@
+"""Several optimizers of one model, each with weights of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from fmnist_keras3.ground.errors import UserError
+from fmnist_keras3.layers import keras_private
+
+
+@dataclass(frozen=True)
+class Part:
+    """An optimizer of a group: its name, the weights it trains, and at which steps."""
+
+    name: str
+    optimizer: Any
+    variables: list[Any]
+    every: int = 1
+
+
+class OptimizerGroup:
+    """Several optimizers, with what a training asks of one: its state, and the first one's rate."""
+
+    weight_decay = None
+    gradient_accumulation_steps = None
+    clipnorm = global_clipnorm = clipvalue = None
+
+    def __init__(self, parts: list[Part]) -> None:
+        self.parts = parts
+
+    @property
+    def variables(self) -> list[Any]:
+        """The state of all."""
+        return [v for part in self.parts for v in part.optimizer.variables]
+
+    @property
+    def _trainable_variables(self) -> list[Any]:
+        return [v for part in self.parts for v in part.variables]
+
+    @property
+    def _iterations(self) -> Any:
+        return keras_private.batches_seen(self.parts[0].optimizer)
+
+    @property
+    def _learning_rate(self) -> Any:
+        return keras_private.rate_or_schedule(self.parts[0].optimizer)
+
+    @property
+    def learning_rate(self) -> Any:
+        """That of the first."""
+        return self.parts[0].optimizer.learning_rate
+
+    @property
+    def use_ema(self) -> bool:
+        """Whether one of them keeps averages."""
+        return any(part.optimizer.use_ema for part in self.parts)
+
+    def build(self, variables: list[Any]) -> None:
+        """Make the state of each, for the weights that it trains."""
+        for part in self.parts:
+            part.optimizer.build(part.variables)
+
+    def scale_loss(self, loss: Any) -> Any:
+        """Return ``loss``: there is no scaling for float16."""
+        return loss
+
+    def finalize_variable_values(self, variables: list[Any]) -> None:
+        """Let each have its last word on its weights."""
+        for part in self.parts:
+            part.optimizer.finalize_variable_values(part.variables)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the configuration of each, by name."""
+        return {
+            part.name: {"class": type(part.optimizer).__name__, **part.optimizer.get_config()}
+            for part in self.parts
+        }
+
+
+def make_group(given: dict[str, Any], model: keras.Model) -> OptimizerGroup:
+    """Return the optimizers of a dict of names to (optimizer, layers or variables[, every])."""
+    parts: list[Part] = []
+    owners: dict[int, str] = {}
+    for name, value in given.items():
+        optimizer, of, *rest = value if isinstance(value, tuple) else (value, None)
+        every = rest[0] if rest else 1
+        if not isinstance(optimizer, keras.optimizers.Optimizer) or of is None:
+            raise UserError(
+                f"configure_optimizers gives {value!r} for {name!r}; it must be (optimizer, layers "
+                "or variables), as (keras.optimizers.Adam(1e-4), self.generator)."
+            )
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            raise UserError(
+                f"The optimizer {name!r} scales the loss, which several optimizers do not. Give "
+                "the plain one."
+            )
+        if not isinstance(every, int) or every < 1:
+            raise UserError(
+                f"The optimizer {name!r} has every={every!r}; give a whole number >= 1."
+            )
+        variables = _variables(of, name)
+        for variable in variables:
+            if (other := owners.setdefault(id(variable), name)) != name:
+                raise UserError(
+                    f"The optimizers {other!r} and {name!r} both train {variable.path}. Give each "
+                    "weight to one."
+                )
+        if any(part.optimizer is optimizer for part in parts):
+            raise UserError(f"{name!r} has the optimizer of another. Make one for each.")
+        parts.append(Part(name, optimizer, variables, every))
+    left = [v.path for v in model.trainable_variables if id(v) not in owners]
+    if not parts or left:
+        raise UserError(
+            f"configure_optimizers leaves {', '.join(left[:3]) or 'all weights'} to no optimizer. "
+            "Name their layers, or freeze them: layer.trainable = False."
+        )
+    return OptimizerGroup(parts)
+
+
+def _variables(of: Any, name: str) -> list[Any]:
+    found: list[Any] = []
+    for part in of if isinstance(of, (list, tuple)) else [of]:
+        if isinstance(part, keras.layers.Layer):
+            found += part.trainable_variables
+        elif isinstance(part, keras.Variable):
+            found.append(part)
+        else:
+            raise UserError(
+                f"The optimizer {name!r} is to train {part!r}; give layers, models or variables."
+            )
+    if not found:
+        raise UserError(f"The optimizer {name!r} has nothing to train: no weight is trainable.")
+    return list({id(v): v for v in found}.values())

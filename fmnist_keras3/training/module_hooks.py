@@ -1,0 +1,54 @@
+"""The hooks of a Module, called as those of a callback."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fmnist_keras3.module import Module
+from fmnist_keras3.training.callback import Callback
+
+
+class ModuleHooks(Callback):
+    """Calls the hooks of ``module``, which meanwhile knows ``trainer`` and where it stands."""
+
+    order = -1  # what it logs, the callbacks of the user see
+
+    def __init__(self, module: Module, trainer: Any) -> None:
+        self.module, self.trainer = module, trainer
+
+    def setup(self, fit):
+        fit.trainer = self.trainer
+        self.module._fit = fit
+        fit.session.at_end(setattr, self.module, "_fit", None)
+
+    def on_fit_start(self, fit):
+        self._call(fit, "on_fit_start")
+
+    def on_fit_end(self, fit):
+        self._call(fit, "on_fit_end")
+
+    def on_train_epoch_start(self, fit):
+        self._call(fit, "on_train_epoch_start")
+
+    def on_train_epoch_end(self, fit):
+        self._call(fit, "on_train_epoch_end")
+
+    def on_validation_start(self, fit):
+        self._call(fit, "on_validation_epoch_start")
+
+    def on_validation_end(self, fit):
+        self._call(fit, "on_validation_epoch_end")
+
+    def on_save_checkpoint(self, fit, manifest):
+        self._call(fit, "on_save_checkpoint", manifest)
+
+    def on_load_checkpoint(self, fit, manifest):
+        self._call(fit, "on_load_checkpoint", manifest)
+
+    def _call(self, fit: Any, hook: str, *args: Any) -> None:
+        """Call a hook that the module has; variables it assigns are those that the steps read."""
+        if getattr(type(self.module), hook) is getattr(Module, hook):
+            return  # to bring the model up to date takes time
+        fit.session.publish()
+        getattr(self.module, hook)(*args)
+        fit.engine.read_model()
