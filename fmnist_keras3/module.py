@@ -231,6 +231,14 @@ class Module(keras.Model):
             named("training.schedules:check_schedule")(schedule)
         self.optimizer, self.schedule = found, schedule
 
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments of ``__init__``, of which a `.keras` file makes the module again."""
+        config = super().get_config()
+        parameters = inspect.signature(type(self).__init__).parameters
+        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            return config
+        return {name: value for name, value in config.items() if name in parameters}
+
     def train_step(self, *args: Any, **options: Any) -> Any:
         """Raise UserError: `keras.Model.fit` is not what trains a Module."""
         raise UserError(

@@ -141,11 +141,15 @@ class ModuleStep:
                 f"{type(self.model).__name__} has several optimizers, and no {STEPS[verb]}. Write "
                 "one, or leave the validation out: Trainer(limit_val_batches=0)."
             )
-        variables, used = len(self.model.variables), self._used.setdefault(verb, set())
+        used = self._used.setdefault(verb, set())
         for phase in self.phases if verb == "train" else self.phases[:1]:
-            logged, updated = _traced(
-                self.model, verb, self._example, phase.name if verb == "train" else None
-            )
+            name = phase.name if verb == "train" else None
+            logged, updated, made = _traced(self.model, verb, self._example, name)
+            if made:
+                raise UserError(
+                    f"{type(self.model).__name__}.{STEPS[verb]} makes a layer or a variable each "
+                    "time it runs. Make it in __init__, and only use it in the step."
+                )
             for key, value in logged.items():
                 if value.on_epoch and key not in self._means:
                     self._means[key] = keras.metrics.Mean(name=key)
@@ -154,11 +158,6 @@ class ModuleStep:
                 if value.prog_bar and key not in self.progress:
                     self.progress.append(key)
             used |= updated | {key for key, value in logged.items() if value.on_epoch}
-        if len(self.model.variables) > variables:
-            raise UserError(
-                f"{type(self.model).__name__}.{STEPS[verb]} makes a variable each time it runs. "
-                "Make it in __init__, and only use it in the step."
-            )
 
 
 def example_of(split: Split) -> dict[str, Any]:
@@ -212,11 +211,15 @@ def _call(model: Module, name: str, *arguments: Any) -> Any:
 
 def _traced(
     model: Module, verb: str, example: Split, optimizer: str | None
-) -> tuple[dict[str, Logged], set[str]]:
-    """Run a step on symbols; return what it logs, and the names of the metrics that it updates."""
+) -> tuple[dict[str, Logged], set[str], int]:
+    """Run a step on symbols.
+
+    Returns what it logs, the names of the metrics that it updates, and how many variables it makes.
+    """
     found: dict[str, Any] = {}
 
     def run(*parts: Any) -> Any:
+        before = keras_private.unmade_variables()
         with keras.StatelessScope() as scope:
             loss, found["logged"] = _run(model, verb, _packed(parts), optimizer)
             found["updated"] = {
@@ -224,11 +227,12 @@ def _traced(
                 for metric in model.metrics
                 if any(scope.get_current_value(v) is not None for v in metric.variables)
             }
+        found["made"] = keras_private.unmade_variables() - before
         return loss
 
     parts = [p for p in (example.x, example.y, example.weight) if p is not None]
     keras_private.spec_of(run, *map(_symbols, parts))
-    return found["logged"], found["updated"]
+    return found["logged"], found["updated"], found["made"]
 
 
 def make_ready(model: Any, example: Split) -> None:
@@ -255,6 +259,9 @@ def make_ready(model: Any, example: Split) -> None:
                 else contextlib.suppress(UserError)
             ):
                 _traced(model, "train", example, name)
+        for verb in (verb for verb in STEPS if _overrides(model, STEPS[verb])):
+            with contextlib.suppress(UserError):  # which is told where the step is needed
+                _traced(model, verb, example, None)
         model.built = True
     model.set_optimizers()
     if isinstance(model.optimizer, OptimizerGroup) != _takes_optimizer(model):

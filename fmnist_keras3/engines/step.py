@@ -251,8 +251,10 @@ def _check_trainable(model: keras.Model, label_smoothing: float) -> None:
         if getattr(type(model), method) is not getattr(keras.Model, method):
             raise UserError(
                 f"{type(model).__name__} has a {method} of its own, which the compiled loop would "
-                "not run. Override compute_loss instead (it may update metrics of the model), or "
-                "use model.fit."
+                f"not run. Make it a Module: class {type(model).__name__}(fmnist_keras3.Module) "
+                "with def training_step(self, batch), which returns the loss, and def "
+                "configure_optimizers(self), which returns keras.optimizers.Adam(1e-3). Or "
+                "override compute_loss instead."
             )
     plain = isinstance(model.loss, keras.losses.SparseCategoricalCrossentropy)
     if label_smoothing and not (plain and model.loss.from_logits and not [*loss_obstacles(model)]):

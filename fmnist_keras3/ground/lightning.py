@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, cast
 
@@ -13,7 +14,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _ONE = "a training runs in one process on one device"
 _SECOND = "data comes second, a DataModule or arrays: trainer.fit(model, data)"
 _BOTH = "the examples come second, together: trainer.fit(model, (x, y))"
-_PARTS = dict.fromkeys(("datamodule", "dataloaders", "train_dataloaders"), _SECOND)
+_PARTS = dict.fromkeys(("dataloaders", "train_dataloaders"), _SECOND)
 _EVALUATE = {
     **_PARTS,
     "verbose": "print what it returns",
@@ -229,8 +230,12 @@ def explained(function: F) -> F:
     """
     name = function.__qualname__.removesuffix(".__init__").replace("Evaluator", "Trainer")
 
+    parameters = inspect.signature(function).parameters
+
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        if "datamodule" in kwargs and "data" in parameters:  # Lightning's name for it
+            kwargs["data"] = kwargs.pop("datamodule")
         for argument in kwargs:
             if how := ARGUMENTS[name].get(argument):
                 raise UserError(f"{name} has no {argument} here: {how}.")

@@ -217,6 +217,12 @@ def without_tensorflow() -> Iterator[None]:
         lazy._available = before
 
 
+def unmade_variables() -> int:
+    """Return how many variables wait for their values, as those that are made while tracing do."""
+    state = _source("backend.common.global_state")
+    return len(_get(state, "get_global_attribute")("uninitialized_variables", []))
+
+
 @contextlib.contextmanager
 def shapes_only() -> Iterator[None]:
     """Let the layers that are made meanwhile have variables with a shape and no value."""

@@ -1,0 +1,482 @@
+"""Steps of one's own: what they compute, log and resume, and what is refused, with the line."""
+
+import json
+import re
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+from fmnist_keras3 import ArrayData, EarlyStopping, EMAWeightAveraging, Module, Trainer, UserError
+from fmnist_keras3.data.plan import epoch_plan
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (90, 6, 6, 1), np.uint8)
+LABELS = RNG.integers(0, 4, 90).astype("int32")
+BATCH, EPOCHS = 16, 3  # the last batch is short
+
+
+class Net(Module):
+    """A classifier, as `compile` would make it of the same layers."""
+
+    def __init__(self, width=8, rate=1e-2, dropout=0.0):
+        super().__init__()
+        self.save_hyperparameters()
+        self.rate = rate
+        initial = keras.initializers.GlorotUniform(seed=1)
+        l2 = keras.regularizers.L2(1e-2)
+        self.net = keras.Sequential(
+            [
+                layers.Rescaling(1 / 255),
+                layers.Flatten(),
+                layers.Dense(width, "relu", kernel_initializer=initial, kernel_regularizer=l2),
+                layers.BatchNormalization(),
+                layers.Dropout(dropout, seed=3),
+                layers.Dense(4, kernel_initializer=initial),
+            ]
+        )
+        self.loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        self.accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+
+    def call(self, x, training=None):
+        return self.net(x, training=training)
+
+    def training_step(self, batch):
+        x, y = batch
+        logits = self(x, training=True)
+        self.accuracy.update_state(y, logits)
+        return self.loss_of(y, logits)
+
+    def validation_step(self, batch):
+        x, y = batch
+        logits = self(x, training=False)
+        self.accuracy.update_state(y, logits)
+        self.log("val_loss", self.loss_of(y, logits))
+
+    def configure_optimizers(self):
+        return keras.optimizers.Adam(self.rate)
+
+
+class Autoencoder(Module):
+    """Lightning's first page."""
+
+    def __init__(self):
+        super().__init__()
+        initial = keras.initializers.GlorotUniform(seed=2)
+        self.encoder = keras.Sequential(
+            [layers.Flatten(), layers.Dense(6, "relu", kernel_initializer=initial)]
+        )
+        self.decoder = keras.Sequential(
+            [layers.Dense(36, kernel_initializer=initial), layers.Reshape((6, 6, 1))]
+        )
+
+    def training_step(self, batch):
+        x = ops.cast(batch[0], "float32") / 255
+        loss = ops.mean(ops.square(self.decoder(self.encoder(x)) - x))
+        self.log("train_loss", loss)
+        self.log("brightness", ops.mean(x), on_step=False)
+        self.log("twice", 2 * loss, on_epoch=False)
+        return {"loss": loss}
+
+    def configure_optimizers(self):
+        return keras.optimizers.SGD(0.5, momentum=0.9)
+
+
+class GAN(Module):
+    """Two optimizers; the generator makes an update at every other step."""
+
+    def __init__(self):
+        super().__init__()
+        initial = keras.initializers.GlorotUniform(seed=5)
+        self.generator = keras.Sequential(
+            [layers.Dense(36, "sigmoid", kernel_initializer=initial), layers.Reshape((6, 6, 1))]
+        )
+        self.critic = keras.Sequential(
+            [
+                layers.Flatten(),
+                layers.Dense(8, "relu", kernel_initializer=initial),
+                layers.Dense(1, kernel_initializer=initial),
+            ]
+        )
+        self.noise = keras.random.SeedGenerator(7)
+
+    def training_step(self, batch, optimizer):
+        x = ops.cast(batch[0], "float32") / 255
+        made = self.generator(keras.random.normal((ops.shape(x)[0], 3), seed=self.noise))
+        if optimizer == "generator":
+            loss = ops.mean(ops.softplus(-self.critic(made)))
+        else:
+            real, fake = self.critic(x), self.critic(made)
+            loss = ops.mean(ops.softplus(-real)) + ops.mean(ops.softplus(fake))
+        self.log(f"{optimizer}_loss", loss)
+        return loss
+
+    def configure_optimizers(self):
+        return {
+            "critic": (keras.optimizers.Adam(1e-2), self.critic),
+            "generator": (keras.optimizers.Adam(1e-2), self.generator, 2),
+        }
+
+
+def data(**options):
+    return ArrayData(IMAGES, LABELS, batch_size=BATCH, **{"validation": 0.0, **options})
+
+
+def trainer(path=None, **options):
+    quiet = {"enable_progress_bar": False, "num_sanity_val_steps": 0, "log_every_n_steps": 1}
+    return Trainer(run_dir=path, **{"max_epochs": EPOCHS, **quiet, **options})
+
+
+def records(path, event):
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    return [r for r in map(json.loads, lines) if r["event"] == event]
+
+
+def batches():
+    """Yield what the training gives to its steps."""
+    for epoch in range(EPOCHS):
+        plan = epoch_plan(0, epoch, examples=len(IMAGES), batch_size=BATCH)
+        for rows, valid in zip(plan.indices, plan.valid, strict=True):
+            yield IMAGES[rows[:valid]], LABELS[rows[:valid]]
+
+
+def by_hand(module, phases):
+    """Train with a plain loop of this backend; returns the losses of each step.
+
+    ``phases``: arguments of training_step, the optimizer, its variables, and at which steps.
+    """
+    losses = []
+    for number, batch in enumerate(batches()):
+        losses.append({})
+        for name, optimizer, variables, every in phases:
+            if number % every:
+                continue
+            arguments = [tuple(map(ops.convert_to_tensor, batch)), *[name] * (name is not None)]
+            if keras.backend.backend() == "tensorflow":
+                import tensorflow as tf
+
+                with tf.GradientTape() as tape:
+                    loss = module.training_step(*arguments)
+                    loss = loss["loss"] if isinstance(loss, dict) else loss
+                gradients = tape.gradient(loss, [v.value for v in variables])
+            else:
+                import jax
+
+                state = [v for v in module.variables if all(v is not w for w in variables)]
+
+                def objective(weights, state=state, variables=variables, arguments=arguments):
+                    pairs = zip(variables, weights, strict=True)
+                    with keras.StatelessScope(pairs) as scope:
+                        loss = module.training_step(*arguments)
+                    after = [scope.get_current_value(v) for v in state]
+                    return (loss["loss"] if isinstance(loss, dict) else loss), after
+
+                weights = [v.value for v in variables]
+                (loss, after), gradients = jax.value_and_grad(objective, has_aux=True)(weights)
+                for variable, value in zip(state, after, strict=True):
+                    if value is not None:
+                        variable.assign(value)
+            optimizer.apply(gradients, variables)
+            losses[-1][name] = float(loss)
+    return losses
+
+
+@pytest.fixture(autouse=True)
+def outside_of_training(monkeypatch):
+    """Let `log` be called by a plain loop."""
+    monkeypatch.setattr(Module, "log", log := Module.log)
+    original = log
+
+    def lenient(self, name, value, **options):
+        from fmnist_keras3 import module
+
+        if module._running.get() is not None or self._fit is not None:
+            original(self, name, value, **options)
+
+    monkeypatch.setattr(Module, "log", lenient)
+
+
+def same(ours, theirs):
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_an_autoencoder_is_that_of_a_plain_loop(tmp_path):
+    ours, hand = Autoencoder(), Autoencoder()
+    made = trainer(tmp_path / "run")
+    made.fit(ours, data())
+    hand.training_step((IMAGES[:1], LABELS[:1]))
+    losses = by_hand(hand, [(None, hand.configure_optimizers(), hand.trainable_variables, 1)])
+    steps = records(tmp_path / "run", "step")
+    np.testing.assert_allclose([r["loss"] for r in steps], [x[None] for x in losses], rtol=1e-5)
+    same(ours.get_weights(), hand.get_weights())
+    assert [r["twice"] for r in steps] == pytest.approx([2 * r["loss"] for r in steps])
+    assert "brightness" not in steps[0]
+
+
+def test_a_gan_is_that_of_a_plain_loop(tmp_path):
+    ours, hand = GAN(), GAN()
+    trainer(tmp_path / "run").fit(ours, data())
+    critic, generator = (v[0] for v in hand.configure_optimizers().values())
+    for name in ("critic", "generator"):
+        hand.training_step((IMAGES[:1], LABELS[:1]), name)
+    hand.noise.state.assign(keras.random.SeedGenerator(7).state)
+    losses = by_hand(
+        hand,
+        [
+            ("critic", critic, hand.critic.trainable_variables, 1),
+            ("generator", generator, hand.generator.trainable_variables, 2),
+        ],
+    )
+    for step, found in zip(records(tmp_path / "run", "step"), losses, strict=True):
+        for name, loss in found.items():
+            assert step[f"{name}_loss"] == pytest.approx(loss, rel=1e-5)
+    same(ours.get_weights(), hand.get_weights())
+
+
+def test_values_are_means_over_the_examples(tmp_path):
+    trainer(tmp_path / "run", max_epochs=1).fit(Autoencoder(), data())
+    [epoch] = records(tmp_path / "run", "train")
+    assert epoch["brightness"] == pytest.approx(IMAGES.mean() / 255, rel=1e-5)
+    assert epoch["train_loss"] == pytest.approx(epoch["loss"], rel=1e-6)
+    assert "twice" not in epoch
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1, "schedule": "cosine"},
+        {"callbacks": EMAWeightAveraging(0.9)},
+        {"precision": "bf16-mixed"},
+    ],
+    ids=["plain", "accumulated", "averaged", "bf16"],
+)
+@pytest.mark.filterwarnings("ignore:On a CPU the precision", "ignore:Training ends at step")
+def test_a_module_is_the_compiled_model_of_the_same_layers(tmp_path, options):
+    module, other = Net(dropout=0.3), Net(dropout=0.3)
+    other.net.build((None, 6, 6, 1))
+    other.net.compile(keras.optimizers.Adam(1e-2), other.loss_of, metrics=["accuracy"])
+    runs = {}
+    for name, model in (("module", module), ("compiled", other.net)):
+        callbacks = options.get("callbacks")
+        more = {**options, "callbacks": EMAWeightAveraging(0.9)} if callbacks else options
+        trainer(tmp_path / name, **more).fit(model, data(validation=0.2))
+        runs[name] = [*records(tmp_path / name, "train"), *records(tmp_path / name, "validation")]
+    rough = 0.02 if "precision" in options else 1e-4
+    for a, b in zip(*runs.values(), strict=True):
+        for name in ("loss", "accuracy", "penalty"):
+            assert a.get(name, 0) == pytest.approx(b.get(name, 0), rel=rough, abs=rough), name
+
+
+@pytest.mark.parametrize("make", [lambda: Net(dropout=0.3), GAN], ids=["net", "gan"])
+def test_a_resumed_run_is_equal_to_the_bit(tmp_path, make):
+    whole, part, rest = make(), make(), make()
+    trainer(tmp_path / "whole").fit(whole, data())
+    trainer(tmp_path / "part", max_steps=8).fit(part, data())
+    trainer(tmp_path / "part").fit(rest, data(), ckpt_path="last")
+    for a, b in zip(whole.get_weights(), rest.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    ours, theirs = (records(tmp_path / name, "train") for name in ("whole", "part"))
+    assert ours[-1]["loss"] == theirs[-1]["loss"]
+
+
+class Hooked(Net):
+    def __init__(self):
+        super().__init__()
+        self.called = []
+        self.scale = keras.Variable(1.0, trainable=False)
+
+    def training_step(self, batch):
+        return self.scale * super().training_step(batch)
+
+    def on_fit_start(self):
+        self.called.append(("fit", self.current_epoch, self.global_step, self.trainer.max_epochs))
+
+    def on_train_epoch_start(self):
+        self.scale.assign(0.0 if self.current_epoch else 1.0)
+
+    def on_train_epoch_end(self):
+        self.log("norm", ops.norm(self.net.layers[2].kernel))
+        self.called.append(("epoch", self.current_epoch, self.global_step))
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["mine"] = len(self.called)
+
+    def on_load_checkpoint(self, checkpoint):
+        self.called.append(("loaded", checkpoint["mine"]))
+
+
+def test_hooks_come_and_what_they_assign_counts(tmp_path):
+    module, made = Hooked(), trainer(tmp_path / "run", max_epochs=2)
+    result = made.fit(module, datamodule=data(validation=0.2))
+    steps = made.global_step // 2
+    assert module.called == [("fit", 0, 0, 2), ("epoch", 1, steps), ("epoch", 2, 2 * steps)]
+    assert made.current_epoch == 2
+    assert made.callback_metrics["norm"] > 0
+    assert made.callback_metrics["val_loss"] == records(result.run_dir, "validation")[-1]["loss"]
+    assert [r["loss"] for r in records(result.run_dir, "train")][1] == 0
+    again = Hooked()
+    trainer(tmp_path / "run").fit(again, data(validation=0.2), ckpt_path="last")
+    assert again.called[0][0] == "loaded"
+    with pytest.raises(UserError, match=r"self\.trainer is there while"):
+        _ = again.trainer
+
+
+def test_a_module_comes_back_from_its_run(tmp_path):
+    module = Net(width=5)
+    made = trainer(tmp_path / "run", callbacks=EarlyStopping(monitor="val_loss", patience=9))
+    result = made.fit(module, data(validation=0.2))
+    outputs = made.predict(module, IMAGES[:7])
+    again = Net.load_from_checkpoint(tmp_path / "run")
+    assert again.hparams.width == 5
+    np.testing.assert_array_equal(Trainer().predict(again, IMAGES[:7]), outputs)
+    np.testing.assert_array_equal(
+        np.asarray(Net.load_from_checkpoint(result.last_checkpoint)(IMAGES[:7])),
+        np.asarray(again(IMAGES[:7])),
+    )
+    assert made.test(module, (IMAGES, LABELS)).keys() == {"loss", "accuracy"}
+    with pytest.raises(UserError, match="other shapes"):
+        Net.load_from_checkpoint(tmp_path / "run", width=6)
+    loaded = keras.saving.load_model(tmp_path / "run/model.keras", custom_objects={"Net": Net})
+    np.testing.assert_allclose(np.asarray(loaded(IMAGES[:7])), outputs, rtol=1e-5, atol=1e-6)
+
+
+def step(code, base=Autoencoder):
+    """Return a Module whose training_step computes ``loss`` by ``code``."""
+    space = {"ops": ops, "np": np, "keras": keras, "layers": layers}
+    body = f"def training_step(self, batch):\n    x = ops.cast(batch[0], 'float32') / 255\n{code}"
+    exec(compile(body, "mine.py", "exec"), space)
+    return type("Mine", (base,), {"training_step": space["training_step"]})
+
+
+OUT = "    out = self.decoder(self.encoder(x))\n"
+MISTAKES = {
+    "branch": (
+        OUT + "    if ops.mean(out) > 0: out = -out\n    return ops.mean(out)",
+        r"training_step, mine\.py, line 4.*cannot branch",
+    ),
+    "while": (
+        OUT + "    while ops.mean(out) > 5: out = out / 2\n    return ops.mean(out)",
+        r"line 4.*cannot branch",
+    ),
+    "assert": (OUT + "    assert ops.all(out < 9)\n    return ops.mean(out)", r"line 4.*branch"),
+    "float": (
+        OUT + "    print(float(ops.mean(out)))\n    return ops.mean(out)",
+        r"line 4.*no value while",
+    ),
+    "int": (OUT + "    n = int(ops.sum(out))\n    return ops.mean(out) * n", r"line 4.*no value"),
+    "array": (OUT + "    np.asarray(out)\n    return ops.mean(out)", r"line 4.*keras\.ops instead"),
+    "none": (OUT + "    ops.mean(out)", r"training_step returns None.*scalar"),
+    "vector": (
+        OUT + "    return ops.mean(out, (1, 2, 3))",
+        r"of the shape \(1,\).*keras\.ops\.mean",
+    ),
+    "dict": (OUT + "    return {'los': ops.mean(out)}", r"without 'loss': los"),
+    "number": (OUT + "    return 0.5", r"the number 0\.5, which depends on no weight"),
+    "text": (OUT + "    return 'loss'", r"returns 'loss'"),
+    "variable": (
+        OUT + "    return ops.mean(out * keras.Variable(1.0))",
+        r"line 4.*Make it in __init__",
+    ),
+    "layer": (OUT + "    return ops.mean(layers.Dense(3)(x))", r"makes a layer or a variable"),
+    "name": (OUT + "    return ops.mean(out - target)", r"line 4.*'target' is not defined"),
+    "shape": (OUT + "    return ops.mean(ops.reshape(out, (-1, 7)))", r"line 4"),
+    "attribute": ("    return ops.mean(self.decode(x))", r"line 3.*no attribute 'decode'"),
+    "unpack": ("    x, y, z = batch\n    return ops.mean(self.encoder(x))", r"line 3.*unpack"),
+    "epoch": (
+        OUT + "    return ops.mean(out) * self.current_epoch",
+        r"reads self\.current_epoch.*compiled once",
+    ),
+    "logged": (
+        OUT + "    self.log('out', out)\n    return ops.mean(out)",
+        r"logs 'out' as a tensor",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistaken_step_is_told_with_its_line(name):
+    code, message = MISTAKES[name]
+    with pytest.raises(UserError, match=message):
+        trainer(barebones=True).fit(step(code)(), data())
+
+
+class Mistaken(Autoencoder):
+    """Whose configure_optimizers returns what ``given`` makes of it."""
+
+    def __init__(self, given):
+        super().__init__()
+        self.given = given
+
+    def configure_optimizers(self):
+        return self.given(self)
+
+
+def adam():
+    return keras.optimizers.Adam(1e-3)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda m: None, "configure_optimizers of Mistaken returns None"),
+        (lambda m: "adam", "returns 'adam'; it must return a Keras optimizer"),
+        (lambda m: (adam(), "cosin"), "There is no schedule 'cosin'.*cosine"),
+        (lambda m: {"a": (adam(), m.encoder)}, "leaves .* to no optimizer"),
+        (lambda m: {"a": adam()}, r"for 'a'; it must be \(optimizer, layers"),
+        (lambda m: {"a": (adam(), [m.encoder, m.decoder]), "b": (adam(), m.decoder)}, "both train"),
+        (lambda m: {"a": (adam(), [m.encoder, m.decoder], 0)}, "every=0"),
+        (lambda m: {"a": (adam(), [m.encoder, m.decoder])}, "takes the name of one"),
+    ],
+)
+def test_mistaken_optimizers_are_told(given, message):
+    with pytest.raises(UserError, match=message):
+        trainer(barebones=True).fit(Mistaken(given), data())
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (GAN, {"schedule": "cosine"}, "is for one optimizer"),
+        (GAN, {"gradient_clip_val": 1.0}, "global_clipnorm=1.0"),
+        (GAN, {"accumulate_grad_batches": 2}, "accumulate_grad_batches is for one"),
+        (Net, {"label_smoothing": 0.1}, "label_smoothing is for a compiled model"),
+        (Net, {"last_batch": "fill"}, "is for a compiled model"),
+    ],
+)
+def test_what_a_module_is_not_trained_with(make, options, message):
+    with pytest.raises(UserError, match=message):
+        trainer(barebones=True, **options).fit(make(), data())
+
+
+def test_a_gan_without_validation_step_says_so():
+    with pytest.raises(UserError, match=r"no validation_step.*limit_val_batches=0"):
+        trainer(barebones=True).fit(GAN(), data(validation=0.2))
+
+
+def test_a_train_step_of_keras_is_shown_as_a_module():
+    class Own(keras.Sequential):
+        def train_step(self, data):
+            return {}
+
+    model = Own([keras.Input((6, 6, 1)), layers.Flatten(), layers.Dense(4)])
+    model.compile("adam", "mse")
+    with pytest.raises(UserError, match=r"class Own\(fmnist_keras3\.Module\) .*training_step"):
+        trainer(barebones=True).fit(model, data())
+
+
+def test_hooks_of_lightning_that_are_none_here_are_named():
+    with pytest.raises(UserError, match="forward"):
+        type("Mine", (Module,), {"forward": lambda self, x: x})
+
+
+def test_inputs_alone_are_the_batch(tmp_path):
+    class Alone(Autoencoder):
+        def training_step(self, batch):
+            return super().training_step((batch,))
+
+    result = trainer(tmp_path / "run", max_epochs=2).fit(Alone(), ArrayData(IMAGES, None, batch_size=BATCH))
+    assert re.fullmatch("completed", result.status)
