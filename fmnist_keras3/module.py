@@ -73,6 +73,10 @@ class Module(keras.Model):
                 return keras.optimizers.Adam(1e-3)
     """
 
+    def __new__(cls, *args: Any, **options: Any) -> Any:
+        # `keras.Model` drops the arguments here, and its files would hold the defaults.
+        return keras.layers.Layer.__new__(cls, *args, **options)
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         check_hooks(vars(cls), MODULE_HOOKS)
@@ -231,13 +235,16 @@ class Module(keras.Model):
             named("training.schedules:check_schedule")(schedule)
         self.optimizer, self.schedule = found, schedule
 
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments of ``__init__``, of which a `.keras` file makes the module again."""
-        config = super().get_config()
-        parameters = inspect.signature(type(self).__init__).parameters
-        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            return config
-        return {name: value for name, value in config.items() if name in parameters}
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
+        """Return the module that a `.keras` file describes.
+
+        Keras adds ``trainable`` and ``dtype`` to the arguments, which not each ``__init__`` takes.
+        """
+        parameters = inspect.signature(cls.__init__).parameters
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            config = {name: value for name, value in config.items() if name in parameters}
+        return super().from_config(config, custom_objects)
 
     def train_step(self, *args: Any, **options: Any) -> Any:
         """Raise UserError: `keras.Model.fit` is not what trains a Module."""

@@ -478,5 +478,7 @@ def test_inputs_alone_are_the_batch(tmp_path):
         def training_step(self, batch):
             return super().training_step((batch,))
 
-    result = trainer(tmp_path / "run", max_epochs=2).fit(Alone(), ArrayData(IMAGES, None, batch_size=BATCH))
+    result = trainer(tmp_path / "run", max_epochs=2).fit(
+        Alone(), ArrayData(IMAGES, None, batch_size=BATCH)
+    )
     assert re.fullmatch("completed", result.status)
