@@ -64,7 +64,7 @@ OPTIONS = {
 
 # Classes of Lightning's and Keras' that are something else here, and what.
 NAMES = {
-    "LightningModule": "a compiled keras.Model, with a compute_loss of its own if need be",
+    "LightningModule": "Module, or a compiled keras.Model",
     "LightningDataModule": "DataModule, a subclass of which has load()",
     "TQDMProgressBar": "RichProgressBar, which is on by default",
     "RichModelSummary": "ModelSummary, which is on by default",

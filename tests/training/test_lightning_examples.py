@@ -396,7 +396,6 @@ def test_every_argument_of_lightnings_trainer_is_taken_or_explained():
     ("call", "words"),
     [
         (lambda m, d: Trainer(accelerator="gpu", devices=2), "accelerator here: a GPU is used"),
-        (lambda m, d: Trainer().fit(m, datamodule=d), "fit has no datamodule here: data comes"),
         (lambda m, d: Trainer().fit(m, train_dataloaders=d), r"trainer\.fit\(model, data\)"),
         (lambda m, d: Trainer().test(m, dataloaders=d), "test has no dataloaders here"),
         (lambda m, d: Trainer().predict(m, dataloaders=d), r"trainer\.predict\(model, images\)"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -482,3 +483,17 @@ def test_inputs_alone_are_the_batch(tmp_path):
         Alone(), ArrayData(IMAGES, None, batch_size=BATCH)
     )
     assert re.fullmatch("completed", result.status)
+
+
+def test_the_module_of_the_readme_trains(tmp_path, monkeypatch):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    [code] = re.findall(r"```python\n(import keras\n.*?class Autoencoder.*?)```", readme, re.DOTALL)
+    images = RNG.integers(0, 256, (64, 28, 28, 1), np.uint8)
+    few = ArrayData(images, LABELS[:64], batch_size=32)
+    monkeypatch.setattr("fmnist_keras3.data.datamodule.FashionMNIST", lambda augment: few)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    [run] = tmp_path.glob("runs/*")
+    losses = [r["train_loss"] for r in records(run, "train")]
+    assert losses == sorted(losses, reverse=True)
+    assert len(losses) == 5
