@@ -54,28 +54,19 @@ class Module(keras.Model):
 
     Steps are written with `keras.ops` and `keras.random`, for every backend; a whole epoch of them
     is compiled. ``batch`` is what the data gives: ``(x, y)``, ``(x, y, weight)`` or ``x`` alone.
-    The penalties of regularisers and `add_loss` are added to the loss of the training.
+    The penalties of regularisers and `add_loss` are added to the loss of the training. ``options``
+    are those of `keras.Model` (``name``, ``dtype``). Raises UserError for what a step cannot do,
+    with its line.
 
-    Example::
-
-        class Autoencoder(Module):
-            def __init__(self):
-                super().__init__()
-                self.encoder, self.decoder = make_encoder(), make_decoder()
-
-            def training_step(self, batch):
-                x, _ = batch
-                loss = keras.ops.mean((self.decoder(self.encoder(x)) - x) ** 2)
-                self.log("train_loss", loss)
-                return loss
-
-            def configure_optimizers(self):
-                return keras.optimizers.Adam(1e-3)
+    Example: ``class Mine(Module): training_step = lambda self, batch: self(batch[0])[0, 0]``
     """
 
     def __new__(cls, *args: Any, **options: Any) -> Any:
         # `keras.Model` drops the arguments here, and its files would hold the defaults.
         return keras.layers.Layer.__new__(cls, *args, **options)
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
