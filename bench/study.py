@@ -236,7 +236,19 @@ def again(jobs: Sequence[Job], results: Path, work: Path, say: Callable[[str], N
             differences.append(f"{job}: {len(old)} records stored, {len(new)} now")
         differences += [f"{job}: {a} stored, {b} now" for a, b in pairs[:1]]
         say(f"{' ' * 8}{len(old)} records, {len(pairs)} differ")
+        kept = json.loads((results / job.place / FILES[0]).read_text())
+        made = json.loads((folder / FILES[0]).read_text())
+        for name, then, now in _elsewhere(kept, made) if pairs else ():
+            say(f"{' ' * 8}{name}: {then} then, {now} now; equal bits are promised for equal ones")
     return differences
+
+
+def _elsewhere(kept: dict[str, Any], made: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield processor and versions that are others in the second summary."""
+    for then, now in ((kept["hardware"], made["hardware"]), (kept["versions"], made["versions"])):
+        for name in then.keys() & now.keys() - {"cores", "memory_gib", "xla_flags"}:
+            if then[name] != now[name]:
+                yield name, then[name], now[name]
 
 
 def values(path: Path) -> Iterator[dict[str, Any]]:

@@ -148,8 +148,14 @@ def test_a_repetition_is_compared_value_by_value(tiny, tmp_path, capsys):
     # What an earlier repetition left must not be taken for this one.
     left = tmp_path / "runs" / "study" / "tiny" / "again" / "jax-0" / "metrics.jsonl"
     left.write_text(path.read_text())
+    summary = path.parent / "summary.json"
+    told = json.loads(summary.read_text())
+    told["hardware"]["processor"] = "another"
+    summary.write_text(json.dumps(told))
     assert command.main([*words, "--again"]) == 1
-    assert "stored" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "stored" in said
+    assert "processor: another then, " in said
 
 
 @once
