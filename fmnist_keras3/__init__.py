@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from fmnist_keras3.data.datamodule import ArrayData, DataModule, FashionMNIST
     from fmnist_keras3.ground.errors import Diverged, UserError
+    from fmnist_keras3.inference.predictor import Predictor
     from fmnist_keras3.loggers import (
         CSVLogger,
         Logger,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "data.datamodule": "ArrayData DataModule FashionMNIST",
     "ground.errors": "Diverged UserError",
+    "inference.predictor": "Predictor",
     "models": "build_model",
     "module": "Module",
     "seeding": "seed_everything",
@@ -89,6 +91,7 @@ __all__ = [
     "ModelSummary",
     "Module",
     "OptunaPruning",
+    "Predictor",
     "RichProgressBar",
     "Run",
     "StochasticWeightAveraging",
@@ -121,7 +124,8 @@ def __getattr__(name: str) -> Any:
 
     if name == "tune":
         import_module(f"{__name__}.tuning.plan").check_optuna()
-    if name in ("Module", "Trainer", "FitResult", "Tuner", "load_model", "load_run", "tune"):
+    heavy = ("Module", "Trainer", "FitResult", "Predictor", "Tuner", "load_model", "load_run")
+    if name in (*heavy, "tune"):
         runtime.prepare()  # these import Keras, which must find its flags
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
 

@@ -198,6 +198,38 @@ def run_evaluate(options: argparse.Namespace) -> int:
     return evaluate.evaluate(given["target"], split, *where, size, chosen.get("tta"))
 
 
+def predict_options(parser: Parser) -> None:
+    parser.add_argument("target", metavar="RUN_OR_MODEL", help="run directory or .keras file")
+    text = "pictures, folders of pictures, or patterns as 'shoes/*.jpg'"
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help=text)
+    text = "what is printed: table, json or csv [table]"
+    add_option(parser, "output", metavar="table|json|csv", help=text)
+    text = "draw pictures, what the model saw, and probabilities [predictions.png]"
+    add_option(parser, "show", metavar="PNG", nargs="?", const="predictions.png", help=text)
+    text = "make dark bright: auto (unless the border is dark), yes or no [auto]"
+    add_option(parser, "invert", metavar="auto|yes|no", help=text)
+    text = "brightest pixel of the model's training: 255, or 1 [255]"
+    add_option(parser, "scale", metavar="255|1", help=text)
+
+
+PREDICT = {
+    "output": ("table", "json", "csv"),
+    "invert": ("auto", "yes", "no"),
+    "scale": ("255", "1"),
+}
+
+
+def run_predict(options: argparse.Namespace) -> int:
+    given = vars(options)
+    for name, allowed in PREDICT.items():
+        value = given.setdefault(name, allowed[0])
+        if value not in allowed:
+            guess = nearest(value, allowed)
+            words = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
+            raise UserError(f"--{name} is {value!r}; it must be {words}.{guess}")
+    return named("commands.predict:predict")(**given)
+
+
 def report_options(parser: Parser) -> None:
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run directories")
     add_option(parser, "output", metavar="FILE", help="where to write the page")
@@ -247,6 +279,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None], Callable[[Any], int]]] 
     "find": ("a learning rate or batch size for a training", find_options, run_find),
     "tune": ("search the settings that train best, with Optuna", tune_options, run_tune),
     "evaluate": ("metrics of a run or model on a split", evaluate_options, run_evaluate),
+    "predict": ("what your own pictures show", predict_options, run_predict),
     "report": ("rebuild a run's HTML report, or compare runs", report_options, run_report),
     "data": ("fetch, verify and describe the data", preview_options, run_data),
     "models": ("the models, their options, parameters and MACs", models_options, run_models),
@@ -258,6 +291,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None], Callable[[Any], int]]] 
 COMMANDS_ELSEWHERE = {
     **dict.fromkeys(("fit", "run", "start"), "train"),
     **dict.fromkeys(("test", "eval", "validate"), "evaluate"),
+    **dict.fromkeys(("classify", "infer"), "predict"),
     "lr_find": "find",
     **dict.fromkeys(("search", "optimize", "sweep", "hpo"), "tune"),
     "download": "data",

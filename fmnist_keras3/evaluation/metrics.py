@@ -46,6 +46,8 @@ class Evaluation:
     ``loss``: mean cross-entropy in nats. ``confusion``: int64 ``[K, K]``, rows are the true class,
     columns the predicted one. ``probabilities``: float64 ``[N, K]`` in the order of the examples.
     ``macro`` is scikit-learn's: the mean over all K classes, those without examples included.
+    ``energy_95_percent``: which free energy, -logsumexp(logits), 95 % of the images do not exceed:
+    one with more is unusual (Liu et al. 2020, arXiv:2010.03759). Of probabilities it is about 0.
     """
 
     class_names: tuple[str, ...]
@@ -56,6 +58,7 @@ class Evaluation:
     macro: ClassScore
     calibration: Calibration
     probabilities: np.ndarray
+    energy_95_percent: float
 
     @property
     def calibration_error(self) -> float:
@@ -70,6 +73,7 @@ class Evaluation:
             "accuracy": self.accuracy,
             "loss": self.loss,
             "calibration_error": self.calibration_error,
+            "energy_95_percent": self.energy_95_percent,
             "class_names": list(self.class_names),
             "per_class": [asdict(score) for score in self.per_class],
             "macro": asdict(self.macro),
@@ -85,7 +89,7 @@ def evaluate_logits(y: np.ndarray, logits: np.ndarray, class_names: Sequence[str
     Raises ValueError for shapes or labels that do not fit, UserError for logits that are not
     finite (the model has diverged).
     """
-    from scipy.special import log_softmax
+    from scipy.special import log_softmax, logsumexp
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     y, logits = np.asarray(y), np.asarray(logits).astype(np.float64)
@@ -123,6 +127,7 @@ def evaluate_logits(y: np.ndarray, logits: np.ndarray, class_names: Sequence[str
         macro=ClassScore("macro average", *means, support=len(y)),
         calibration=_calibration(probabilities.max(axis=1), predicted == y),
         probabilities=probabilities,
+        energy_95_percent=float(np.quantile(-logsumexp(logits, axis=1), 0.95)),
     )
 
 
