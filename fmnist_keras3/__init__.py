@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         WeightAveraging,
     )
     from fmnist_keras3.data.datamodule import ArrayData, DataModule, FashionMNIST
+    from fmnist_keras3.data.own import FolderData, TableData
     from fmnist_keras3.ground.errors import Diverged, UserError
     from fmnist_keras3.loggers import (
         CSVLogger,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "data.datamodule": "ArrayData DataModule FashionMNIST",
+    "data.own": "FolderData TableData",
     "ground.errors": "Diverged UserError",
     "models": "build_model",
     "seeding": "seed_everything",
@@ -77,6 +79,7 @@ __all__ = [
     "EarlyStopping",
     "FashionMNIST",
     "FitResult",
+    "FolderData",
     "GradientNorm",
     "History",
     "LearningRateMonitor",
@@ -89,6 +92,7 @@ __all__ = [
     "RichProgressBar",
     "Run",
     "StochasticWeightAveraging",
+    "TableData",
     "TensorBoardLogger",
     "ThroughputMonitor",
     "Timer",

@@ -57,9 +57,20 @@ class TrainConfig:
 
     data: str = _fixed("auto", takers="FashionMNIST", parser="data.sources:check_name",
         group="data",
-        help="auto, fashion_mnist, synthetic or tfds:NAME")
+        help="auto, fashion_mnist, synthetic, tfds:NAME, or your own images: folder:PATH, "
+        "csv:PATH, npz:PATH, idx:PATH, parquet:PATH")
     data_dir: str | None = _setting(None, takers="FashionMNIST", unset="$FMNIST_DATA_DIR",
         help="folder with the IDX files")
+    image_size: str | None = _fixed(None, takers="FashionMNIST", parser="data.pixels:parse_size",
+        unset="as they are",
+        help="height and width that images are brought to, as 64,48")
+    color: str = _fixed("auto", takers="FashionMNIST", choices=("auto", "grey", "rgb"),
+        help="of the images; auto: rgb, if any of them has colours")
+    resize: str = _fixed("crop", takers="FashionMNIST", choices=("crop", "pad", "stretch"),
+        needs="image_size",
+        help="what is done to images of another ratio of sides than image_size")
+    on_bad_file: str = _setting("skip", takers="FashionMNIST", choices=("skip", "stop"),
+        help="what is done about files that cannot be read as images")
     validation: float = _fixed(0.1, takers="DataModule", least=0, below=1,
         help="fraction of the training set held out")
     augment: str = _fixed("altflip,crop:1", takers="DataModule",
@@ -222,6 +233,7 @@ class TrainConfig:
         del values["recipe"], values["run_dir"], values["resume"]
         if self.data_dir is not None:
             values["data_dir"] = str(Path(self.data_dir).resolve())
+        values["data"] = named("data.sources:absolute")(self.data)
         return values
 
 
