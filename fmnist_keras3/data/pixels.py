@@ -137,7 +137,7 @@ def resized(image: np.ndarray, size: tuple[int, int], how: str) -> np.ndarray:
     picture = Image.fromarray(image[..., 0] if channels == 1 else image)
     across, down = (_filter(n, b - a) for n, a, b in zip(inner[::-1], box, box[2:], strict=False))
     picture = picture.resize((inner[1], height), across, (box[0], 0, box[2], height))
-    picture = picture.resize(inner[::-1], down, (0, box[1], inner[1], box[3]))
+    picture = picture.resize((inner[1], inner[0]), down, (0, box[1], inner[1], box[3]))
     result = np.zeros((*size, channels), np.uint8)
     top, left = ((outer - side) // 2 for outer, side in zip(size, inner, strict=True))
     result[top : top + inner[0], left : left + inner[1]] = np.asarray(picture).reshape(
@@ -160,7 +160,7 @@ def as_images(array: np.ndarray, size: tuple[int, int] | None, what: str) -> np.
         for channels in (1, 3):
             square = (math.isqrt(shape[1] // channels),) * 2
             for sides in filter(None, (size, square)):
-                if math.prod(sides) * channels == shape[1] > 0:
+                if math.prod(sides) * channels == shape[1] > 3:
                     return array.reshape(-1, *sides, channels)
         raise UserError(
             f"{what} has {shape[1]} pixels an image, which are no square of one or three channels. "

@@ -93,7 +93,12 @@ def _csv(arrow: Any, file: Path) -> Any:
     if file.suffix == ".gz":
         content = gzip.decompress(content)
     content = content.removeprefix(b"\xef\xbb\xbf")  # a mark of UTF-8, as spreadsheets write it
-    first = content.split(b"\n", 1)[0].decode(errors="replace").strip("\r ")
+    try:
+        first = content.decode().split("\n", 1)[0].strip("\r ")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{file} is not UTF-8 ({error.reason}). Save it as CSV in UTF-8."
+        ) from error
     tabs = first.count("\t") > first.count(",")
     cells = [cell.strip().strip('"') for cell in first.split("\t" if tabs else ",")]
     leads = not (all(map(_is_number, cells)) or any(map(_is_image, cells)))
