@@ -63,7 +63,9 @@ def _arrays(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     place: Any = path
     try:
         if not path.is_dir():
-            with np.load(path, allow_pickle=False) as archive:
+            # Opened here: NumPy leaves a file that is damaged open.
+            with open(path, "rb") as file:
+                archive = np.load(file, allow_pickle=False)
                 if not isinstance(archive, np.lib.npyio.NpzFile):
                     raise UserError(f"{path} is a single array. Give a folder of several, or .npz.")
                 for name in archive.files:

@@ -30,8 +30,8 @@ class TableData(FashionMNIST):
     """Rows of labels and pixels, paths or encoded images: a CSV, Parquet or NumPy file at ``path``.
 
     Or a folder of such files with train, test or val in their names. ``kind`` is "csv", "parquet",
-    "npz" or "idx" where the name does not tell. ``options`` are those of `FolderData`. Raises
-    UserError for what cannot be used.
+    "npz" or "idx" where the name does not tell. ``options`` are those of `FolderData`.
+    Raises UserError for what cannot be used.
 
     Example: ``TableData("fashion-mnist_train.csv", batch_size=64)``
     """

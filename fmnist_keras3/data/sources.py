@@ -99,10 +99,9 @@ def _load(data: str, data_dir: str | Path | None, seed: int) -> ImageData:
 
 def _changed(data: ImageData, pixels: Pixels) -> ImageData:
     """Return ``data`` in the size and colour that are asked for, with a checksum of its own."""
-    images = pixels.all(data.train.x), pixels.all(data.test.x)
-    if images[0] is data.train.x:
+    if pixels.size is None and pixels.color == "auto":
         return data
-    train, test = Split(images[0], data.train.y), Split(images[1], data.test.y)
+    train, test = (Split(pixels.all(split.x), split.y) for split in (data.train, data.test))
     return dataclasses.replace(data, train=train, test=test, sha256=checksum(train, test))
 
 

@@ -93,25 +93,30 @@ def _csv(arrow: Any, file: Path) -> Any:
     if file.suffix == ".gz":
         content = gzip.decompress(content)
     content = content.removeprefix(b"\xef\xbb\xbf")  # a mark of UTF-8, as spreadsheets write it
-    try:
-        first = content.decode().split("\n", 1)[0].strip("\r ")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{file} is not UTF-8 ({error.reason}). Save it as CSV in UTF-8."
-        ) from error
+    first = content.split(b"\n", 1)[0].decode(errors="replace").strip("\r ")
+    other = f"{file} is not in UTF-8. Save it as CSV in UTF-8."
+    if "\ufffd" in first:
+        raise UserError(other)
     tabs = first.count("\t") > first.count(",")
     cells = [cell.strip().strip('"') for cell in first.split("\t" if tabs else ",")]
     leads = not (all(map(_is_number, cells)) or any(map(_is_image, cells)))
     if len(set(cells)) < len(cells) and leads:
         raise UserError(f"{file} names a column twice in its first row. Give each its own name.")
-    return arrow.csv.read_csv(
-        arrow.BufferReader(content),
-        # In one block, so that types go by all rows, not by those of the first megabyte.
-        arrow.csv.ReadOptions(
-            autogenerate_column_names=not leads, block_size=min(len(content) + 1, 2**31 - 1)
-        ),
-        arrow.csv.ParseOptions(delimiter="\t" if tabs else ","),
-    )
+    parse = arrow.csv.ParseOptions(delimiter="\t" if tabs else ",")
+
+    def parsed(block: int) -> Any:
+        options = {"autogenerate_column_names": not leads, "block_size": block}
+        content_of = arrow.BufferReader(content)
+        return arrow.csv.read_csv(content_of, arrow.csv.ReadOptions(**options), parse)
+
+    try:
+        table = parsed(2**24)
+    except arrow.ArrowInvalid:
+        # Types go by the first block. One that holds all takes twice as long, and goes by all rows.
+        table = parsed(min(len(content) + 1, 2**31 - 1))
+    if any(map(arrow.types.is_binary, table.schema.types)):
+        raise UserError(other)
+    return table
 
 
 def _parquet(arrow: Any, file: Path) -> Any:

@@ -256,7 +256,8 @@ def test_files_that_cannot_be_read_are_named_and_left_out(tmp_path):
     found = sources.load(data)
     assert len(found.train) + len(found.test) == 20
     assert "4 images that cannot be read are left out" in found.note
-    assert "text.png (not an image)" in found.note
+    assert "cut.jpg (" in found.note
+    assert "empty.gif (not an image)" in found.note
     message = refusal(data, on_bad_file="stop")
     assert "cat/cut.jpg" in message
     assert "--on_bad_file skip" in message
@@ -377,8 +378,8 @@ def test_a_table_is_read_however_it_is_written(tmp_path, content):
         (b"name,age\nAda,36\nAlan,41\n", "1 pixels an image, which are no square"),
         (b"a,b,c,d\n1,2,3,4\n5,6,7,8\n", "no column of labels, only a, b, c, d. Name one"),
         (b"label;pixel1\n0;1\n1;2\n", "Needed are a label and pixels"),
-        ((HEADER + ROWS).decode().encode("utf-16"), "is not UTF-8"),
-        (HEADER + b"0,1,2,3,4\n\xff\xfe,5,6,7,8\n", "is not UTF-8"),
+        ((HEADER + ROWS).decode().encode("utf-16"), "is not in UTF-8"),
+        (HEADER + b"0,1,2,3,4\n\xff\xfe,5,6,7,8\n", "is not in UTF-8"),
     ],
 )
 def test_tables_that_are_no_set(tmp_path, content, words):
