@@ -44,13 +44,14 @@ def evaluate(
     from fmnist_keras3.data.datamodule import FashionMNIST
 
     module = FashionMNIST(
-        batch_size=batch,
+        batch_size=1,  # which suits any number of training examples
         validation=config.get("validation", 0.1),
         seed=config.get("seed", 0),
         data=data or ("auto" if data_dir else config.get("data", "auto")),
         data_dir=data_dir or config.get("data_dir"),
         **{name: config[name] for name in PIXELS if name in config},
     ).setup()
+    module.batch_size = batch
     examples = module.test if split == "test" else module.validation
     if examples is None:
         raise UserError(f"There is no {split} split (validation is {module.validation_fraction}).")
