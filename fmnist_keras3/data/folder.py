@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fmnist_keras3.data.dataset import ImageData
 from fmnist_keras3.data.found import Found, assemble
-from fmnist_keras3.data.labels import natural
+from fmnist_keras3.data.labels import natural, readable
 from fmnist_keras3.data.pixels import SUFFIXES, Pixels
 from fmnist_keras3.ground.errors import UserError
 
@@ -32,7 +32,7 @@ def read(path: Path, pixels: Pixels) -> ImageData:
         raise UserError(f"{path} is a file; folder: takes a folder. {NEEDED}")
     folders = _folders(path)
     named = {SPLITS[f.name.lower()]: f for f in folders if f.name.lower() in SPLITS}
-    if "train" not in named:
+    if "train" not in named or not _folders(named["train"]):  # that may be a class, of vehicles
         named = {"train": path}
     found, others, empty = {}, Counter(), []
     for split, folder in named.items():
@@ -43,11 +43,11 @@ def read(path: Path, pixels: Pixels) -> ImageData:
             for file in _files(of_class):
                 if file.suffix.lower() in SUFFIXES:
                     order = natural(str(file.relative_to(of_class)))
-                    examples.append((order, file, of_class.name))
+                    examples.append((order, file, readable(of_class.name)))
                 else:
                     others[file.suffix.lower() or file.name] += 1
             if len(examples) == before:
-                empty.append(str(of_class.relative_to(path)))
+                empty.append(readable(of_class.relative_to(path)))
         if not examples:
             there = f"{len(classes)} folders, without an image" if classes else "no folders"
             raise UserError(f"{folder} has {there}. {NEEDED}")

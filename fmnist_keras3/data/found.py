@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 
 from fmnist_keras3.data.dataset import ImageData, Split, checksum
-from fmnist_keras3.data.labels import classes_of
+from fmnist_keras3.data.labels import classes_of, readable
 from fmnist_keras3.data.pixels import Pixels, as_bytes, as_images, colored, decode, opaque, why_not
 from fmnist_keras3.data.plan import held_out
 from fmnist_keras3.ground.errors import UserError
@@ -170,7 +170,7 @@ def _decoded(
             for i, image in enumerate(threads.map(load, found.images)):
                 if isinstance(image, Exception):
                     place = found.images[i]
-                    at = str(place) if isinstance(place, Path) else f"example {i} of {split}"
+                    at = readable(place) if isinstance(place, Path) else f"example {i} of {split}"
                     bad.append(f"{at} ({why_not(image)})")
                     if pixels.on_bad_file == "stop":
                         raise UserError(

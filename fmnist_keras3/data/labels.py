@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,11 @@ from fmnist_keras3.ground.errors import UserError
 
 SHOWN = 8  # classes in a note
 WHOLE = re.compile(r"[+-]?\d{1,18}")
+
+
+def readable(path: str | Path) -> str:
+    """Return a name of the file system as it can be printed, whatever bytes it is made of."""
+    return os.fsencode(path).decode(errors="replace")
 
 
 def natural(text: str) -> list[Any]:

@@ -81,6 +81,8 @@ def decode(source: Path | bytes) -> np.ndarray:
     Turned as its EXIF data says; what is transparent is laid on white; of 16 bits the upper 8.
     Raises whatever Pillow does for what is no image.
     """
+    if isinstance(source, Path) and source.exists() and not source.is_file():
+        raise ValueError("not a file")  # to open a pipe would be to wait for its other end
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, "r", FORMATS) as f:
         if math.prod(f.size) > MAX_PIXELS:
             raise ValueError(f"{f.width}x{f.height} pixels are more than {MAX_PIXELS:,}")

@@ -63,6 +63,8 @@ def load(
     except OSError as error:
         place = error.filename or path
         raise UserError(f"{place} cannot be read: {error.strerror or error}.") from error
+    except MemoryError as error:
+        raise UserError(f"{path} does not fit into memory, into which it is read.") from error
 
 
 def _load(data: str, data_dir: str | Path | None, seed: int) -> ImageData:
@@ -130,7 +132,7 @@ def is_offline() -> bool:
 def check_name(data: str) -> None:
     """Raise UserError, with what to type, unless `load` knows the name ``data``."""
     kind, colon, place = data.partition(":")
-    if data in NAMES or kind == "tfds" or (kind in KINDS and place):
+    if data in NAMES or data.startswith("tfds:") or (kind in KINDS and place):
         return
     plain = data.lower().replace("-", "").replace("_", "")
     path = Path(data).expanduser()

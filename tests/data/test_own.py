@@ -78,8 +78,10 @@ def test_pandas_series_are_labels():
     x, y, *_ = SET
     order = np.arange(len(y))[::-1]
     plain = ArrayData(x, y.astype(np.int64))
-    for labels in (pandas.Series(y, index=order), pandas.DataFrame({"y": y})["y"]):
-        assert np.array_equal(ArrayData(x, labels).train.y, plain.train.y)
+    for labels in (pandas.Series(y, index=order), pandas.DataFrame({"y": y}, index=order)):
+        made = ArrayData(x, labels)
+        assert np.array_equal(made.train.y.reshape(-1), plain.train.y)
+        assert np.array_equal(made.train.x, plain.train.x)
 
 
 # --- sizes and colours --------------------------------------------------------------------------
@@ -245,17 +247,26 @@ def test_a_photo_is_turned_as_its_exif_says(tmp_path):
     assert found.train.x[0, 0, 3] == 255
 
 
+def large():
+    """A small file of 400 million pixels."""
+    file = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(file, "png")
+    return file.getvalue()
+
+
 def test_files_that_cannot_be_read_are_named_and_left_out(tmp_path):
     bad = {
         "cat/text.png": b"this is text",
         "cat/cut.jpg": jpeg()[:200],
         "cat/cut.png": encoded(np.random.default_rng(0).integers(0, 256, (8, 8, 1), np.uint8))[:70],
         "dog/empty.gif": b"",
+        "dog/large.png": large(),
     }
     data = images(tmp_path, many(**bad))
+    os.mkfifo(tmp_path / "dog/pipe.png")
     found = sources.load(data)
     assert len(found.train) + len(found.test) == 20
-    assert "4 images that cannot be read are left out" in found.note
+    assert "6 images that cannot be read are left out" in found.note
     assert "cut.jpg (" in found.note
     assert "empty.gif (not an image)" in found.note
     message = refusal(data, on_bad_file="stop")
@@ -268,6 +279,17 @@ def test_other_files_are_counted_and_hidden_ones_are_not(tmp_path):
     found = sources.load(images(tmp_path, many(**extra, **{"__MACOSX/x/a.png": b""})))
     assert found.class_names == ("cat", "dog")
     assert "Files of other kinds are left out: 1 .txt." in found.note
+
+
+def test_names_of_any_bytes_and_a_class_named_train(tmp_path):
+    data = images(tmp_path, {"train/1.png": grey(), "plane/1.png": grey()})
+    assert sources.load(data).class_names == ("plane", "train")
+    os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
+    Image.fromarray(grey()[..., 0]).save(os.fsencode(tmp_path) + b"/caf\xe9/\xff.png", "png")
+    (tmp_path / "plane" / os.fsdecode(b"\xfe.png")).write_bytes(b"")
+    found = sources.load(data)
+    assert found.class_names == ("caf\ufffd", "plane", "train")
+    assert "\ufffd.png (not an image)" in found.note
 
 
 def test_links_are_followed_once(tmp_path):
