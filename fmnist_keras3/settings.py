@@ -77,6 +77,8 @@ class TrainConfig:
         parser="data.augment:parse_augment",
         help="none, or a list of flip[:P] or altflip, crop[:PIXELS], rotate[:DEGREES], "
         "brightness[:S], contrast[:S], erase[:P], cutout[:SIZE], mixup[:ALPHA] or cutmix[:ALPHA]")
+    class_weight: str | None = _fixed(None, takers="", unset="all count alike",
+        help="balanced, or a YAML file with a factor for each class: cat: 2.5")
     batch_size: int = _fixed(128, takers="DataModule", least=1, help="examples a step")
     last_batch: str = _fixed("keep", choices=("keep", "fill", "drop"),
         help="an epoch's last, short batch: keep it as it is, drop it, or fill it up by repeats, "
@@ -234,6 +236,8 @@ class TrainConfig:
         if self.data_dir is not None:
             values["data_dir"] = str(Path(self.data_dir).resolve())
         values["data"] = named("data.sources:absolute")(self.data)
+        if self.class_weight is not None:
+            values["class_weight"] = named("data.weights:absolute")(self.class_weight)
         return values
 
 

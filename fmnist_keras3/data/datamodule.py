@@ -39,6 +39,7 @@ class DataModule:
     validation: Split | None
     test: Split | None
     source: ImageData
+    class_weight: list[float] | None = None  # of each class, see `weights.weighted`
 
     def __init_subclass__(cls) -> None:
         check_hooks(vars(cls), DATA_HOOKS)
