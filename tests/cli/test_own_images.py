@@ -52,9 +52,9 @@ def test_what_the_readme_shows(inside, capsys, monkeypatch):
     (inside / "tables/fashion-mnist_train.csv").rename("fashion-mnist_train.csv")
     write(inside / "arrays", "npz", *examples())
     (inside / "arrays/set.npz").rename("digits.npz")
-    write(inside / "emnist", "idx", *examples(classes=26))
+    write(inside / "emnist", "idx", *examples())
     for path in (inside / "emnist").iterdir():
-        path.rename(path.with_name(f"emnist-letters-{path.name}"))
+        path.rename(path.with_name(f"emnist-digits-{path.name}"))
     write(inside / "cifar", "parquet", *examples(size=(32, 32), channels=3))
     lines = [line for line in commands.splitlines() if line]
     assert len(lines) == 6
