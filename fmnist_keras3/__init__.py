@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         WeightAveraging,
     )
     from fmnist_keras3.data.datamodule import ArrayData, DataModule, FashionMNIST
+    from fmnist_keras3.data.own import FolderData, TableData
     from fmnist_keras3.ground.errors import Diverged, UserError
     from fmnist_keras3.inference.predictor import Predictor
     from fmnist_keras3.loggers import (
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "data.datamodule": "ArrayData DataModule FashionMNIST",
+    "data.own": "FolderData TableData",
     "ground.errors": "Diverged UserError",
     "inference.predictor": "Predictor",
     "models": "build_model",
@@ -81,6 +83,7 @@ __all__ = [
     "EarlyStopping",
     "FashionMNIST",
     "FitResult",
+    "FolderData",
     "GradientNorm",
     "History",
     "LearningRateMonitor",
@@ -95,6 +98,7 @@ __all__ = [
     "RichProgressBar",
     "Run",
     "StochasticWeightAveraging",
+    "TableData",
     "TensorBoardLogger",
     "ThroughputMonitor",
     "Timer",

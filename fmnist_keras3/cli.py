@@ -119,6 +119,7 @@ def _read(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 FINDS = ("lr", "batch_size")
+PIXELS = ("image_size", "color", "resize", "on_bad_file")  # what is done to images
 
 
 def find_options(parser: Parser) -> None:
@@ -179,7 +180,7 @@ def run_tune(options: argparse.Namespace) -> int:
 def evaluate_options(parser: Parser) -> None:
     parser.add_argument("target", metavar="RUN_OR_MODEL", help="run directory or .keras file")
     add_option(parser, "split", metavar="SPLIT", help="test or validation [test]")
-    add_settings(parser, "data", "data_dir", "batch_size", "tta")
+    add_settings(parser, "data", "data_dir", *PIXELS, "batch_size", "tta")
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
@@ -195,7 +196,8 @@ def run_evaluate(options: argparse.Namespace) -> int:
         settings.SETTINGS[name].check(value)
     where = (chosen.get("data"), chosen.get("data_dir"))
     size = chosen.get("batch_size", settings.SETTINGS["batch_size"].default)
-    return evaluate.evaluate(given["target"], split, *where, size, chosen.get("tta"))
+    pixels = {name: chosen[name] for name in PIXELS if name in chosen}
+    return evaluate.evaluate(given["target"], split, *where, size, chosen.get("tta"), **pixels)
 
 
 def predict_options(parser: Parser) -> None:
@@ -241,13 +243,15 @@ def run_report(options: argparse.Namespace) -> int:
 
 
 def preview_options(parser: Parser) -> None:
-    add_settings(parser, "data", "data_dir")
+    add_settings(parser, "data", "data_dir", *PIXELS)
     add_option(parser, "preview", metavar="PNG", help="draw examples of each class into a file")
     add_option(parser, "augment", help="augmentation of the preview, as for train [none]")
 
 
 def run_data(options: argparse.Namespace) -> int:
-    given, names = vars(options), ("data", "data_dir", "preview", "augment")
+    given, names = vars(options), ("data", "data_dir", *PIXELS, "preview", "augment")
+    for name in {*PIXELS, "data"} & given.keys():
+        settings.SETTINGS[name].check(given[name])
     chosen = {name: given[name] for name in names if name in given}
     return named("commands.data:describe")(**chosen)
 

@@ -18,6 +18,7 @@ from fmnist_keras3.callbacks import (
 )
 from fmnist_keras3.callbacks.model_checkpoint import interval
 from fmnist_keras3.data.datamodule import DataModule, FashionMNIST
+from fmnist_keras3.data.weights import weighted
 from fmnist_keras3.evaluation import report
 from fmnist_keras3.evaluation.metrics import Evaluation
 from fmnist_keras3.evaluation.results import classified
@@ -54,7 +55,7 @@ class Conclusion:
 def load_data(config: TrainConfig) -> DataModule:
     """Return the data of the settings, loaded."""
     given = arguments_of("DataModule", config) | arguments_of("FashionMNIST", config)
-    return FashionMNIST(**given).setup()
+    return weighted(FashionMNIST(**given).setup(), config.class_weight)
 
 
 def make_model(config: TrainConfig, image_shape: tuple[int, ...], classes: int) -> keras.Model:

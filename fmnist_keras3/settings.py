@@ -57,15 +57,28 @@ class TrainConfig:
 
     data: str = _fixed("auto", takers="FashionMNIST", parser="data.sources:check_name",
         group="data",
-        help="auto, fashion_mnist, synthetic or tfds:NAME")
+        help="auto, fashion_mnist, synthetic, tfds:NAME, or your own images: folder:PATH, "
+        "csv:PATH, npz:PATH, idx:PATH, parquet:PATH")
     data_dir: str | None = _setting(None, takers="FashionMNIST", unset="$FMNIST_DATA_DIR",
         help="folder with the IDX files")
+    image_size: str | None = _fixed(None, takers="FashionMNIST", parser="data.pixels:parse_size",
+        unset="as they are",
+        help="height and width that images are brought to, as 64,48")
+    color: str = _fixed("auto", takers="FashionMNIST", choices=("auto", "grey", "rgb"),
+        help="of the images; auto: rgb, if any of them has colours")
+    resize: str = _fixed("crop", takers="FashionMNIST", choices=("crop", "pad", "stretch"),
+        needs="image_size",
+        help="what is done to images of another ratio of sides than image_size")
+    on_bad_file: str = _setting("skip", takers="FashionMNIST", choices=("skip", "stop"),
+        help="what is done about files that cannot be read as images")
     validation: float = _fixed(0.1, takers="DataModule", least=0, below=1,
         help="fraction of the training set held out")
     augment: str = _fixed("altflip,crop:1", takers="DataModule",
         parser="data.augment:parse_augment",
         help="none, or a list of flip[:P] or altflip, crop[:PIXELS], rotate[:DEGREES], "
         "brightness[:S], contrast[:S], erase[:P], cutout[:SIZE], mixup[:ALPHA] or cutmix[:ALPHA]")
+    class_weight: str | None = _fixed(None, takers="", unset="all count alike",
+        help="balanced, or a YAML file with a factor for each class: cat: 2.5")
     batch_size: int = _fixed(128, takers="DataModule", least=1, help="examples a step")
     last_batch: str = _fixed("keep", choices=("keep", "fill", "drop"),
         help="an epoch's last, short batch: keep it as it is, drop it, or fill it up by repeats, "
@@ -222,6 +235,9 @@ class TrainConfig:
         del values["recipe"], values["run_dir"], values["resume"]
         if self.data_dir is not None:
             values["data_dir"] = str(Path(self.data_dir).resolve())
+        values["data"] = named("data.sources:absolute")(self.data)
+        if self.class_weight is not None:
+            values["class_weight"] = named("data.weights:absolute")(self.class_weight)
         return values
 
 

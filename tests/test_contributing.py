@@ -22,7 +22,8 @@ FENCE = r"```\w+\n(.*?)```"
 
 
 def test_each_kind_of_change_is_worked():
-    assert WORKED == ["A model", "An augmentation", "A callback", "A logger", "A setting"]
+    kinds = ["A model", "An augmentation", "A kind of data", "A callback", "A logger", "A setting"]
+    assert kinds == WORKED
 
 
 @pytest.mark.parametrize("name", WORKED)
@@ -41,6 +42,9 @@ def test_it_is_one_new_file_and_one_line_of_a_table(tmp_path, name):
         assert source.count(f"{anchor}\n") == 1, anchor
         assert line.count("\n") == 1
         (tmp_path / place).write_text(source.replace(f"{anchor}\n", f"{anchor}\n{line}"))
+    (tmp_path / "letters").mkdir()  # for the kind of data
+    for name in "ab":
+        (tmp_path / f"letters/{name}.raw").write_bytes(bytes(28 * 28 * 5))
     (command,) = re.findall(r"Then:\n\n```bash\nfmnist (.*?)\n```", text)
     done = subprocess.run(
         [sys.executable, "-m", "fmnist_keras3", *shlex.split(command)],

@@ -9,9 +9,12 @@ import numpy as np
 
 from fmnist_keras3.data.augment import augmented, parse_augment
 from fmnist_keras3.data.dataset import ImageData
+from fmnist_keras3.data.pixels import Pixels
 from fmnist_keras3.data.plan import draws_of
 from fmnist_keras3.ground import screen
 from fmnist_keras3.ground.errors import UserError
+
+UNBALANCED = 10  # times as many examples of one class as of another
 
 
 def describe(
@@ -19,8 +22,12 @@ def describe(
     data_dir: str | None = None,
     preview: str | None = None,
     augment: str | None = None,
+    **pixels: Any,
 ) -> int:
-    """Print name, source, sizes and class counts; draw a preview if asked."""
+    """Print name, source, sizes and class counts; draw a preview if asked.
+
+    ``pixels`` are the settings of the images' size and colour.
+    """
     from rich.table import Table
 
     from fmnist_keras3.data import sources
@@ -32,7 +39,7 @@ def describe(
         raise UserError(
             f"--preview {preview}: there is no folder {Path(preview).resolve().parent}."
         )
-    found = sources.load(data, data_dir)
+    found = sources.load(data, data_dir, pixels=Pixels(**pixels))
     console = screen.console()
     table = Table(title=f"{found.name} from {found.source}")
     table.add_column("class")
@@ -45,8 +52,12 @@ def describe(
     table.add_section()
     table.add_row("all", f"{len(found.train):,}", f"{len(found.test):,}")
     console.print(table)
-    shape, pixels = found.train.x.shape[1:], found.train.x
-    console.print(f"images {shape}, {pixels.dtype}, mean {pixels.mean():.1f}")
+    if train.max() > UNBALANCED * train.min():
+        most, least = (found.class_names[i] for i in (train.argmax(), train.argmin()))
+        text = f" {most} has {train.max():,} training examples, {least} only {train.min():,}."
+        console.print(screen.styled(("Warning:", "bold yellow"), text), soft_wrap=True)
+    shape, images = found.train.x.shape[1:], found.train.x
+    console.print(f"images {shape}, {images.dtype}, mean {images.mean():.1f}")
     if found.sha256:
         console.print(f"sha256 {found.sha256}", soft_wrap=True)
     if found.note:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from fmnist_keras3.evaluation.metrics import Evaluation
 
 
+PIXELS = ("image_size", "color", "resize", "on_bad_file")
+
+
 def evaluate(
     target: str,
     split: str,
@@ -20,10 +23,12 @@ def evaluate(
     data_dir: str | None,
     batch: int,
     tta: str | None = None,
+    **pixels: Any,
 ) -> int:
     """Print accuracy, loss and the per-class table; a run's own data settings are the default.
 
-    With ``tta`` a second line has the accuracy and loss with test-time augmentation.
+    ``pixels`` are the settings of the images' size and colour. With ``tta`` a second line has the
+    accuracy and loss with test-time augmentation.
     """
 
     runtime.prepare()
@@ -35,15 +40,18 @@ def evaluate(
 
     config = load_run(path).config if path.is_dir() else {}
     config |= config.get("data_module", {})  # of a run that was started from Python
+    config |= pixels
     from fmnist_keras3.data.datamodule import FashionMNIST
 
     module = FashionMNIST(
-        batch_size=batch,
+        batch_size=1,  # which suits any number of training examples
         validation=config.get("validation", 0.1),
         seed=config.get("seed", 0),
         data=data or ("auto" if data_dir else config.get("data", "auto")),
         data_dir=data_dir or config.get("data_dir"),
+        **{name: config[name] for name in PIXELS if name in config},
     ).setup()
+    module.batch_size = batch
     examples = module.test if split == "test" else module.validation
     if examples is None:
         raise UserError(f"There is no {split} split (validation is {module.validation_fraction}).")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fmnist_keras3 import runtime
+from fmnist_keras3.data.sources import is_place
 from fmnist_keras3.ground import screen
 from fmnist_keras3.ground.errors import UserError, exit_code
 from fmnist_keras3.runs import checkpoint, rundir
@@ -38,7 +39,10 @@ def resume(chosen: dict[str, Any]) -> int:
         return _train(TrainConfig(**chosen), "auto")
     stored = _stored_config(run, which)
     for name, value in chosen.items():
-        if SETTINGS[name].fixed and value != stored.get(name, value):
+        before = stored.get(name, value)
+        if name == "data" and is_place(value) and is_place(before):
+            continue  # they may lie elsewhere now; their checksum tells whether they are the same
+        if SETTINGS[name].fixed and value != before:
             raise UserError(
                 f"{name} was {stored[name]!r} when {run} was started and may not be {value!r} now: "
                 f"it decides the data or the weights. Leave --{name} out, or start a new run."

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fmnist_keras3.data.augment import parse_augment
-from fmnist_keras3.data.dataset import ImageData, Split, fits
-from fmnist_keras3.data.plan import generator
+from fmnist_keras3.data.dataset import ImageData, Split, checksum, fits
+from fmnist_keras3.data.pixels import Pixels
+from fmnist_keras3.data.plan import held_out
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.lightning import DATA_HOOKS, check_hooks
 from fmnist_keras3.ground.tree import leaves, mapped, packed
@@ -39,6 +39,7 @@ class DataModule:
     validation: Split | None
     test: Split | None
     source: ImageData
+    class_weight: list[float] | None = None  # of each class, see `weights.weighted`
 
     def __init_subclass__(cls) -> None:
         check_hooks(vars(cls), DATA_HOOKS)
@@ -129,6 +130,8 @@ class DataModule:
 class FashionMNIST(DataModule):
     """Fashion-MNIST, or what ``data`` names: "auto", "fashion_mnist", "synthetic", "tfds:NAME".
 
+    Or somebody's own images, "KIND:PATH" (see `FolderData` and `TableData`). ``image_size``,
+    ``color``, ``resize`` and ``on_bad_file`` are those of `FolderData`.
     ``data_dir`` is a folder with the four IDX files (default: `FMNIST_DATA_DIR`); "auto" falls
     back to a TFDS copy, a download, and at last to generated garments (see `data.sources.load`).
     Images are uint8 ``[N, 28, 28, 1]``, labels int32 ``[N]``. Raises UserError where data is
@@ -145,14 +148,21 @@ class FashionMNIST(DataModule):
         seed: int = 0,
         data: str = "auto",
         data_dir: str | Path | None = None,
+        *,
+        image_size: str | tuple[int, int] | None = None,
+        color: str = "auto",
+        resize: str = "crop",
+        on_bad_file: str = "skip",
     ) -> None:
         super().__init__(batch_size, augment, validation, seed)
+        self.pixels = Pixels(image_size, color, resize, on_bad_file)
+        check_arguments(FashionMNIST, vars(self.pixels))
         self.data, self.data_dir = data, data_dir
 
     def load(self) -> ImageData:
         from fmnist_keras3.data import sources
 
-        return sources.load(self.data, self.data_dir)
+        return sources.load(self.data, self.data_dir, pixels=self.pixels)
 
 
 class ArrayData(DataModule):
@@ -186,17 +196,13 @@ class ArrayData(DataModule):
         names: tuple[str, ...] = ()
         if _is_classes(self._train.y):
             names = tuple(str(i) for i in range(int(self._train.y.max()) + 1))
-        digest = hashlib.sha256()
-        for split in (self._train, self._validation, self._test):
-            for array in [] if split is None else leaves((split.x, split.y, split.weight)):
-                digest.update(np.ascontiguousarray(array).data)
         return ImageData(
             "arrays",
             "memory",
             self._train,
             self._train.take(slice(0)) if self._test is None else self._test,
             names,
-            sha256=digest.hexdigest(),
+            sha256=checksum(self._train, self._validation, self._test),
             validation=self._validation,
         )
 
@@ -333,25 +339,15 @@ def _split(data: Split, fraction: float, seed: int) -> tuple[Split, Split | None
         return data, None
     y = data.y[:, 0] if isinstance(data.y, np.ndarray) and data.y.shape[1:] == (1,) else data.y
     plain = np.zeros(len(data), np.int32)
-    held = _held_out(y if _is_classes(y) else plain, fraction, seed)
+    held = held_out(y if _is_classes(y) else plain, fraction, seed, "validation")
     if not held.any():  # whole numbers of which each is rare
-        held = _held_out(plain, fraction, seed)
+        held = held_out(plain, fraction, seed, "validation")
     if not held.any() or held.all():
         raise UserError(
             f"validation {fraction} of {len(data)} examples leaves one side empty. "
             "Type --validation 0 to train without, or another fraction."
         )
     return data.take(np.flatnonzero(~held)), data.take(np.flatnonzero(held))
-
-
-def _held_out(groups: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Return which examples are held out, by ``groups [N]``: of each the ``fraction``."""
-    rng = generator(seed, 0, "validation")
-    held = np.zeros(len(groups), bool)
-    for label in np.unique(groups):
-        members = np.flatnonzero(groups == label)
-        held[rng.permutation(members)[: round(fraction * len(members))]] = True
-    return held
 
 
 def overfitted(data: DataModule, amount: int | float) -> DataModule:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +70,7 @@ class Split:
 class ImageData:
     """A data set with its training and test split and where it came from."""
 
-    name: str  # "fashion_mnist", "synthetic", "tfds:NAME", "idx" (somebody's own IDX files)
+    name: str  # "fashion_mnist", "synthetic", "tfds:NAME", "folder:NAME", "idx" (own IDX files)
     source: str  # folder, URL or generator that the examples were read from
     train: Split
     test: Split  # of no examples, if there is none
@@ -77,6 +78,15 @@ class ImageData:
     sha256: str | None = None  # over the four uncompressed IDX files, or over the arrays
     note: str | None = None  # anything a reader of the run should know
     validation: Split | None = None  # where it is given, and not to be held out of ``train``
+
+
+def checksum(*splits: Split | None) -> str:
+    """Return one SHA-256 over the arrays of ``splits``: inputs, labels, weights of each."""
+    digest = hashlib.sha256()
+    for split in splits:
+        for array in [] if split is None else leaves((split.x, split.y, split.weight)):
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def fits(given: tuple[int | None, ...], takes: tuple[int | None, ...]) -> bool:

@@ -45,7 +45,7 @@ def read_folder(folder: str | Path) -> ImageData:
     used.
     """
     paths = _find(Path(folder).expanduser().absolute())
-    contents = [_content(path) for path in paths]
+    contents = [content_of(path) for path in paths]
     found = [hashlib.sha256(content).hexdigest() for content in contents]
     train, test = (_decode_split(paths[i : i + 2], contents[i : i + 2]) for i in (0, 2))
     if train.x.shape[1:] != test.x.shape[1:]:
@@ -125,8 +125,8 @@ def _present(folder: Path) -> dict[str, Path | None]:
     return found
 
 
-def _content(path: Path) -> bytes:
-    """Return the uncompressed bytes of a file."""
+def content_of(path: Path) -> bytes:
+    """Return the uncompressed bytes of a file, which may be packed; raises UserError."""
     again = "Copy or download it again."
     try:
         if path.exists() and not path.is_file():
@@ -177,9 +177,15 @@ def _decode(path: Path, content: bytes, magic: int) -> np.ndarray:
             f"{path} starts with the magic number {found}, expected {magic} "
             f"({KINDS[magic]}){hint}. Put the IDX file of that name in its place."
         )
-    header = 16 if magic == IMAGES else 8
+    array = values_of(path, content, 3 if magic == IMAGES else 1, np.dtype(np.uint8))
+    return array[..., None] if magic == IMAGES else array
+
+
+def values_of(path: Path, content: bytes, rank: int, dtype: np.dtype) -> np.ndarray:
+    """Return the writable array behind the header of an IDX file; raises UserError."""
+    header = 4 + 4 * rank
     sizes = [int.from_bytes(content[i : i + 4], "big") for i in range(4, header, 4)]
-    size, expected = len(content), header + math.prod(sizes)
+    size, expected = len(content), header + math.prod(sizes) * dtype.itemsize
     if size != expected:
         more = f"has {size - expected} bytes after its last example"
         raise UserError(
@@ -191,8 +197,7 @@ def _decode(path: Path, content: bytes, magic: int) -> np.ndarray:
             f"{path} has no examples: the sizes in its header are {sizes}. "
             "At least one example is needed."
         )
-    array = np.frombuffer(content, np.uint8, offset=header).copy()
-    return array.reshape(*sizes, 1) if magic == IMAGES else array
+    return np.frombuffer(content, dtype, offset=header).copy().reshape(sizes)
 
 
 def _contents(train: Split, test: Split) -> Iterable[bytes]:

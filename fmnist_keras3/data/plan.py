@@ -91,6 +91,16 @@ def evaluation_plan(examples: int, batch_size: int) -> EpochPlan:
     return EpochPlan(_batches(order, batch_size), _valid(examples, batch_size), {})
 
 
+def held_out(groups: np.ndarray, fraction: float, seed: int, purpose: str) -> np.ndarray:
+    """Return which examples are held out, by ``groups [N]``: of each the ``fraction``."""
+    rng = generator(seed, 0, purpose)
+    held = np.zeros(len(groups), bool)
+    for label in np.unique(groups):
+        members = np.flatnonzero(groups == label)
+        held[rng.permutation(members)[: round(fraction * len(members))]] = True
+    return held
+
+
 def _valid(examples: int, batch_size: int) -> np.ndarray:
     starts = np.arange(0, examples, batch_size)
     return np.minimum(batch_size, examples - starts).astype(np.int32)

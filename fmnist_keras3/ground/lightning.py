@@ -113,8 +113,6 @@ ARGUMENTS = {
         "batch_size": "type ArrayData(x, y, batch_size=...)",
         "validation_split": "type ArrayData(x, y, validation=0.1)",
         "sample_weight": "weights come third: trainer.fit(model, (x, y, sample_weight))",
-        "class_weight": "give each example its weight, trainer.fit(model, (x, y, weights[y])), "
-        "where weights is an array with one a class",
         "callbacks": "type Trainer(callbacks=[...])",
         "verbose": "type Trainer(enable_progress_bar=False)",
         "shuffle": "each epoch has an order of its own, which follows from Trainer(seed=...)",

@@ -31,15 +31,24 @@ class Entry:
     about: str
     dropout: float = 0.0
     l2: float = 0.0
+    least: int = 1  # pixels a side, below which layers have nothing left to work on
     options: dict[str, Option] = field(default_factory=dict)
 
 
 MODELS = {
     "baseline": Entry(
-        "baseline", "LeNet adapted: wider, ReLU, max-pooling, L2 and dropout", dropout=0.2, l2=1e-4
+        "baseline",
+        "LeNet adapted: wider, ReLU, max-pooling, L2 and dropout",
+        dropout=0.2,
+        l2=1e-4,
+        least=8,
     ),
-    "lenet": Entry("lenet", "the classic LeNet-5: 6 and 16 filters of 5x5, dense 120 and 84"),
-    "cnn": Entry("cnn", "the bench's: 3x3x32, pool, 3x3x64, pool, dense 128, dropout", dropout=0.5),
+    "lenet": Entry(
+        "lenet", "the classic LeNet-5: 6 and 16 filters of 5x5, dense 120 and 84", least=12
+    ),
+    "cnn": Entry(
+        "cnn", "the bench's: 3x3x32, pool, 3x3x64, pool, dense 128, dropout", dropout=0.5, least=10
+    ),
     "airnet": Entry(
         "airnet",
         "airbench's, for short trainings: whitened patches, pooling early, identity at first",
@@ -55,6 +64,7 @@ MODELS = {
     "resnet": Entry(
         "resnet",
         "residual network for small images: ResNet-20, 32, 44, 56, 110 by depth",
+        least=4,
         options={
             "depth": Option(20, "6n + 2 layers", choices=tuple(range(8, 111, 6))),
             "width": Option(16, "filters of the first stage", least=1),
@@ -65,6 +75,7 @@ MODELS = {
     "wrn": Entry(
         "wrn",
         "wide residual network, WRN-depth-width, dropout inside its blocks",
+        least=4,
         options={
             "depth": Option(16, "6n + 4 layers", choices=tuple(range(10, 101, 6))),
             "width": Option(2, "factor on 16, 32 and 64 filters", least=1),
@@ -120,6 +131,7 @@ def build_model(
     dropout = entry.dropout if dropout is None else dropout
     l2 = entry.l2 if l2 is None else l2
     check_arguments(build_model, {"dropout": dropout, "l2": l2, "seed": seed})
+    check_size(name, input_shape, entry.least)
 
     from fmnist_keras3.runtime import prepare
 
@@ -143,6 +155,15 @@ def build_model(
         metrics=["accuracy"],
     )
     return model
+
+
+def check_size(name: str, shape: tuple[int, ...], least: int) -> None:
+    """Raise UserError for images ``[H, W, C]`` that are too small for the model ``name``."""
+    if min(shape[:2]) < least:
+        raise UserError(
+            f"{name} takes images of {least}x{least} pixels or more; these have "
+            f"{shape[0]}x{shape[1]}. Type --image_size {least},{least}, or take another model."
+        )
 
 
 class Dropouts:

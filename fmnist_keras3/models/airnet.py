@@ -52,7 +52,8 @@ def build(
         if min(x.shape[1:3]) < 2:
             raise UserError(
                 f"widths has {len(widths)} groups; these images can be halved only "
-                f"{group - 1} times. Give fewer."
+                f"{group - 1} times. Give fewer, or images of at least "
+                f"{2 ** len(widths) + max(1, whiten) - 1} pixels a side: --image_size H,W"
             )
         x = conv(x, width, f"{group}a")
         x = norm(MaxPooling2D(2, name=f"pool{group}")(x), f"{group}a")

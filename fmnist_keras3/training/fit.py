@@ -233,6 +233,7 @@ class Fit:
             "batch_size": self.data.batch_size,
             "augment": [repr(augmentation) for _, augmentation in self.data.augment],
             "steps in an epoch": self.steps_in_epoch,
+            **({"class_weight": self.data.class_weight} if self.data.class_weight else {}),
             **({"last_batch": self.last_batch} if self.last_batch == "fill" else {}),
         }
 

@@ -42,6 +42,7 @@ def describe(trainer: Trainer, model: keras.Model, data: DataModule) -> dict[str
                 "class": type(data).__name__,
                 "data": getattr(data, "data", data.source.name),
                 "data_dir": None if where is None else Path(where).resolve(),
+                **(vars(data.pixels) if hasattr(data, "pixels") else {}),
                 "sha256": data.source.sha256,
                 "batch_size": data.batch_size,
                 "augment": [repr(augmentation) for _, augmentation in data.augment],

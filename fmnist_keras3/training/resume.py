@@ -41,9 +41,11 @@ def check_data(fit: Fit, found: Checkpoint) -> None:
     then = {"seed": manifest.get("seed"), **manifest.get("data", {})}
     for name, value in now.items():
         if then.get(name) != value:
+            source = fit.data.source
+            which = f" The data is {source.name} from {source.source}." * (name == "sha256")
             raise UserError(
                 f"The run was started with {name} {then.get(name)}; it is {value} now, and may not "
-                "change on a resume. Give what it was, or start a new run."
+                f"change on a resume.{which} Give what it was, or start a new run."
             )
 
 

@@ -18,6 +18,7 @@ from fmnist_keras3.data.datamodule import (
     as_datamodule,
     overfitted,
 )
+from fmnist_keras3.data.weights import weighted
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.leaves import leaf
 from fmnist_keras3.ground.lightning import explained
@@ -231,6 +232,7 @@ class Trainer(Evaluator):
         ckpt_path: str | Path | None = None,
         config: dict[str, Any] | None = None,
         hparams: dict[str, Any] | None = None,
+        class_weight: Any = None,
     ) -> FitResult:
         """Train ``model`` on ``data`` and leave a run directory.
 
@@ -242,9 +244,10 @@ class Trainer(Evaluator):
         stopped; "auto" is "last", or the beginning where no checkpoint was written yet. Optimizer,
         epochs and logging may change on the way; model, data, batch size and seed may not.
         ``config`` is what config.yaml and the checkpoints hold (default: model, optimizer, data
-        and all arguments), and ``hparams`` plain values of your own beside it. The model holds the
-        trained weights afterwards. Raises UserError for input that cannot be used and
-        Diverged when the loss or a weight is not finite.
+        and all arguments), and ``hparams`` plain values of your own beside it. ``class_weight``
+        is what examples of a class count in the training: "balanced", factors by number or name,
+        or a YAML file of such. The model holds the trained weights afterwards. Raises UserError for
+        input that cannot be used and Diverged when the loss or a weight is not finite.
         """
         leaves_files = not (self.fast_dev_run or self.barebones)
         if ckpt_path is not None and not leaves_files:
@@ -257,6 +260,7 @@ class Trainer(Evaluator):
             data = as_datamodule(data, validation_data, model)
             if self.overfit_batches:
                 data = overfitted(data, self.overfit_batches)
+            data = weighted(data, class_weight)
             around = self.on_nonfinite == "rollback"
             check_examples(model, data, goes_around=around)
             engine = self._engine_for(session, data.train, data.batch_size)

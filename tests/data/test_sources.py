@@ -184,6 +184,7 @@ def test_tfds_names(tmp_path, monkeypatch):
 
 def test_synthetic_takes_no_folder(tmp_path):
     assert "--data_dir" in refusal("synthetic", tmp_path)
+    assert "--data_dir" in refusal(f"folder:{tmp_path}", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -196,9 +197,13 @@ def test_synthetic_takes_no_folder(tmp_path):
         ("mnist", "type --data tfds:mnist"),
         (
             "./images",
-            "type --data_dir ./images; other images are loaded in Python: ArrayData(x, y)",
+            "type --data folder:./images; if it holds Fashion-MNIST's four files, "
+            "--data_dir ./images",
         ),
-        ("my train.csv", "load my train.csv in Python, and give ArrayData(x, y)"),
+        ("my train.csv", "Type --data csv:'my train.csv'"),
+        ("train.mat", "load train.mat in Python, and give ArrayData(x, y)"),
+        ("foldr:images", "Did you mean 'folder'?"),
+        ("npz:", "Give a path: --data npz:PATH"),
         ("", ""),
     ],
 )

@@ -405,7 +405,7 @@ def test_every_argument_of_lightnings_trainer_is_taken_or_explained():
         (lambda m, d: ModelCheckpoint(save_last=False), "the last checkpoint is always kept"),
         (lambda m, d: Trainer().fit(m, d, epochs=3), r"type Trainer\(max_epochs=\.\.\.\)"),
         (lambda m, d: Trainer().fit(m, x=1, y=2), r"trainer\.fit\(model, \(x, y\)\)"),
-        (lambda m, d: Trainer().fit(m, d, class_weight={0: 2}), r"\(x, y, weights\[y\]\)"),
+        (lambda m, d: Trainer().fit(m, d, sample_weight=[1]), r"\(x, y, sample_weight\)"),
         (lambda m, d: ThroughputMonitor(batch_size_fn=len), "Leave it out"),
         (lambda m, d: TensorBoardLogger("logs", version=1), "give another name"),
         (lambda m, d: seed_everything(42, workers=True), "no worker draws numbers"),
