@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fmnist_keras3.data.augment import parse_augment
+from fmnist_keras3.data.augment import is_mixing, parse_augment
 from fmnist_keras3.data.dataset import ImageData, Split, checksum, fits
 from fmnist_keras3.data.pixels import Pixels
 from fmnist_keras3.data.plan import held_out
@@ -29,8 +30,9 @@ class DataModule:
     (0 <= f < 1) of the training examples that is held out, chosen by ``seed``: of each class, where
     labels are integers ``[N]`` or ``[N, 1]``; of all together, where they are anything else
     (floats, one-hot, several targets). ``train``, ``validation`` (or None) and ``test`` (or None)
-    are read by `setup`, at the latest when they are asked for. Raises UserError for values outside
-    their range.
+    are read by `setup`, at the latest when they are asked for. ``views`` of more than 1 gives the
+    training of a `Module` a tuple of so many images for each, augmented independently. Raises
+    UserError for values outside their range.
 
     Example: ``class Mine(DataModule): load = lambda self: ArrayData(x, y).load()``
     """
@@ -50,6 +52,8 @@ class DataModule:
         augment: str | None = None,
         validation: float = 0.1,
         seed: int = 0,
+        *,
+        views: int = 1,
     ) -> None:
         given = {"batch_size": batch_size, "validation": validation, "seed": seed}
         check_arguments(DataModule, given)
@@ -57,7 +61,19 @@ class DataModule:
         self.augment = parse_augment(augment)
         self.validation_fraction = validation
         self.seed = seed
+        self.views = views
+        self._check_views()
         self._ready = False
+
+    def _check_views(self) -> None:
+        drawn = [name for name, augmentation in self.augment if not is_mixing(augmentation)]
+        if not isinstance(self.views, int) or self.views < 1:
+            raise UserError(f"views is {self.views!r}; it must be a whole number, at least 1.")
+        if self.views > 1 and len(drawn) < max(1, len(self.augment)):
+            raise UserError(
+                f"views is {self.views}, of images that are augmented, and not mixed with others. "
+                "Give augment='crop:4,flip', or others of one image."
+            )
 
     def load(self) -> ImageData:
         """Return the examples; called once, before training."""
@@ -107,6 +123,7 @@ class DataModule:
                     f"The augmentation {name} is for images in uint8, 0..255; these are "
                     f"{train.x.dtype}. Leave {name} out, or give uint8."
                 )
+        train = dataclasses.replace(train, views=self.views)
         self.source, self.train, self.validation = source, train, validation
         self.test = source.test if len(source.test) else None
         self._ready = True
@@ -153,8 +170,9 @@ class FashionMNIST(DataModule):
         color: str = "auto",
         resize: str = "crop",
         on_bad_file: str = "skip",
+        views: int = 1,
     ) -> None:
-        super().__init__(batch_size, augment, validation, seed)
+        super().__init__(batch_size, augment, validation, seed, views=views)
         self.pixels = Pixels(image_size, color, resize, on_bad_file)
         check_arguments(FashionMNIST, vars(self.pixels))
         self.data, self.data_dir = data, data_dir

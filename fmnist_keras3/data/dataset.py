@@ -32,12 +32,14 @@ class Split:
     ``x``: images ``[N, H, W, C]``, uint8 raw pixels 0..255 (other dtypes are passed through).
     ``y``: labels ``[N]``, int32. ``weight``: None, or float32 ``[N]``, how much each example
     counts. All three may be tuples, lists or dicts of arrays, for a model of several inputs or
-    outputs. Raises UserError for different lengths.
+    outputs. ``views``: how many times a training sees each image, augmented anew, in a tuple.
+    Raises UserError for different lengths.
     """
 
     x: Any
     y: Any
     weight: Any = None
+    views: int = 1
 
     def __post_init__(self) -> None:
         lengths = {len(array) for array in leaves((self.x, self.y, self.weight))}
@@ -61,9 +63,8 @@ class Split:
 
     def take(self, indices: np.ndarray | slice) -> Split:
         """Return the examples at ``indices`` (int array or slice), in that order."""
-        return Split(
-            *(mapped(lambda a: a[indices], part) for part in (self.x, self.y, self.weight))
-        )
+        parts = (mapped(lambda a: a[indices], part) for part in (self.x, self.y, self.weight))
+        return Split(*parts, views=self.views)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -21,7 +22,7 @@ class EpochPlan:
     ``indices [steps, batch]`` int32: positions in the training split. The last batch may have
     fewer examples; it is filled up by repeating its own.
     ``valid [steps]`` int32: how many of a batch's examples count.
-    ``draws``: per augmentation an int32 array ``[steps, batch, ...]``.
+    ``draws``: per augmentation an int32 array ``[steps, batch, ...]``; see `name_in_view`.
     """
 
     indices: np.ndarray
@@ -56,19 +57,26 @@ def epoch_plan(
     batch_size: int,
     image_shape: tuple[int, ...] = (),
     augment: tuple[tuple[str, Augmentation], ...] = (),
+    views: int = 1,
     limit: int | None = None,
 ) -> EpochPlan:
     """Make the plan of one epoch (0-based): each of the ``examples`` exactly once.
 
-    ``limit`` keeps the first so many batches.
+    Each of ``views`` has draws of its own. ``limit`` keeps the first so many batches.
     """
     order = generator(seed, epoch, "order").permutation(examples).astype(np.int32)
     draws = {}
-    for name, augmentation in augment:
+    for (name, augmentation), view in product(augment, range(views)):
+        name = name_in_view(name, view)
         drawn = draws_of(name, augmentation, seed, epoch, order, image_shape)
         draws[name] = _batches(drawn, batch_size)[:limit]
     valid = _valid(examples, batch_size)
     return EpochPlan(_batches(order, batch_size)[:limit], valid[:limit], draws)
+
+
+def name_in_view(name: str, view: int) -> str:
+    """Return the name of an augmentation's draws for the images of a view, from 0."""
+    return f"{name} view {view + 1}" if view else name
 
 
 def draws_of(

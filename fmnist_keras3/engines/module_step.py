@@ -163,8 +163,12 @@ class ModuleStep:
 def example_of(split: Split) -> dict[str, Any]:
     """Return shape and dtype of an example, for a run's config; of arrays only."""
     parts = {"x": split.x, "y": split.y, "weight": split.weight}
-    arrays = {name: a for name, a in parts.items() if isinstance(a, np.ndarray)}
-    return {name: {"shape": list(a.shape[1:]), "dtype": a.dtype.name} for name, a in arrays.items()}
+    found = {
+        name: {"shape": list(a.shape[1:]), "dtype": a.dtype.name}
+        for name, a in parts.items()
+        if isinstance(a, np.ndarray)
+    }
+    return {"views": split.views, **found}
 
 
 def build_for(model: Module, example: dict[str, Any]) -> None:
@@ -175,8 +179,11 @@ def build_for(model: Module, example: dict[str, Any]) -> None:
             "Make the module, and give fit, test or predict the ckpt_path."
         )
     if not model.built:
-        zeros = {k: np.zeros((1, *a["shape"]), a["dtype"]) for k, a in example.items()}
-        make_ready(model, Split(**{"y": None, **zeros}))
+        made = {"y": None, **example}
+        for name in made.keys() - {"views"}:
+            if (of := made[name]) is not None:
+                made[name] = np.zeros((1, *of["shape"]), of["dtype"])
+        make_ready(model, Split(**made))
 
 
 def _run(
@@ -230,7 +237,9 @@ def _traced(
         found["made"] = keras_private.unmade_variables() - before
         return loss
 
-    parts = [p for p in (example.x, example.y, example.weight) if p is not None]
+    views = example.views if verb == "train" else 1
+    x = example.x if views == 1 else (example.x,) * views
+    parts = [p for p in (x, example.y, example.weight) if p is not None]
     keras_private.spec_of(run, *map(_symbols, parts))
     return found["logged"], found["updated"], found["made"]
 

@@ -97,6 +97,11 @@ class CompiledStep:
         fill_last_batch: bool = False,
     ) -> None:
         _check_trainable(model, label_smoothing)
+        if example is not None and example.views > 1:
+            raise UserError(
+                f"views is {example.views}, for the training_step of a Module; {model.name} is a "
+                "compiled model. Leave it out."
+            )
         if not model.built:
             _build(model, example)
         _check_loss(model, example)

@@ -19,7 +19,7 @@ import numpy as np
 
 from fmnist_keras3.data.augment import Augmentation, augmented, is_mixing, partners
 from fmnist_keras3.data.dataset import Split
-from fmnist_keras3.data.plan import EpochPlan
+from fmnist_keras3.data.plan import EpochPlan, name_in_view
 from fmnist_keras3.engines.base import Engine
 from fmnist_keras3.engines.chunk import Chunk
 from fmnist_keras3.ground.errors import UserError
@@ -61,7 +61,8 @@ class Feed(ABC):
                 f"{self._mixing[0]} out of augment."
             )
         if augment:
-            self._augment = engine.program(augment, partial(_augment, dict(augment)))
+            key = (augment, split.views)
+            self._augment = engine.program(key, partial(_augment, dict(augment), split.views))
         self._plan: EpochPlan
 
     @abstractmethod
@@ -127,9 +128,12 @@ class Feed(ABC):
 
 
 def _augment(
-    augment: dict[str, Augmentation], x: Any, y: Any, draws: dict[str, Any]
+    augment: dict[str, Augmentation], views: int, x: Any, y: Any, draws: dict[str, Any]
 ) -> tuple[Any, Any]:
-    return augmented(augment, x, draws), mapped(partners, y)
+    def seen(view: int) -> Any:
+        return augmented(augment, x, {name: draws[name_in_view(name, view)] for name in augment})
+
+    return seen(0) if views == 1 else tuple(map(seen, range(views))), mapped(partners, y)
 
 
 class ResidentFeed(Feed):

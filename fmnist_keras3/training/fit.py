@@ -163,6 +163,7 @@ class Fit:
             batch_size=self.data.batch_size,
             image_shape=self.data.train.image_shape,
             augment=self.data.augment,
+            views=self.data.train.views,
             limit=min(self.steps_in_epoch, limit or self.steps_in_epoch),
         )
 
@@ -235,6 +236,7 @@ class Fit:
             "steps in an epoch": self.steps_in_epoch,
             **({"class_weight": self.data.class_weight} if self.data.class_weight else {}),
             **({"last_batch": self.last_batch} if self.last_batch == "fill" else {}),
+            **({"views": self.data.train.views} if self.data.train.views > 1 else {}),
         }
 
 

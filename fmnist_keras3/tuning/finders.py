@@ -326,6 +326,7 @@ class Tuner:
             batch_size=data.batch_size,
             image_shape=data.train.image_shape,
             augment=data.augment,
+            views=data.train.views,
             limit=limit,
         )
 

@@ -10,12 +10,14 @@ import pytest
 from keras import layers, ops
 
 from fmnist_keras3 import ArrayData, EarlyStopping, EMAWeightAveraging, Module, Trainer, UserError
+from fmnist_keras3.data.augment import parse_augment
 from fmnist_keras3.data.plan import epoch_plan
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (90, 6, 6, 1), np.uint8)
 LABELS = RNG.integers(0, 4, 90).astype("int32")
 BATCH, EPOCHS = 16, 3  # the last batch is short
+CROP = parse_augment("crop:2")
 
 
 class Net(Module):
@@ -497,3 +499,79 @@ def test_the_module_of_the_readme_trains(tmp_path, monkeypatch):
     losses = [r["train_loss"] for r in records(run, "train")]
     assert losses == sorted(losses, reverse=True)
     assert len(losses) == 5
+
+
+class Views(Module):
+    """Sees two views of each image in the training, and one in the validation."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = keras.Sequential(
+            [layers.Flatten(), layers.Dense(3, kernel_initializer=keras.initializers.Ones())]
+        )
+
+    def training_step(self, batch):
+        one, two = batch[0][:2]
+        one, two = (ops.cast(x, "float32") / 255 for x in (one, two))
+        self.log("unlike", ops.mean(ops.cast(ops.any(one != two, (1, 2, 3)), "float32")))
+        return ops.mean(ops.square(self.net(one) - self.net(two) + 1))
+
+    def validation_step(self, batch):
+        self.log("val_loss", ops.mean(self.net(ops.cast(batch[0], "float32"))))
+
+    def predict_step(self, batch):
+        return self.net(ops.cast(batch, "float32"))
+
+    def configure_optimizers(self):
+        return keras.optimizers.SGD(1e-3)
+
+
+@pytest.mark.parametrize("pipeline", ["resident", "stream"])
+def test_two_views_are_drawn_apart_and_resumed(tmp_path, pipeline):
+    more = {"augment": "crop:2,flip", "views": 2, "validation": 0.2}
+    whole, made = Views(), trainer(tmp_path / "whole", pipeline=pipeline)
+    made.fit(whole, data(**more))
+    assert all(0.5 < r["unlike"] <= 1 for r in records(tmp_path / "whole", "train"))
+    assert made.predict(whole, IMAGES[:3]).shape == (3, 3)
+    trainer(tmp_path / "part", pipeline=pipeline, max_steps=7).fit(Views(), data(**more))
+    rest = Views()
+    trainer(tmp_path / "part", pipeline=pipeline).fit(rest, data(**more), ckpt_path="last")
+    for a, b in zip(whole.get_weights(), rest.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    again = Views.load_from_checkpoint(tmp_path / "part")
+    np.testing.assert_array_equal(again.get_weights()[0], rest.get_weights()[0])
+    with pytest.raises(UserError, match="views"):
+        trainer(tmp_path / "part", max_epochs=9).fit(
+            Views(), data(**{**more, "views": 3}), ckpt_path="last"
+        )
+
+
+def test_views_are_those_of_the_augmentation():
+    draws = epoch_plan(
+        3, 1, examples=40, batch_size=8, image_shape=(6, 6, 1), augment=CROP, views=2
+    ).draws
+    alone = epoch_plan(3, 1, examples=40, batch_size=8, image_shape=(6, 6, 1), augment=CROP).draws
+    np.testing.assert_array_equal(draws["crop"], alone["crop"])
+    assert draws.keys() == {"crop", "crop view 2"}
+    assert (draws["crop"] != draws["crop view 2"]).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"views": 0, "augment": "flip"}, "views is 0"),
+        ({"views": 2}, "of images that are augmented"),
+        ({"views": 2, "augment": "flip,mixup:0.2"}, "not mixed"),
+    ],
+)
+def test_mistaken_views_are_told(options, message):
+    with pytest.raises(UserError, match=message):
+        data(**options)
+
+
+def test_a_compiled_model_takes_one_view():
+    model = Net().net
+    model.build((None, 6, 6, 1))
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.raises(UserError, match="views is 2, for the training_step of a Module"):
+        trainer(barebones=True).fit(model, data(views=2, augment="flip"))
