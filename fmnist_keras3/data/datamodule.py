@@ -31,8 +31,8 @@ class DataModule:
     labels are integers ``[N]`` or ``[N, 1]``; of all together, where they are anything else
     (floats, one-hot, several targets). ``train``, ``validation`` (or None) and ``test`` (or None)
     are read by `setup`, at the latest when they are asked for. ``views`` of more than 1 gives the
-    training of a `Module` a tuple of so many images for each, augmented independently. Raises
-    UserError for values outside their range.
+    training of a `Module` a tuple of so many images for each, augmented independently.
+    Raises UserError for values outside their range.
 
     Example: ``class Mine(DataModule): load = lambda self: ArrayData(x, y).load()``
     """
