@@ -41,3 +41,8 @@ def test_a_private_name_that_is_gone_is_named_with_the_version():
         keras_private.was_called(type("Odd", (), {})())
     with pytest.raises(ImportError, match=r"no keras\.src\.nowhere"):
         keras_private._source("nowhere")
+
+
+@pytest.mark.parametrize("path", FILES, ids=names)
+def test_no_file_has_more_than_400_lines(path):
+    assert path.read_text().count("\n") <= 400

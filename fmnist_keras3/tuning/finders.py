@@ -30,6 +30,7 @@ from fmnist_keras3.training.accumulation import Accumulation
 from fmnist_keras3.training.feeds import Feed
 from fmnist_keras3.training.pace import Pace
 from fmnist_keras3.training.prepare import set_from_data
+from fmnist_keras3.training.programs import Programs
 from fmnist_keras3.training.session import Session
 from fmnist_keras3.training.setup import make_accumulation, make_feed
 
@@ -169,8 +170,7 @@ class Tuner:
         ``mode`` is "exponential" or "linear". The search ends early where the loss is not finite,
         or its average more than ``early_stop_threshold`` times the lowest (None: never).
         ``update_attr`` sets the optimizer's learning rate to the suggestion. Smith (2015), Cyclical
-        Learning Rates. Raises UserError for values outside their range, and for an optimizer with a
-        schedule of its own.
+        Learning Rates. Raises UserError for values out of range and an optimizer's own schedule.
         """
         _check_mode(mode, ("exponential", "linear"))
         _check_least(num_training=(num_training, 2))
@@ -195,10 +195,9 @@ class Tuner:
                     "search. Compile the model with a number as learning_rate."
                 )
             accumulation = make_accumulation(trainer, data)
-            total = accumulation.steps_in_epoch
             size, augment = data.batch_size, data.augment
             feed = make_feed(trainer.pipeline, data.train, engine, size, augment, training=True)
-            plan_of = partial(self._plan, data, limit=total)
+            plan_of = partial(self._plan, data, limit=accumulation.steps_in_epoch)
             with _restored(engine, feed):
                 set_from_data(engine, data.train.x)
                 for chunk in _chunks(feed, num_training, plan_of):
@@ -285,12 +284,11 @@ class Tuner:
         With an engine of its own, which takes its programs with it when it goes.
         """
         trainer, data = copy.copy(self.trainer), copy.copy(data)
-        trainer.programs.engine, data.batch_size = None, size
+        trainer.programs, data.batch_size = Programs(), size
         try:
             engine = trainer._engine_for(session, data.train, size)
-            feed = make_feed(
-                trainer.pipeline, data.train, engine, size, data.augment, training=True
-            )
+            pipeline, augment = trainer.pipeline, data.augment
+            feed = make_feed(pipeline, data.train, engine, size, augment, training=True)
             try:
                 plan = self._plan(data, 0, engine.chunk_steps)
                 rates = np.full(engine.chunk_steps, engine.learning_rate(), np.float32)
