@@ -26,9 +26,13 @@ def run_pytest(session: nox.Session, backend: str, *arguments: str) -> None:
 @nox.session
 @nox.parametrize("backend", BACKENDS)
 def tests(session: nox.Session, backend: str) -> None:
-    """The default suite: generated data and tiny models; real data where FMNIST_DATA_DIR is."""
+    """The default suite: generated data and tiny models; real data where FMNIST_DATA_DIR is.
+
+    What no backend computes is tested beside JAX alone.
+    """
     session.install(".[test]")
-    run_pytest(session, backend)
+    once = () if backend == "jax" else ("-m", "not slow and not any_backend")
+    run_pytest(session, backend, *once)
 
 
 @nox.session

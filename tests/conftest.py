@@ -35,6 +35,24 @@ NOT_OURS = (
 )
 
 
+# What no backend computes (texts, files, tables, pictures), or what starts processes on backends of
+# its own: run once, beside JAX.
+ANY_BACKEND = (
+    *("test_docstrings", "test_files", "test_layout", "test_names", "test_screen", "test_settings"),
+    *("test_typing", "bench/", "data/test_idx", "data/test_mirrors", "data/test_plan"),
+    *("data/test_sources", "data/test_synthetic", "evaluation/test_metrics"),
+    *("evaluation/test_plots", "evaluation/test_report", "inference/test_pictures"),
+    *("inference/test_preparation", "tuning/test_refusals"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if str(item.path.relative_to(here)).startswith(ANY_BACKEND):
+            item.add_marker(pytest.mark.any_backend)
+
+
 @pytest.fixture(scope="session")
 def backend() -> str:
     """The name of the backend that this process tests."""
