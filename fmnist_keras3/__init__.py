@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fmnist_keras3.data.datamodule import ArrayData, DataModule, FashionMNIST
     from fmnist_keras3.data.own import FolderData, TableData
     from fmnist_keras3.ground.errors import Diverged, UserError
+    from fmnist_keras3.inference.export import export
     from fmnist_keras3.inference.predictor import Predictor
     from fmnist_keras3.loggers import (
         CSVLogger,
@@ -53,6 +54,7 @@ _PUBLIC = {
     "data.datamodule": "ArrayData DataModule FashionMNIST",
     "data.own": "FolderData TableData",
     "ground.errors": "Diverged UserError",
+    "inference.export": "export",
     "inference.predictor": "Predictor",
     "models": "build_model",
     "module": "Module",
@@ -109,6 +111,7 @@ __all__ = [
     "WandbLogger",
     "WeightAveraging",
     "build_model",
+    "export",
     "load_model",
     "load_run",
     "seed_everything",
@@ -128,7 +131,16 @@ def __getattr__(name: str) -> Any:
 
     if name == "tune":
         import_module(f"{__name__}.tuning.plan").check_optuna()
-    heavy = ("Module", "Trainer", "FitResult", "Predictor", "Tuner", "load_model", "load_run")
+    heavy = (
+        "Module",
+        "Trainer",
+        "FitResult",
+        "Predictor",
+        "Tuner",
+        "export",
+        "load_model",
+        "load_run",
+    )
     if name in (*heavy, "tune"):
         runtime.prepare()  # these import Keras, which must find its flags
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -222,14 +222,45 @@ PREDICT = {
 
 
 def run_predict(options: argparse.Namespace) -> int:
+    return named("commands.predict:predict")(**_chosen(options, PREDICT))
+
+
+def _chosen(options: argparse.Namespace, table: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Return the options; of those in ``table`` the first word allowed is the default."""
     given = vars(options)
-    for name, allowed in PREDICT.items():
+    for name, allowed in table.items():
         value = given.setdefault(name, allowed[0])
         if value not in allowed:
             guess = nearest(value, allowed)
             words = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
             raise UserError(f"--{name} is {value!r}; it must be {words}.{guess}")
-    return named("commands.predict:predict")(**given)
+    return given
+
+
+def export_options(parser: Parser) -> None:
+    parser.add_argument("target", metavar="RUN_OR_MODEL", help="run directory or .keras file")
+    add_option(parser, "format", metavar="|".join(EXPORT["format"]), help="what is written [onnx]")
+    text = "new file, of saved_model a new folder [model.onnx, model.keras, saved_model]"
+    add_option(parser, "output", metavar="PATH", help=text)
+    text = "what the file returns [probabilities]"
+    add_option(parser, "outputs", metavar="|".join(EXPORT["outputs"]), help=text)
+    text = "brightest pixel of the model's training: 255, or 1 [255]"
+    add_option(parser, "scale", metavar="255|1", help=text)
+    group = parser.add_argument_group("images of the check", "those of the run, unless given")
+    add_settings(group, "data", "data_dir")
+
+
+EXPORT = {
+    "format": ("onnx", "keras", "saved_model"),
+    "outputs": ("probabilities", "logits"),
+    "scale": ("255", "1"),
+}
+
+
+def run_export(options: argparse.Namespace) -> int:
+    given = _chosen(options, EXPORT)
+    place = {"onnx": "model.onnx", "keras": "model.keras"}.get(given["format"], "saved_model")
+    return named("commands.export:export")(**{"output": place} | given)
 
 
 def report_options(parser: Parser) -> None:
@@ -284,6 +315,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None], Callable[[Any], int]]] 
     "tune": ("search the settings that train best, with Optuna", tune_options, run_tune),
     "evaluate": ("metrics of a run or model on a split", evaluate_options, run_evaluate),
     "predict": ("what your own pictures show", predict_options, run_predict),
+    "export": ("a file for other programs, checked", export_options, run_export),
     "report": ("rebuild a run's HTML report, or compare runs", report_options, run_report),
     "data": ("fetch, verify and describe the data", preview_options, run_data),
     "models": ("the models, their options, parameters and MACs", models_options, run_models),
@@ -296,6 +328,7 @@ COMMANDS_ELSEWHERE = {
     **dict.fromkeys(("fit", "run", "start"), "train"),
     **dict.fromkeys(("test", "eval", "validate"), "evaluate"),
     **dict.fromkeys(("classify", "infer"), "predict"),
+    **dict.fromkeys(("convert", "save", "onnx"), "export"),
     "lr_find": "find",
     **dict.fromkeys(("search", "optimize", "sweep", "hpo"), "tune"),
     "download": "data",

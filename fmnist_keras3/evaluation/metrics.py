@@ -137,10 +137,13 @@ def as_logits(outputs: np.ndarray) -> np.ndarray:
     Rows that all sum to 1 are probabilities; none counts as less than 1e-7, as in Keras' losses.
     """
     rows = np.asarray(outputs).astype(np.float64)
+    return np.log(rows.clip(1e-7)) if are_probabilities(rows) else rows
+
+
+def are_probabilities(rows: np.ndarray) -> bool:
+    """Tell whether all ``rows [N, K]`` sum to 1, without a negative number."""
     # Of a softmax in bfloat16 the sums are about 1 only.
-    if (rows >= 0).all() and np.allclose(rows.sum(axis=1), 1, atol=0.02):
-        return np.log(rows.clip(1e-7))
-    return rows
+    return bool((rows >= 0).all() and np.allclose(rows.sum(axis=1), 1, atol=0.02))
 
 
 def _calibration(confidence: np.ndarray, correct: np.ndarray) -> Calibration:

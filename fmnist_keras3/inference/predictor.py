@@ -92,7 +92,7 @@ class Predictor:
                     + nearest(value, allowed)
                 )
         self.invert, self.scale = invert, scale
-        self.model, found = _model_of(run)
+        self.model, found = model_of(run)
         self.size, self.channels = _takes(self.model)
         gives = self.model.output_shape
         if not isinstance(gives, tuple) or len(gives) != 2 or (gives[1] or 0) < 2:
@@ -100,16 +100,14 @@ class Predictor:
                 f"The model returns {gives}; it must be a row of logits for each image, of two "
                 "classes or more."
             )
-        self.class_names, self._energy = _knowledge(found, gives[1])
+        self.class_names, self._energy = knowledge(found, gives[1])
         grey = self.channels in (0, 1)
         self._garments = grey or self.class_names == FASHION_CLASSES
 
     @property
     def scale_unknown(self) -> bool:
         """Whether ``scale`` is a guess: a model from elsewhere, which does not scale pixels."""
-        kinds = {type(layer).__name__ for layer in getattr(self.model, "layers", [])}
-        foreign = self._energy is None and self.class_names[0] == "0"
-        return foreign and not kinds & {"Rescaling", "Normalization"}
+        return scale_unknown(self.model, self.class_names, self._energy)
 
     def __call__(self, images: Any) -> list[Prediction]:
         """Return a `Prediction` for each of ``images``: paths, images of Pillow, or arrays.
@@ -194,7 +192,7 @@ class Predictor:
         return softmax(logits, axis=1), -logsumexp(logits, axis=1)
 
 
-def _model_of(run: Any) -> tuple[keras.Model, Run | None]:
+def model_of(run: Any) -> tuple[keras.Model, Run | None]:
     """Return the model that is meant, and its run, if there is one."""
     if isinstance(run, Run):
         return run.model, run
@@ -224,7 +222,14 @@ def _takes(model: Any) -> tuple[tuple[int, int], int]:
     )
 
 
-def _knowledge(run: Run | None, classes: int) -> tuple[tuple[str, ...], float | None]:
+def scale_unknown(model: Any, class_names: tuple[str, ...], energy: float | None) -> bool:
+    """Tell whether a model is from elsewhere (see `knowledge`) and does not scale pixels."""
+    kinds = {type(layer).__name__ for layer in getattr(model, "layers", [])}
+    foreign = energy is None and class_names[0] == "0"
+    return foreign and not kinds & {"Rescaling", "Normalization"}
+
+
+def knowledge(run: Run | None, classes: int) -> tuple[tuple[str, ...], float | None]:
     """Return the names of the classes, and above which energy 5 % of the test images were."""
     numbers = tuple(map(str, range(classes)))
     if run is None:

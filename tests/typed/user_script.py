@@ -44,6 +44,7 @@ from fmnist_keras3 import (
     WandbLogger,
     WeightAveraging,
     build_model,
+    export,
     load_model,
     load_run,
     seed_everything,
@@ -157,6 +158,7 @@ best: int = trainer.predict(model, x).argmax(1)[0]
 print(result.summary["validation_accuracy"], result.history.to_pandas().describe())
 
 run = load_run("runs/mine", "best")
+assert_type(export(run, "model.onnx", "onnx", outputs="logits").difference, float)
 assert_type(run, Run)
 assert_type(run.config, dict[str, Any])
 run.model.predict(x)

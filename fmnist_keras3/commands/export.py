@@ -1,0 +1,59 @@
+"""`fmnist export`: a file of a trained model for other programs, checked against the model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from fmnist_keras3 import runtime
+from fmnist_keras3.ground import screen
+
+
+def export(
+    target: str,
+    format: str,
+    output: str,
+    outputs: str,
+    scale: str,
+    data: str | None = None,
+    data_dir: str | None = None,
+) -> int:
+    """Write and check the file, and print size and speed; returns 1 if it computes other values.
+
+    The arguments are those of `inference.export.export`.
+    """
+    from fmnist_keras3.inference import export as exports
+
+    exports.check(output, format, outputs, float(scale))
+    runtime.prepare()
+    runtime.import_keras_alone()
+    try:
+        options = {"outputs": outputs, "scale": float(scale), "data": data, "data_dir": data_dir}
+        made = exports.export(target, output, format, **options)
+    except exports.Inexact as error:
+        print(f"fmnist: {error}", file=sys.stderr)
+        return 1
+    if made.scale_unknown:
+        note = "Note: of a model trained on pixels divided by 255, export with --scale 1."
+        print(note, file=sys.stderr)
+    from rich.table import Table
+
+    times = made.latencies()
+    path = Path(target)
+    original = path / "model.keras" if path.is_dir() else path
+    table = Table()
+    for name in ("", "size", *(f"batch of {batch}" for batch in times)):
+        table.add_column(name, justify="right" if name else "left")
+    for k, (name, size) in enumerate(
+        ((original.name, original.stat().st_size), (Path(output).name, made.size))
+    ):
+        cells = [f"{pair[k]:.3g} ms" for pair in times.values()]
+        table.add_row(name, f"{size / 1e6:.2f} MB", *cells)
+    console = screen.console()
+    console.print(table)
+    told = (
+        f": {made.outputs} for raw pixels; largest difference from the model "
+        f"{made.difference:.1e}, {made.changed} labels changed ({made.images} {made.data})"
+    )
+    console.print(screen.styled((output, "bold"), told), soft_wrap=True)
+    return 0
