@@ -38,7 +38,15 @@ NOT_OURS = (
 # What no backend computes (texts, files, tables, pictures), or what starts processes on backends of
 # its own: run once, beside JAX.
 ANY_BACKEND = (
-    *("test_docstrings", "test_files", "test_layout", "test_names", "test_screen", "test_settings"),
+    *(
+        "test_contributing",
+        "test_docstrings",
+        "test_files",
+        "test_layout",
+        "test_names",
+        "test_screen",
+        "test_settings",
+    ),
     *("test_typing", "bench/", "data/test_idx", "data/test_mirrors", "data/test_plan"),
     *("data/test_sources", "data/test_synthetic", "evaluation/test_metrics"),
     *("evaluation/test_plots", "evaluation/test_report", "inference/test_pictures"),

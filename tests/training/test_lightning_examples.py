@@ -400,7 +400,6 @@ def test_every_argument_of_lightnings_trainer_is_taken_or_explained():
         (lambda m, d: Trainer().test(m, dataloaders=d), "test has no dataloaders here"),
         (lambda m, d: Trainer().predict(m, dataloaders=d), r"trainer\.predict\(model, images\)"),
         (lambda m, d: Trainer().predict(m, d), r"Give images to predict"),
-        (lambda m, d: Tuner(Trainer()).lr_find(m, datamodule=d), "lr_find has no datamodule"),
         (lambda m, d: ModelCheckpoint(dirpath="my/path/"), r"Trainer\(run_dir=\.\.\.\)"),
         (lambda m, d: ModelCheckpoint(save_last=False), "the last checkpoint is always kept"),
         (lambda m, d: Trainer().fit(m, d, epochs=3), r"type Trainer\(max_epochs=\.\.\.\)"),
