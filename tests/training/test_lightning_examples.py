@@ -28,7 +28,6 @@ from fmnist_keras3 import (
     ThroughputMonitor,
     Timer,
     Trainer,
-    Tuner,
     UserError,
     WeightAveraging,
     seed_everything,
