@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import warnings
 from typing import Any
 
 import keras
@@ -251,27 +252,12 @@ def make_ready(model: Any, example: Split) -> None:
     """
     if not isinstance(model, Module):
         return
-    if not model.built:
-        if type(model).call is not keras.Model.call:
-            # Of a GAN it takes noise, not the inputs; then the steps alone make the weights.
-            with contextlib.suppress(Exception):
-                keras_private.spec_of(model, _symbols(example.x))
-        names: list[Any] = [None]
-        if _takes_optimizer(model):
-            given = model.configure_optimizers()
-            names = [*given] if isinstance(given, dict) else []
-        for name in names:
-            # Without labels, a module may only predict.
-            with (
-                contextlib.nullcontext()
-                if example.y is not None
-                else contextlib.suppress(UserError)
-            ):
-                _traced(model, "train", example, name)
-        for verb in (verb for verb in STEPS if _overrides(model, STEPS[verb])):
-            with contextlib.suppress(UserError):  # which is told where the step is needed
-                _traced(model, verb, example, None)
-        model.built = True
+    # The user may have called the module already; then what only the steps use has no weights yet.
+    if not all(layer.built for layer in keras_private.all_layers(model)):
+        with warnings.catch_warnings():
+            # `call` may leave layers to the steps, as the decoder of an autoencoder.
+            warnings.filterwarnings("ignore", r"`build\(\)` was called on layer", UserWarning)
+            _build(model, example)
     model.set_optimizers()
     if isinstance(model.optimizer, OptimizerGroup) != _takes_optimizer(model):
         raise UserError(
@@ -279,6 +265,26 @@ def make_ready(model: Any, example: Split) -> None:
             "the name of one. Type def training_step(self, batch, optimizer) and return a dict "
             "from configure_optimizers, or neither."
         )
+
+
+def _build(model: Module, example: Split) -> None:
+    """Make the weights, by running all that there is on symbols."""
+    names: list[Any] = [None]
+    if _takes_optimizer(model):
+        given = model.configure_optimizers()
+        names = [*given] if isinstance(given, dict) else []
+    for name in names:
+        # Without labels, a module may only predict.
+        with contextlib.nullcontext() if example.y is not None else contextlib.suppress(UserError):
+            _traced(model, "train", example, name)
+    for verb in (verb for verb in STEPS if _overrides(model, STEPS[verb])):
+        with contextlib.suppress(UserError):  # which is told where the step is needed
+            _traced(model, verb, example, None)
+    if type(model).call is not keras.Model.call:
+        # After the steps: of a GAN it takes noise, and would build its generator for images.
+        with contextlib.suppress(Exception):
+            keras_private.spec_of(model, _symbols(example.x))
+    model.built = True
 
 
 def _given(batch: Batch) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from pathlib import Path
 
 import keras
@@ -284,6 +285,40 @@ def test_a_resumed_run_is_equal_to_the_bit(tmp_path, make):
         np.testing.assert_array_equal(a, b)
     ours, theirs = (records(tmp_path / name, "train") for name in ("whole", "part"))
     assert ours[-1]["loss"] == theirs[-1]["loss"]
+
+
+class Encoder(Autoencoder):
+    """Is called for the codes alone: the decoder has its weights from the steps."""
+
+    def call(self, x):
+        return self.encoder(ops.cast(x, "float32"))
+
+
+@pytest.mark.parametrize("called", [False, True])
+def test_layers_that_only_the_steps_use_are_built_without_a_word(called):
+    module = Encoder()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        if called:
+            module(IMAGES[:1])
+            assert "`build()` was called" in str(said[0].message)  # Keras', of the user's own call
+            said.clear()
+        Trainer(barebones=True, max_epochs=1).fit(module, data())
+    assert [str(w.message) for w in said if "build" in str(w.message)] == []
+    assert len(module.trainable_variables) == 4
+
+
+class Called(GAN):
+    """Is called with noise, not with what it is trained on."""
+
+    def call(self, noise):
+        return self.generator(noise)
+
+
+def test_a_generator_is_built_for_noise(tmp_path):
+    module, made = Called(), trainer(tmp_path / "run", max_epochs=1)
+    made.fit(module, data())
+    assert made.predict(module, np.zeros((5, 3), "float32")).shape == (5, 6, 6, 1)
 
 
 class Hooked(Net):
