@@ -70,7 +70,7 @@ def describe(
 
 def draw_preview(data: ImageData, path: Path, augment: str | None = None) -> None:
     """Write a sheet with a row of training images a class, or one of what ``augment`` does."""
-    from fmnist_keras3.evaluation import plots
+    from fmnist_keras3.evaluation import plots, sheets
 
     synthetic = data.name == "synthetic"
     rows = [np.flatnonzero(data.train.y == k) for k in range(len(data.class_names))]
@@ -87,7 +87,7 @@ def draw_preview(data: ImageData, path: Path, augment: str | None = None) -> Non
     if len(named) > 1:
         blocks["all of them"] = _drawn(images, named)
     title = f"{data.name}, {augment}"
-    plots.augmentations(images, blocks, path, title, synthetic=synthetic)
+    sheets.augmentations(images, blocks, path, title, synthetic=synthetic)
 
 
 def _texts(augment: str | None) -> list[str]:

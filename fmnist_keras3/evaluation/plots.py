@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from fmnist_keras3.evaluation.figure import BLACK, BLUE, GREEN, GREY, ORANGE, Picture, sentence
 from fmnist_keras3.evaluation.figure import figure as _figure
 from fmnist_keras3.evaluation.metrics import CALIBRATION_BINS, Evaluation
+from fmnist_keras3.evaluation.sheets import draw_image, short
 from fmnist_keras3.ground.files import save
 
 if TYPE_CHECKING:
@@ -72,10 +73,6 @@ def _percent(share: float, digits: int = 2) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-def _short(name: str, length: int) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
-
-
 def _epoch_panel(body: SubFigure, keys: Sequence[str], key: str, epochs: Iterable[int]) -> Axes:
     """Return the panel of ``key`` beside those of the other ``keys``, with an axis of epochs."""
     axes = body.add_subplot(1, len(keys), keys.index(key) + 1)
@@ -106,10 +103,6 @@ def _mark(axes: Axes, x: float, text: str, colour: str, ha: str = "center") -> N
 def _legend(header: SubFigure, *lines: Line2D) -> None:
     """Draw the legend where it hides no data."""
     header.legend(handles=lines, ncols=len(lines), loc="upper right", borderaxespad=0.9)
-
-
-def _image(axes: Axes, image: np.ndarray) -> None:
-    axes.imshow(_pixels(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
 
 
 def curves(records: Records, path: File, title: str, synthetic=False) -> Path:
@@ -203,7 +196,7 @@ def confusion_matrix(evaluation: Evaluation, path: File, title: str, synthetic=F
         for hide, colours, top in ((~diagonal, "Blues", 1.25), (diagonal, "Oranges", 1.4 * worst)):
             cells = np.ma.masked_array(shares, hide | (confusion == 0))
             axes.imshow(cells, cmap=colours, norm=PowerNorm(0.6, 0, top))
-        names = [_short(name, 20) for name in evaluation.class_names]
+        names = [short(name, 20) for name in evaluation.class_names]
         style = {"rotation": 40 if size <= 20 else 90, "rotation_mode": "anchor"}
         axes.set_xticks(range(size), names, ha="right", **style)
         axes.set_yticks(range(size), names)
@@ -255,10 +248,10 @@ def mistakes(
             sentence(body, f"No mistake among {len(y):,} images.")
         for place, index in enumerate(chosen):
             axes = body.add_subplot(rows, columns, place + 1)
-            _image(axes, x[index])
+            draw_image(axes, x[index])
             axes.set_axis_off()
             axes.set_anchor("N")  # leaves what the cell is higher than wide to the label
-            true, taken = (_short(names[i], 13) for i in (y[index], predicted[index]))
+            true, taken = (short(names[i], 13) for i in (y[index], predicted[index]))
             # Three digits, and never "100 %": a rounded certainty would be a false one.
             answer = f"→ {taken} {min(100 * confidence[index], 99.9):.3g} %"
             style: Any = {"textcoords": "offset points", "ha": "center", "va": "top", "fontsize": 9}
@@ -281,51 +274,11 @@ def examples(
         for line, (name, row) in enumerate(zip(class_names, rows, strict=True)):
             for column, image in enumerate(row):
                 axes = body.add_subplot(len(rows), columns, line * columns + column + 1)
-                _image(axes, image)
+                draw_image(axes, image)
                 axes.set(xticks=[], yticks=[])
-                label = "" if column else _short(name, 13)
+                label = "" if column else short(name, 13)
                 axes.set_ylabel(label, rotation=0, ha="right", va="center", color=BLACK)
     return Path(path)
-
-
-def augmentations(
-    images: np.ndarray, blocks: Mapping[str, np.ndarray], path: File, title: str, synthetic=False
-) -> Path:
-    """Draw ``images [n, H, W, C]`` and below, for each name, what became of them in some epochs.
-
-    ``blocks``: names of augmentations, with images ``[epochs, n, H, W, C]``.
-    """
-    rows = {"original": images[None], **blocks}
-    columns, (height, width) = len(images), images.shape[1:3]
-    gap, space = max(1, width // 14), max(2, height // 3)  # between images, and blocks
-    lines, places = [], []
-    for drawn in rows.values():
-        sheet = np.ones((len(drawn), height + gap, columns, width + gap, 3))
-        for line, column in np.ndindex(*drawn.shape[:2]):
-            sheet[line, :height, column, :width] = _pixels(drawn[line, column])[..., :3]
-        sheet = sheet.reshape(-1, columns * (width + gap), 3)
-        places.append(sum(map(len, lines)) + (len(sheet) - gap) / 2)
-        lines += [sheet, np.ones_like(sheet[:1]).repeat(space, 0)]
-    picture = np.concatenate(lines)
-    epochs = len(next(iter(blocks.values())))
-    subtitle = f"the same images in {epochs} epochs" + " of each augmentation" * (len(blocks) > 1)
-    inches = 0.75 / (width + gap)
-    size = (picture.shape[1] * inches + 1.5, picture.shape[0] * inches + 0.2)
-    with _figure(path, size, title, subtitle, synthetic) as (_, body):
-        axes = body.add_subplot()
-        axes.imshow(picture, interpolation="nearest")
-        axes.spines[:].set_visible(False)
-        axes.grid(False)
-        axes.set_xticks([])
-        axes.set_yticks(places, [_short(name, 15) for name in rows], color=BLACK)
-    return Path(path)
-
-
-def _pixels(image: np.ndarray) -> np.ndarray:
-    """Return one image as float 0..1."""
-    pixels = np.asarray(image).astype(np.float64)
-    bright = image.dtype == np.uint8 or pixels.max() > 1
-    return np.clip(pixels / 255 if bright else pixels, 0, 1)
 
 
 def calibration(evaluation: Evaluation, path: File, title: str, synthetic=False) -> Path:

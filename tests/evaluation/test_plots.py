@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmnist_keras3.evaluation import figure, plots
+from fmnist_keras3.evaluation import figure, plots, sheets
 from fmnist_keras3.evaluation.metrics import evaluate_logits
 from fmnist_keras3.ground.errors import UserError
 
@@ -189,7 +189,9 @@ def test_mistakes_of_other_examples_are_refused(tmp_path):
 def test_augmented_images_lie_below_their_originals(tmp_path, channels):
     images = np.zeros((4, 10, 10, channels), np.uint8)
     marked = np.full((3, 4, 10, 10, channels), 200, np.uint8)
-    path = plots.augmentations(images, {"one": marked, "two": marked // 2}, tmp_path / "a.png", "t")
+    path = sheets.augmentations(
+        images, {"one": marked, "two": marked // 2}, tmp_path / "a.png", "t"
+    )
     seen = pixels(path)[..., 0]
     rows = [np.flatnonzero((seen == grey).mean(1) > 0.3) for grey in (0, 200, 100)]
     assert rows[0].max() < rows[1].min() < rows[1].max() < rows[2].min()
