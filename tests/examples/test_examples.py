@@ -16,7 +16,6 @@ EXAMPLES = {
     "vae": ("elbo", True, ["vae.png", "map.png"]),
     "gan": ("distance", False, ["gan.png"]),
     "multitask": ("error", False, ["multitask.png"]),
-    "distill": ("student", True, ["distill.png"]),
 }
 
 
@@ -54,7 +53,7 @@ class Killed(Callback):
             raise MemoryError("killed")
 
 
-@pytest.mark.parametrize("name", ["autoencoder", "vae", "gan", "multitask"])
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_it_goes_on_where_it_was_to_the_same_bits(name, tmp_path, data, monkeypatch):
     whole = main(name)(epochs=2, run_dir=tmp_path / "whole", data=data())
     example = import_module(f"fmnist_keras3.examples.{name}")
