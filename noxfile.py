@@ -36,6 +36,13 @@ def tests(session: nox.Session, backend: str) -> None:
 
 
 @nox.session
+def once(session: nox.Session) -> None:
+    """What the default suite runs beside JAX only, on TensorFlow."""
+    session.install(".[test]")
+    run_pytest(session, "tensorflow", "-m", "any_backend and not slow")
+
+
+@nox.session
 @nox.parametrize("backend", BACKENDS)
 def slow(session: nox.Session, backend: str) -> None:
     """The tests that take minutes."""

@@ -35,8 +35,9 @@ NOT_OURS = (
 )
 
 
-# What no backend computes (texts, files, tables, pictures), or what starts processes on backends of
-# its own: run once, beside JAX.
+# What no backend computes (texts, files, tables, pictures), what starts processes on backends of
+# its own, and what takes long and hardly differs: run once, beside JAX. `nox -s once` runs it on
+# the other.
 ANY_BACKEND = (
     *(
         "test_contributing",
@@ -50,7 +51,8 @@ ANY_BACKEND = (
     *("test_typing", "bench/", "data/test_idx", "data/test_mirrors", "data/test_plan"),
     *("data/test_sources", "data/test_synthetic", "evaluation/test_metrics"),
     *("evaluation/test_plots", "evaluation/test_report", "inference/test_pictures"),
-    *("inference/test_preparation", "tuning/test_refusals"),
+    *("inference/test_preparation", "inference/test_export", "tuning/", "data/test_own"),
+    *("cli/test_own_images", "training/test_across_backends", "examples/"),
 )
 
 

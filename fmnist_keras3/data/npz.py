@@ -65,7 +65,7 @@ def _arrays(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         if not path.is_dir():
             # Opened here: NumPy leaves a file that is damaged open.
             with open(path, "rb") as file:
-                archive = np.load(file, allow_pickle=False)
+                archive = np.load(file)
                 if not isinstance(archive, np.lib.npyio.NpzFile):
                     raise UserError(f"{path} is a single array. Give a folder of several, or .npz.")
                 for name in archive.files:
@@ -74,7 +74,7 @@ def _arrays(path: Path) -> Iterator[tuple[str, np.ndarray]]:
             return
         for file in sorted(path.glob("*.npy")):
             place = file
-            yield file.stem, np.load(file, mmap_mode="r", allow_pickle=False)
+            yield file.stem, np.load(file, mmap_mode="r")
         for file in sorted(path.glob("*.npz")):
             place = file
             for name, array in _arrays(file):

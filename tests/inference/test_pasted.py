@@ -16,6 +16,7 @@ LESS |= {"gradient": 0.1, "textured": 0.1, "wooden": 0.1}
 
 
 @pytest.mark.real_data
+@pytest.mark.slow
 def test_pasted_test_images(fashion_dir, tmp_path):
     data = FashionMNIST(data_dir=fashion_dir, batch_size=64)
     trainer = Trainer(2, run_dir=tmp_path / "run", enable_progress_bar=False)

@@ -33,9 +33,9 @@ def losses(model, data, steps, optimizer, augment="flip,crop,erase") -> list[flo
     [
         ("baseline", "adamw", 100),
         ("lenet", "adamw", 50),
-        ("lenet", "sgd", 50),
-        ("airnet:widths=16-32", "adamw", 50),
-        ("resnet:depth=8,width=32", "sgd", 20),
+        pytest.param("lenet", "sgd", 50, marks=pytest.mark.slow),
+        pytest.param("airnet:widths=16-32", "adamw", 50, marks=pytest.mark.slow),
+        pytest.param("resnet:depth=8,width=32", "sgd", 20, marks=pytest.mark.slow),
     ],
 )
 def test_many_steps_have_the_same_losses(on_tensorflow, model, optimizer, steps):

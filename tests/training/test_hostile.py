@@ -415,7 +415,7 @@ def test_a_disk_that_fails_on_the_way_is_told_and_the_run_goes_on_to_the_same_bi
 
 @pytest.mark.parametrize(
     ("name", "share"),
-    [("config.yaml", 0.5), ("summary.json", 0.5), (f"{LAST}/{STATE}", 0.5), ("model.keras", 0.97)],
+    [("config.yaml", 0.5), ("summary.json", 0.6), (f"{LAST}/{STATE}", 0.5), ("model.keras", 0.97)],
 )
 def test_what_cannot_be_written_is_named_and_a_resume_makes_it(
     words, finished, unfinished, tmp_path, monkeypatch, capsys, name, share
