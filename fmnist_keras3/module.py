@@ -54,6 +54,8 @@ class Module(keras.Model):
 
     Steps are written with `keras.ops` and `keras.random`, for every backend; a whole epoch of them
     is compiled. ``batch`` is what the data gives: ``(x, y)``, ``(x, y, weight)`` or ``x`` alone.
+    Dropout and batch normalisation train in `training_step`, and in no other, unless a layer is
+    called with ``training``.
     The penalties of regularisers and `add_loss` are added to the loss of the training. ``options``
     are those of `keras.Model` (``name``, ``dtype``). Raises UserError for what a step cannot do,
     with its line.
@@ -117,7 +119,8 @@ class Module(keras.Model):
 
         ``on_epoch``: its mean over the examples of the epoch, for records, callbacks' ``monitor``
         and loggers. ``on_step``: also in step records, by default in training. ``prog_bar``: on the
-        progress bar, too. Raises UserError where nothing is being trained or measured.
+        progress bar, too. What a hook logs, callbacks see until the next steps. Raises UserError
+        where nothing is being trained or measured.
         """
         step = _running.get()
         if step is not None:
@@ -236,6 +239,13 @@ class Module(keras.Model):
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             config = {name: value for name, value in config.items() if name in parameters}
         return super().from_config(config, custom_objects)
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Raise UserError: loss, metrics and optimizers are those of the steps."""
+        raise UserError(
+            f"{type(self).__name__} is a Module, which is not compiled: training_step returns the "
+            "loss, and configure_optimizers the optimizer. Leave compile out."
+        )
 
     def train_step(self, *args: Any, **options: Any) -> Any:
         """Raise UserError: `keras.Model.fit` is not what trains a Module."""

@@ -136,6 +136,10 @@ class StochasticWeightAveraging(WeightAveraging):
         self.annealing_epochs, self.annealing_strategy = annealing_epochs, annealing_strategy
 
     def setup(self, fit):
+        if self.swa_lrs is not None and len(fit.engine.step.phases) > 1:
+            raise UserError(
+                "swa_lrs is the rate of one optimizer, and this Module has several. Leave it out."
+            )
         if isinstance(self.swa_epoch_start, float) and fit.endless:
             raise UserError("swa_epoch_start is a fraction, of max_epochs -1. Give an epoch.")
         start = self._start(fit)

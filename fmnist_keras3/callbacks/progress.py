@@ -52,7 +52,7 @@ class RichProgressBar(Callback):
             return
         self._shown = position.step
         rate = position.examples / max(1e-9, position.seconds)
-        values = "  ".join([*_values(fit.logs), f"{rate:,.0f} images/s"])
+        values = "  ".join([*_values(fit), f"{rate:,.0f} images/s"])
         self._bar.move(position.step_in_epoch, values)
 
     def on_train_epoch_end(self, fit):
@@ -61,7 +61,7 @@ class RichProgressBar(Callback):
         labels = {"": "train", "val_": "validation", "val_averaged_": "averaged"}
         for prefix, label in labels.items():
             if f"{prefix}loss" in fit.logs:
-                parts.append(" ".join([label, *_values(fit.logs, prefix)]))
+                parts.append(" ".join([label, *_values(fit, prefix)]))
         parts += [f"{record['seconds']:.1f} s", f"{record['images_per_second']:,.0f} images/s"]
         # soft_wrap: a log file gets one line an epoch, however narrow it believes the screen is.
         self._console.print("  ".join(parts), highlight=False, soft_wrap=True)
@@ -78,9 +78,11 @@ class RichProgressBar(Callback):
             self._bar = None
 
 
-def _values(logs: dict[str, float], prefix: str = "") -> list[str]:
-    names = [name for name in ("loss", "accuracy") if prefix + name in logs]
-    return [f"{name} {logs[prefix + name]:.4f}" for name in names]
+def _values(fit: Any, prefix: str = "") -> list[str]:
+    """Return loss, accuracy and what a Module logs for the bar, as texts."""
+    names = dict.fromkeys(("loss", "accuracy", *fit.engine.step.progress))
+    found = {name: fit.logs[prefix + name] for name in names if prefix + name in fit.logs}
+    return [f"{name} {value:.4f}" for name, value in found.items()]
 
 
 class TerminalBar:

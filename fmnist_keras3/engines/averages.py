@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -55,18 +55,28 @@ class Averages:
 
 
 def batch_statistics(
-    model: keras.Model, places: list[int], weights: Any, others: Any, xs: Any, count: Any
+    model: keras.Model,
+    forward: Callable[[Any], None],
+    places: list[int],
+    weights: Any,
+    others: Any,
+    batches: Any,
+    count: Any,
 ) -> list[Any]:
-    """Return sums over ``count`` batches ``xs [K, B, ...]`` of their statistics.
+    """Return sums over ``count`` of the ``batches`` of their statistics.
 
-    ``weights`` and ``others`` are the values of the model's variables; the statistics are those
-    of ``others`` at ``places``, inside `Averages.batches_alone`.
+    ``forward`` runs ``model`` on one, in training mode. ``weights`` and ``others`` are the values
+    of its variables; the statistics are those of ``others`` at ``places``, inside
+    `Averages.batches_alone`.
     """
+    variables = [*model.trainable_variables, *model.non_trainable_variables]
+    moving = [model.non_trainable_variables[place] for place in places]
 
     def body(i, sums):
-        x = mapped(lambda a: a[i], xs)
-        _, after = model.stateless_call(weights, others, x, training=True)
-        return [total + after[place] for total, place in zip(sums, places, strict=True)]
+        with keras.StatelessScope(zip(variables, [*weights, *others], strict=True)) as scope:
+            forward(mapped(lambda a: a[i], batches))
+        after = [scope.get_current_value(variable) for variable in moving]
+        return [total + value for total, value in zip(sums, after, strict=True)]
 
     return ops.fori_loop(0, count, body, [ops.zeros_like(others[place]) for place in places])
 

@@ -201,7 +201,8 @@ class Engine(ABC):
             results = self._inference_results(metrics, verb)
         finally:
             self._end_inference()
-        logs = {"loss": loss / max(examples, 1), **results}
+        logs = {"loss": loss / max(examples, 1)} if self.step.has_loss(verb) else {}
+        logs |= results
         return logs, mapped(lambda *a: np.concatenate(a), *outputs) if outputs else None
 
     def update_statistics(self, chunks: Iterable[Chunk]) -> None:
@@ -212,11 +213,12 @@ class Engine(ABC):
         self.sync_model()
         weights = [to_numpy(v) for v in averages.weights]
         others = [to_numpy(v) for v in self.model.non_trainable_variables]
-        program = self.program("statistics", partial(batch_statistics, self.model, averages.places))
+        function = partial(batch_statistics, self.model, self.step.forward, averages.places)
+        program = self.program("statistics", function)
         sums, batches = [0.0] * len(averages.statistics), 0
         for chunk in chunks:
             with self.tracing(), averages.batches_alone():
-                found = program(weights, others, chunk.x, np.int32(chunk.count))
+                found = program(weights, others, chunk.batches(), np.int32(chunk.count))
             batches += chunk.count
             sums = [total + to_numpy(part) for total, part in zip(sums, found, strict=True)]
         for variable, total in zip(averages.statistics, sums, strict=True):

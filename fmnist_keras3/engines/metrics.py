@@ -71,22 +71,25 @@ class Metrics:
         """Return the values by Keras' names; one of a vector is ``name_0`` and so on."""
         found = dict(self._container.result()) if self.compiled else {}
         found |= {metric.name: metric.result() for metric in self.own if metric.name != "loss"}
-        numbers: dict[str, float] = {}
-        for name, value in found.items():
-            parts = value if isinstance(value, dict) else {name: value}
-            for key, part in parts.items():
-                array = np.asarray(keras.ops.convert_to_numpy(part))
-                flat = array.ravel().tolist()
-                named = (
-                    {f"{key}_{i}": v for i, v in enumerate(flat)} if array.ndim else {key: flat[0]}
-                )
-                numbers |= {k: float(v) for k, v in named.items()}
-        return numbers
+        return numbers(found)
 
     def reset(self) -> None:
         """Begin the sums anew."""
         for metric in (*self.compiled, *self.own):
             metric.reset_state()
+
+
+def numbers(results: dict[str, Any]) -> dict[str, float]:
+    """Return the results of metrics as numbers; of a vector as ``name_0`` and so on."""
+    found: dict[str, float] = {}
+    for name, value in results.items():
+        parts = value if isinstance(value, dict) else {name: value}
+        for key, part in parts.items():
+            array = np.asarray(keras.ops.convert_to_numpy(part))
+            flat = array.ravel().tolist()
+            named = {f"{key}_{i}": v for i, v in enumerate(flat)} if array.ndim else {key: flat[0]}
+            found |= {k: float(v) for k, v in named.items()}
+    return found
 
 
 def output_spec(model: keras.Model, x: Any) -> Any:

@@ -13,7 +13,8 @@ from keras import ops
 
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.engines.chunk import Batch
-from fmnist_keras3.engines.step import Losses, Phase
+from fmnist_keras3.engines.metrics import numbers
+from fmnist_keras3.engines.step import Losses, Phase, penalty_of
 from fmnist_keras3.engines.user_code import explained_at
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.tree import mapped
@@ -42,7 +43,8 @@ class ModuleStep:
         label_smoothing: float = 0.0,
         fill_last_batch: bool = False,
     ) -> None:
-        for name, value in (("label_smoothing", label_smoothing), ("fill", fill_last_batch)):
+        given = {"label_smoothing": label_smoothing, "last_batch='fill'": fill_last_batch}
+        for name, value in given.items():
             if value:
                 raise UserError(
                     f"{name} is for a compiled model; {type(model).__name__} is a Module, whose "
@@ -58,6 +60,7 @@ class ModuleStep:
         self._refused: dict[str, UserError] = {}  # what is wrong with the step of a verb
         self.logged: list[str] = []  # names of the values of single steps
         self.progress: list[str] = []  # names on the progress bar
+        self._without_loss: set[str] = set()  # verbs whose steps neither return nor log one
         make_ready(model, example)
         optimizer = model.optimizer
         self.phases = [Phase(None, optimizer, model.trainable_variables)]
@@ -74,8 +77,13 @@ class ModuleStep:
                     raise
                 self._refused[verb] = error
         self.known = "train" not in self._refused
-        own = [m for m in model.metrics if m not in self._means.values()]
-        self._own = {metric.name: metric for metric in own}
+        self._own = {metric.name: metric for metric in model.metrics}
+        names = [metric.name for metric in model.metrics]
+        if twice := sorted({n for n in names if names.count(n) > 1 or n in self._means}):
+            raise UserError(
+                f"{type(model).__name__} measures {', '.join(twice)} twice. Give each metric and "
+                "each logged value a name of its own: keras.metrics.Mean(name='mine')."
+            )
         self.variables = [
             v for m in (*self._means.values(), *self._own.values()) for v in m.variables
         ]
@@ -90,41 +98,53 @@ class ModuleStep:
         self._check("train")
         loss, logged = _run(self.model, "train", _given(batch), name)
         self._count(logged, batch.valid)
-        penalty = sum(
-            (keras_private.additional_loss(self.model, part) for part in self.model.losses),
-            ops.zeros(()),
-        )
+        penalty = penalty_of(self.model)
         values = {n: ops.cast(v.value, "float32") for n, v in logged.items() if v.on_step}
         return Losses(loss + penalty, loss, penalty, values)
 
     def evaluate(self, batch: Batch, verb: str) -> tuple[Any, Any]:
         """Run the step of ``verb``; return the summed loss, and for "predict" the outputs."""
         if verb == "predict":
-            return ops.zeros(()), _call(self.model, "predict_step", batch.x)
+            return ops.zeros(()), self._predict(batch.x)
         self._check(verb)
         loss, logged = _run(self.model, verb, _given(batch), None)
         self._count(logged, batch.valid)
-        return ops.cast(loss, "float32") * ops.cast(batch.valid, "float32"), ()
+        loss = ops.zeros(()) if loss is None else loss
+        return loss * ops.cast(batch.valid, "float32"), ()
+
+    def forward(self, batch: Batch) -> None:
+        """Run `training_step` for what it does to variables."""
+        for phase in self.phases:
+            _run(self.model, "train", _given(batch), phase.name)
+
+    def has_loss(self, verb: str) -> bool:
+        """Tell whether the step of ``verb`` returns a loss, or logs one."""
+        return verb not in self._without_loss
 
     def output_spec(self, x: Any, verb: str) -> Any:
         """Return the outputs of ``verb`` for ``x [B, ...]`` as KerasTensors."""
         if verb != "predict":
             return ()
-        return keras_private.spec_of(lambda x: _call(self.model, "predict_step", x), _symbols(x))
+        return keras_private.spec_of(self._predict, _symbols(x))
 
     def results(self, verb: str = "train") -> dict[str, float]:
         """Return what was logged, and the module's own metrics, since `reset`."""
-        found = {}
-        for name in sorted(self._used.get(verb, ())):
-            metric = self._means.get(name) or self._own[name]
-            shown = name if verb == "train" else _bare(name)
-            found[shown] = float(ops.convert_to_numpy(metric.result()))
-        return found
+        metrics = {**self._own, **self._means}
+        return numbers(
+            {
+                _shown(name, verb): metrics[name].result()
+                for name in sorted(self._used.get(verb, ()))
+            }
+        )
 
     def reset(self) -> None:
         """Begin the sums anew."""
         for metric in (*self._means.values(), *self._own.values()):
             metric.reset_state()
+
+    def _predict(self, x: Any) -> Any:
+        with keras_private.layers_called(training=False):
+            return _call(self.model, "predict_step", x)
 
     def _check(self, verb: str) -> None:
         if verb in self._refused:
@@ -145,7 +165,9 @@ class ModuleStep:
         used = self._used.setdefault(verb, set())
         for phase in self.phases if verb == "train" else self.phases[:1]:
             name = phase.name if verb == "train" else None
-            logged, updated, made = _traced(self.model, verb, self._example, name)
+            loss, logged, updated, made = _traced(self.model, verb, self._example, name)
+            if loss is None:
+                self._without_loss.add(verb)
             if made:
                 raise UserError(
                     f"{type(self.model).__name__}.{STEPS[verb]} makes a layer or a variable each "
@@ -156,8 +178,8 @@ class ModuleStep:
                     self._means[key] = keras.metrics.Mean(name=key)
                 if verb == "train" and value.on_step and key not in self.logged:
                     self.logged.append(key)
-                if value.prog_bar and key not in self.progress:
-                    self.progress.append(key)
+                if value.prog_bar and (shown := _shown(key, verb)) not in self.progress:
+                    self.progress.append(shown)
             used |= updated | {key for key, value in logged.items() if value.on_epoch}
 
 
@@ -190,9 +212,13 @@ def build_for(model: Module, example: dict[str, Any]) -> None:
 def _run(
     model: Module, verb: str, batch: Any, optimizer: str | None
 ) -> tuple[Any, dict[str, Logged]]:
-    """Run a step; return the loss, float32, and what it logged."""
+    """Run a step; return the loss, float32, and what it logged.
+
+    The loss of a validation or test may be None. Layers train in a training step only, unless they
+    are told otherwise.
+    """
     name = STEPS[verb]
-    with running(name) as step:
+    with running(name) as step, keras_private.layers_called(training=verb == "train"):
         found = _call(model, name, batch, *([] if optimizer is None else [optimizer]))
     where = f"{type(model).__name__}.{name}"
     loss = found.get("loss") if isinstance(found, dict) else found
@@ -204,12 +230,14 @@ def _run(
             "loss, a scalar tensor."
         )
     if loss is None and verb != "train":
-        logged = {_bare(key): value.value for key, value in step.logged.items()}
-        loss = logged.get("loss", ops.zeros(()))
-    _check_scalar(loss, where, "returns")
+        logged = {_shown(key, verb): value.value for key, value in step.logged.items()}
+        loss = logged.get("loss")
+    if loss is not None or verb == "train":
+        _check_scalar(loss, where, "returns")
+        loss = ops.cast(loss, "float32")
     for key, value in step.logged.items():
         _check_scalar(value.value, where, f"logs {key!r} as")
-    return ops.cast(loss, "float32"), step.logged
+    return loss, step.logged
 
 
 def _call(model: Module, name: str, *arguments: Any) -> Any:
@@ -219,30 +247,30 @@ def _call(model: Module, name: str, *arguments: Any) -> Any:
 
 def _traced(
     model: Module, verb: str, example: Split, optimizer: str | None
-) -> tuple[dict[str, Logged], set[str], int]:
+) -> tuple[Any, dict[str, Logged], set[str], int]:
     """Run a step on symbols.
 
-    Returns what it logs, the names of the metrics that it updates, and how many variables it makes.
+    Returns the loss, what is logged, the names of the metrics that are updated, and how many
+    variables are made.
     """
     found: dict[str, Any] = {}
 
     def run(*parts: Any) -> Any:
         before = keras_private.unmade_variables()
         with keras.StatelessScope() as scope:
-            loss, found["logged"] = _run(model, verb, _packed(parts), optimizer)
+            found["loss"], found["logged"] = _run(model, verb, _packed(parts), optimizer)
             found["updated"] = {
                 metric.name
                 for metric in model.metrics
                 if any(scope.get_current_value(v) is not None for v in metric.variables)
             }
         found["made"] = keras_private.unmade_variables() - before
-        return loss
 
     views = example.views if verb == "train" else 1
     x = example.x if views == 1 else (example.x,) * views
     parts = [p for p in (x, example.y, example.weight) if p is not None]
     keras_private.spec_of(run, *map(_symbols, parts))
-    return found["logged"], found["updated"], found["made"]
+    return found["loss"], found["logged"], found["updated"], found["made"]
 
 
 def make_ready(model: Any, example: Split) -> None:
@@ -252,6 +280,12 @@ def make_ready(model: Any, example: Split) -> None:
     """
     if not isinstance(model, Module):
         return
+    for name in STEPS.values():
+        if "batch_idx" in inspect.signature(getattr(model, name)).parameters:
+            raise UserError(
+                f"{type(model).__name__}.{name} takes batch_idx, which there is none of here: a "
+                f"step is compiled once for all batches. Type def {name}(self, batch)"
+            )
     # The user may have called the module already; then what only the steps use has no weights yet.
     if not all(layer.built for layer in keras_private.all_layers(model)):
         with warnings.catch_warnings():
@@ -312,8 +346,10 @@ def _overrides(model: Module, name: str) -> bool:
     return getattr(type(model), name) is not getattr(Module, name)
 
 
-def _bare(name: str) -> str:
-    """Return a name that was logged in a validation as callbacks see it after ``val_``."""
+def _shown(name: str, verb: str) -> str:
+    """Return a name that was logged; in a validation as callbacks see it after ``val_``."""
+    if verb == "train":
+        return name
     return next((name.removeprefix(p) for p in _PREFIXES if name.startswith(p)), name)
 
 

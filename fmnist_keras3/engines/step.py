@@ -49,7 +49,8 @@ class Step(Protocol):
     ``variables`` are those that it moves besides the model's: sums of metrics. A short batch may
     be filled up where ``fills_training`` or ``fills_evaluation`` says so, and labels mixed where
     there are no ``loss_obstacles``. ``known``: the labels that metrics need were seen. A step is
-    made of one phase or several, and ``logged`` are the names in `Losses`, of all phases.
+    made of one phase or several; ``logged`` are the names in `Losses`, of all phases, and
+    ``progress`` those that a progress bar shows besides loss and accuracy.
     What is evaluated is said by a verb: "validate", "test", or "predict", which measures nothing.
     """
 
@@ -60,6 +61,7 @@ class Step(Protocol):
     loss_obstacles: list[str]
     phases: list[Phase]
     logged: list[str]
+    progress: list[str]
 
     @property
     def known(self) -> bool: ...
@@ -69,6 +71,10 @@ class Step(Protocol):
     def train(self, batch: Batch, phase: Phase) -> Losses: ...
 
     def evaluate(self, batch: Batch, verb: str) -> tuple[Any, Any]: ...
+
+    def forward(self, batch: Batch) -> None: ...
+
+    def has_loss(self, verb: str) -> bool: ...
 
     def output_spec(self, x: Any, verb: str) -> Any: ...
 
@@ -110,6 +116,7 @@ class CompiledStep:
         self.variables = self.metrics.variables
         self.phases = [Phase(None, model.optimizer, model.trainable_variables)]
         self.logged: list[str] = []
+        self.progress: list[str] = []
         self.loss_obstacles = list(loss_obstacles(model, example))
         self.fills_training = _fills(model, self.metrics, example, fill_last_batch)
         self.fills_evaluation = not obstacles(model, self.metrics, example, training=False)
@@ -122,6 +129,14 @@ class CompiledStep:
     def program_for(self, verb: str) -> str:
         """Return the verb that has the same program."""
         return "validate" if verb == "test" else verb
+
+    def forward(self, batch: Batch) -> None:
+        """Run the forward pass of a training for what it does to variables."""
+        self.model.call(batch.x, training=True)
+
+    def has_loss(self, verb: str) -> bool:
+        """Return True: there is something that is minimised."""
+        return True
 
     def output_spec(self, x: Any, verb: str) -> Any:
         """Return the outputs for ``x [B, ...]`` as KerasTensors."""
@@ -196,15 +211,15 @@ class CompiledStep:
             own, rest = (_weighted(s, weight) for s in (share, 1 - share))
             total = keras_private.total_loss(model, x, y, outputs, own, training)
             total += keras_private.total_loss(model, x, other, outputs, rest, training)
-            total -= _penalty(model)  # which is in both
+            total -= penalty_of(model)  # which is in both
             y = mapped(lambda a, b: ops.where(_rows(share, a) >= 0.5, a, b), y, other)
         self.metrics.update(y, outputs, counted, mask)
-        penalty = _penalty(model)
+        penalty = penalty_of(model)
         whole = computes_loss(model) or model.loss is None
         return Losses(total, total if whole else total - penalty, penalty), weight
 
 
-def _penalty(model: keras.Model) -> Any:
+def penalty_of(model: keras.Model) -> Any:
     """Return the sum of the model's regularisers and of what its layers gave to `add_loss`."""
     return sum((keras_private.additional_loss(model, loss) for loss in model.losses), ops.zeros(()))
 

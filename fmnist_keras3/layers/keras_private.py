@@ -217,6 +217,27 @@ def without_tensorflow() -> Iterator[None]:
         lazy._available = before
 
 
+@contextlib.contextmanager
+def layers_called(*, training: bool) -> Iterator[None]:
+    """Let layers that are called meanwhile, outside of others, train or not, unless they are told.
+
+    Each such call has a context, of which the layers inside take their ``training``.
+    """
+    source = _source("layers.layer")
+    plain = _get(source, "CallContext")
+
+    class Context(plain):
+        def __init__(self, entry_layer: Any) -> None:
+            super().__init__(entry_layer)
+            self.training = training
+
+    source.CallContext = Context
+    try:
+        yield
+    finally:
+        source.CallContext = plain
+
+
 def unmade_variables() -> int:
     """Return how many variables wait for their values, as those that are made while tracing do."""
     state = _source("backend.common.global_state")

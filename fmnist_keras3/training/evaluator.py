@@ -51,6 +51,7 @@ class Evaluator:
     accumulate_grad_batches: int
     gradient_clip_val: float | None
     gradient_clip_algorithm: str
+    on_nonfinite: str
     pipeline: str
     last_batch: str
     precision: str | None

@@ -48,6 +48,7 @@ def _check_group(trainer: Evaluator) -> None:
         "accumulate_grad_batches": trainer.accumulate_grad_batches > 1,
         "gradient_clip_val": trainer.gradient_clip_val is not None,
         "precision='16-mixed'": trainer.precision == "16-mixed",
+        "on_nonfinite='rollback'": trainer.on_nonfinite == "rollback",
     }
     for name in (name for name, given in asked.items() if given):
         raise UserError(

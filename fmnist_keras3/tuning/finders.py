@@ -189,10 +189,10 @@ class Tuner:
         search = _Search(early_stop_threshold)
         with Session(model, "lr_find") as session:
             engine = trainer._engine_for(session, data.train, data.batch_size)
-            if not engine.sets_learning_rate:
+            if not engine.sets_learning_rate or len(engine.step.phases) > 1:
                 raise UserError(
-                    "The optimizer has a learning-rate schedule of its own, which would rule the "
-                    "search. Compile the model with a number as learning_rate."
+                    "The search needs one optimizer, with a number as its learning_rate, and no "
+                    "schedule of its own."
                 )
             accumulation = make_accumulation(trainer, data)
             size, augment = data.batch_size, data.augment

@@ -8,9 +8,20 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import rich.console
 from keras import layers, ops
 
-from fmnist_keras3 import ArrayData, EarlyStopping, EMAWeightAveraging, Module, Trainer, UserError
+from fmnist_keras3 import (
+    ArrayData,
+    EarlyStopping,
+    EMAWeightAveraging,
+    Module,
+    RichProgressBar,
+    StochasticWeightAveraging,
+    Trainer,
+    Tuner,
+    UserError,
+)
 from fmnist_keras3.data.augment import parse_augment
 from fmnist_keras3.data.plan import epoch_plan
 
@@ -43,18 +54,18 @@ class Net(Module):
         self.loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         self.accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
 
-    def call(self, x, training=None):
-        return self.net(x, training=training)
+    def call(self, x):
+        return self.net(x)
 
     def training_step(self, batch):
         x, y = batch
-        logits = self(x, training=True)
+        logits = self(x)
         self.accuracy.update_state(y, logits)
         return self.loss_of(y, logits)
 
     def validation_step(self, batch):
         x, y = batch
-        logits = self(x, training=False)
+        logits = self(x)
         self.accuracy.update_state(y, logits)
         self.log("val_loss", self.loss_of(y, logits))
 
@@ -481,13 +492,15 @@ def test_mistaken_optimizers_are_told(given, message):
         (GAN, {"schedule": "cosine"}, "is for one optimizer"),
         (GAN, {"gradient_clip_val": 1.0}, "global_clipnorm=1.0"),
         (GAN, {"accumulate_grad_batches": 2}, "accumulate_grad_batches is for one"),
+        (GAN, {"on_nonfinite": "rollback"}, "rollback' is for one"),
+        (GAN, {"callbacks": StochasticWeightAveraging(swa_lrs=1e-3)}, "swa_lrs is the rate of one"),
         (Net, {"label_smoothing": 0.1}, "label_smoothing is for a compiled model"),
-        (Net, {"last_batch": "fill"}, "is for a compiled model"),
+        (Net, {"last_batch": "fill"}, "last_batch='fill' is for a compiled model"),
     ],
 )
-def test_what_a_module_is_not_trained_with(make, options, message):
+def test_what_a_module_is_not_trained_with(tmp_path, make, options, message):
     with pytest.raises(UserError, match=message):
-        trainer(barebones=True, **options).fit(make(), data())
+        trainer(tmp_path / "run", **options).fit(make(), data())
 
 
 def test_a_gan_without_validation_step_says_so():
@@ -610,3 +623,100 @@ def test_a_compiled_model_takes_one_view():
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     with pytest.raises(UserError, match="views is 2, for the training_step of a Module"):
         trainer(barebones=True).fit(model, data(views=2, augment="flip"))
+
+
+class Parts(Module):
+    """Whose steps call its layers one by one, and `call` does something else."""
+
+    def __init__(self, **told):
+        super().__init__()
+        initial = keras.initializers.GlorotUniform(seed=4)
+        self.told = told
+        self.first = keras.Sequential([layers.Flatten(), layers.BatchNormalization()])
+        self.drop = layers.Dropout(0.5, seed=1)
+        self.last = layers.Dense(4, kernel_initializer=initial)
+        self.recall = keras.metrics.F1Score(name="f1")
+
+    def training_step(self, batch):
+        x, y = batch
+        # A layer that is told not to train tells nothing to the next.
+        hidden = self.drop(self.first(ops.cast(x, "float32") / 255, **self.told))
+        logits = self.last(hidden)
+        self.log("dropped", ops.mean(ops.cast(hidden == 0, "float32")), prog_bar=True)
+        self.recall.update_state(ops.one_hot(y, 4), logits)
+        entropy = keras.losses.sparse_categorical_crossentropy(y, logits, from_logits=True)
+        return ops.mean(entropy)
+
+    def configure_optimizers(self):
+        return keras.optimizers.SGD(0.0)
+
+
+@pytest.mark.parametrize("told", [{}, {"training": False}], ids=str)
+def test_layers_train_in_training_steps_alone(tmp_path, told, capsys):
+    module = Parts(**told)
+    console = rich.console.Console(force_terminal=True, width=200)
+    bar = RichProgressBar(console=console)
+    options = {"callbacks": bar, "enable_progress_bar": True, "max_epochs": 2}
+    trainer(tmp_path / "run", **options).fit(module, data(validation=0.2))
+    trained, measured = (records(tmp_path / "run", e)[-1] for e in ("train", "validation"))
+    assert 0.4 < trained["dropped"] < 0.6
+    assert measured["dropped"] < 0.05
+    assert {f"f1_{i}" for i in range(4)} <= trained.keys() & measured.keys()
+    moving = np.asarray(module.first.layers[1].moving_mean)
+    assert (moving == 0).all() == bool(told)
+    said = capsys.readouterr().out
+    assert re.search(r"train loss \S+ dropped 0\.[45]", said)
+    assert re.search(r"validation loss \S+ dropped 0\.0", said)
+
+
+def test_statistics_of_averages_are_those_of_the_training_step(tmp_path):
+    module = Parts()
+    trainer(tmp_path / "run", callbacks=EMAWeightAveraging(0.9)).fit(module, data())
+    plan = epoch_plan(0, EPOCHS - 1, examples=len(IMAGES), batch_size=BATCH)
+    batches = [
+        IMAGES[rows[:valid]] / 255 for rows, valid in zip(plan.indices, plan.valid, strict=True)
+    ]
+    means = np.mean([batch.reshape(len(batch), -1).mean(0) for batch in batches], 0)
+    np.testing.assert_allclose(module.first.layers[1].moving_mean, means, atol=0.02)
+
+
+def test_a_validation_without_a_loss_reports_none(tmp_path):
+    class Silent(Net):
+        def validation_step(self, batch):
+            x, y = batch
+            self.accuracy.update_state(y, self(x))
+
+    made = trainer(tmp_path / "run", max_epochs=1)
+    made.fit(Silent(), data(validation=0.2))
+    [record] = records(tmp_path / "run", "validation")
+    assert "loss" not in record
+    assert "accuracy" in record
+    assert "val_loss" not in made.callback_metrics
+
+
+def test_two_metrics_of_one_name_are_refused():
+    class Twice(Net):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = keras.metrics.Mean(name="mean"), keras.metrics.Mean(name="mean")
+
+    class Logged(Net):
+        def training_step(self, batch):
+            loss = super().training_step(batch)
+            self.log("accuracy", loss)
+            return loss
+
+    for kind, name in ((Twice, "mean"), (Logged, "accuracy")):
+        with pytest.raises(UserError, match=f"measures {name} twice"):
+            trainer(barebones=True).fit(kind(), data())
+
+
+def test_what_a_module_has_no_use_for_is_refused():
+    with pytest.raises(UserError, match="not compiled: training_step returns the loss"):
+        Net().compile("adam", "mse")
+    with pytest.raises(UserError, match=r"takes batch_idx.*Type def training_step\(self, batch\)"):
+        trainer(barebones=True).fit(
+            type("Mine", (Net,), {"training_step": lambda self, batch, batch_idx: 0})(), data()
+        )
+    with pytest.raises(UserError, match="needs one optimizer"):
+        Tuner(trainer(limit_val_batches=0)).lr_find(GAN(), data())
