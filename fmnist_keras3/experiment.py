@@ -34,6 +34,7 @@ from fmnist_keras3.training.trainer import Trainer
 if TYPE_CHECKING:
     import keras
 
+    from fmnist_keras3.data.dataset import ImageData
     from fmnist_keras3.runs.result import FitResult
 
 RUNS = Path("runs")
@@ -52,10 +53,13 @@ class Conclusion:
     report: Path
 
 
-def load_data(config: TrainConfig) -> DataModule:
-    """Return the data of the settings, loaded."""
+def load_data(config: TrainConfig, source: ImageData | None = None) -> DataModule:
+    """Return the data of the settings, loaded; of ``source``, if that was read before."""
     given = arguments_of("DataModule", config) | arguments_of("FashionMNIST", config)
-    return weighted(FashionMNIST(**given).setup(), config.class_weight)
+    module = FashionMNIST(**given)
+    if source is not None:
+        module.load = lambda: source
+    return weighted(module.setup(), config.class_weight)
 
 
 def make_model(config: TrainConfig, image_shape: tuple[int, ...], classes: int) -> keras.Model:

@@ -56,11 +56,11 @@ class GAN(Module):
     def training_step(self, batch: Any, optimizer: str) -> Any:
         x, _ = batch
         noise = keras.random.normal((ops.shape(x)[0], NOISE), seed=self.noise)
-        made = self.critic(self.generator(noise, training=True), training=True)
+        made = self.critic(self.generator(noise))
         if optimizer == "generator":
             loss = ops.mean(ops.softplus(-made))  # it wants the critic to take them for real
         else:
-            real = self.critic(x / 255, training=True)
+            real = self.critic(x / 255)
             loss = (ops.mean(ops.softplus(-real)) + ops.mean(ops.softplus(made))) / 2
         self.log(f"{optimizer}_loss", loss)
         return loss

@@ -12,9 +12,9 @@ import optuna
 
 from fmnist_keras3 import experiment
 from fmnist_keras3.callbacks.optuna_pruning import OptunaPruning
-from fmnist_keras3.data import sources
 from fmnist_keras3.data.augment import parse_augment
-from fmnist_keras3.data.datamodule import DataModule, FashionMNIST
+from fmnist_keras3.data.datamodule import DataModule
+from fmnist_keras3.data.weights import weighted
 from fmnist_keras3.engines import out_of_memory
 from fmnist_keras3.ground.errors import Diverged, Interrupted, UserError
 from fmnist_keras3.ground.files import remove
@@ -42,7 +42,8 @@ class TrialRunner:
         self, plan: Plan, data: DataModule | None = None, shown: Callable[[], None] | None = None
     ) -> None:
         self.plan, self._given, self._shown = plan, data, shown
-        self._source: Any = None
+        self._source: Any = None  # what was read last, by the settings that say what it is
+        self._read = ""
         self._programs = Programs()
         self._loaded: dict[str, DataModule] = {}
 
@@ -113,17 +114,17 @@ class TrialRunner:
                 data.batch_size = config.batch_size
             if "augment" in self.plan.space:
                 data.augment = parse_augment(config.augment)
-            return data
-        given = arguments_of("DataModule", config) | arguments_of("FashionMNIST", config)
-        if self._source is None:
-            self._source = sources.load(given["data"], given["data_dir"])
-        key = repr(given)
+            return weighted(data, config.class_weight)
+        read = repr(arguments_of("FashionMNIST", config))
+        if read != self._read:  # other files, or images of another size
+            self._source, self._read = None, read
+            self._loaded.clear()
+        key = repr((arguments_of("DataModule", config), config.class_weight))
         if key not in self._loaded:
             if len(self._loaded) > self.plan.seeds:  # of other batch sizes or augmentations
                 self._loaded.clear()
-            module = FashionMNIST(**given)
-            module.load = lambda: self._source
-            self._loaded[key] = module.setup()
+            self._loaded[key] = experiment.load_data(config, self._source)
+            self._source = self._loaded[key].source
         data = self._loaded[key]
         if data.validation is None:
             raise UserError("The data has no validation split. Type --validation 0.1")

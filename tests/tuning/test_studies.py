@@ -9,11 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
 
-from fmnist_keras3 import OptunaPruning, Trainer, UserError, build_model, tune
+from fmnist_keras3 import ArrayData, OptunaPruning, Trainer, UserError, build_model, tune
 from fmnist_keras3.cli import main
 from fmnist_keras3.data import sources
 from fmnist_keras3.settings import TrainConfig, mapping
@@ -293,7 +294,7 @@ def test_a_trial_that_diverges_is_no_value_and_no_end(backend):
 
 def test_the_mean_of_seeds_counts_and_data_is_read_once(backend, monkeypatch):
     loads, load = [], sources.load
-    monkeypatch.setattr(sources, "load", lambda *a: loads.append(a) or load(*a))
+    monkeypatch.setattr(sources, "load", lambda *a, **k: loads.append(a) or load(*a, **k))
     study, plan, folder = opened("seeds", backend, given={"trials": 1, "seeds": 2}, epochs=1)
     for trial in work(study, plan, folder, TrialRunner(plan)):
         place = folder / trial.user_attrs["run_dir"]
@@ -303,6 +304,22 @@ def test_the_mean_of_seeds_counts_and_data_is_read_once(backend, monkeypatch):
         ]
         assert trial.value == pytest.approx(sum(values) / 2, rel=1e-12)
     assert len(loads) == 1
+
+
+def test_trials_have_the_data_that_their_settings_say(backend, tmp_path):
+    given = {"class_weight": "balanced", "image_size": "14,14", "model": "baseline"}
+    _, plan, _ = opened("data", backend, given={"trials": 1}, epochs=1, **given)
+    runner = TrialRunner(plan)
+    data = runner._data(plan.config(lr=1e-3, run_dir=str(tmp_path)))
+    assert data.train.image_shape == (14, 14, 1)
+    counts = np.bincount(data.train.y)
+    wanted = len(data.train) / (len(counts) * counts[data.train.y])
+    np.testing.assert_allclose(data.train.weight, wanted, rtol=1e-6)
+    other = plan.config(lr=1e-3, run_dir=str(tmp_path), image_size="12,12", class_weight=None)
+    assert runner._data(other).train.image_shape == (12, 12, 1)
+    assert runner._data(other).train.weight is None
+    own = TrialRunner(plan, data=ArrayData(data.train.x, data.train.y))
+    assert own._data(plan.config(lr=1e-3, run_dir=str(tmp_path))).train.weight is not None
 
 
 def test_two_objectives_give_a_front(backend):
