@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from fmnist_keras3.runs.result import FitResult
     from fmnist_keras3.seeding import seed_everything
     from fmnist_keras3.training.trainer import Trainer
+    from fmnist_keras3.training.view import SessionView
     from fmnist_keras3.tuning.finders import Tuner
     from fmnist_keras3.tuning.tune import tune
 
@@ -65,6 +66,7 @@ _PUBLIC = {
     "training.callback": "Callback",
     "training.logger": "Logger",
     "training.trainer": "Trainer",
+    "training.view": "SessionView",
     "tuning.finders": "Tuner",
     "tuning.tune": "tune",
     "callbacks": "DeviceStatsMonitor EMAWeightAveraging EarlyStopping GradientNorm Lookahead "
@@ -99,6 +101,7 @@ __all__ = [
     "Predictor",
     "RichProgressBar",
     "Run",
+    "SessionView",
     "StochasticWeightAveraging",
     "TableData",
     "TensorBoardLogger",

@@ -162,13 +162,15 @@ class Module(keras.Model):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """When training goes on from a checkpoint, which has what `on_save_checkpoint` gave it."""
 
-    _fit: Any = None  # the training that is under way
+    _fit: Any = None  # the view of the training that is under way
+    _trainer: Any = None  # whose it is
     schedule: str | None = None  # that `configure_optimizers` gave
 
     @property
     def trainer(self) -> Any:
         """The Trainer of the fit that is under way."""
-        return self._now("trainer").trainer
+        self._now("trainer")
+        return self._trainer
 
     @property
     def current_epoch(self) -> int:

@@ -13,7 +13,7 @@ from fmnist_keras3.settings import check_arguments
 from fmnist_keras3.training.callback import Callback
 
 if TYPE_CHECKING:
-    from fmnist_keras3.training.fit import Fit
+    from fmnist_keras3.training.view import SessionView
 
 
 class WeightAveraging(Callback):
@@ -30,25 +30,25 @@ class WeightAveraging(Callback):
     role = "averaging"
     requires = frozenset({"averages"})
 
-    def shares(self, fit: Fit, steps: np.ndarray) -> np.ndarray:
+    def shares(self, fit: SessionView, steps: np.ndarray) -> np.ndarray:
         """Return the share of the new weights in the average after ``steps`` (0-based).
 
         Float32 in 0..1; must follow from the steps alone, or a resume would not be exact.
         """
         raise NotImplementedError(f"{type(self).__name__} must define shares()")
 
-    def pulls(self, fit: Fit, steps: np.ndarray) -> np.ndarray | None:
+    def pulls(self, fit: SessionView, steps: np.ndarray) -> np.ndarray | None:
         """Return the share of the average in the weights after ``steps``; None if it has none.
 
         Float32 in 0..1, from the steps alone like `shares`.
         """
         return None
 
-    def learning_rates(self, fit: Fit, steps: np.ndarray, rates: np.ndarray) -> np.ndarray:
+    def learning_rates(self, fit: SessionView, steps: np.ndarray, rates: np.ndarray) -> np.ndarray:
         """Return the learning rates to use in place of the schedule's ``rates``, float32."""
         return rates
 
-    def began(self, fit: Fit) -> bool:
+    def began(self, fit: SessionView) -> bool:
         """Tell whether there is an average yet."""
         return bool(self.shares(fit, np.arange(fit.position.step)).any())
 
@@ -86,7 +86,7 @@ class EMAWeightAveraging(WeightAveraging):
         self.update_starting_at_step = update_starting_at_step
         self.update_starting_at_epoch = update_starting_at_epoch
 
-    def _updates(self, fit: Fit, done: np.ndarray) -> np.ndarray:
+    def _updates(self, fit: SessionView, done: np.ndarray) -> np.ndarray:
         """Return how many updates there are within the first ``done`` steps."""
         every = self.update_every_n_steps
         start = self.update_starting_at_step or 0
@@ -149,7 +149,7 @@ class StochasticWeightAveraging(WeightAveraging):
                 f"{fit.max_epochs} epochs. Give a smaller swa_epoch_start, or train longer."
             )
 
-    def _start(self, fit: Fit) -> int:
+    def _start(self, fit: SessionView) -> int:
         start = self.swa_epoch_start
         return int(start * fit.max_epochs) if isinstance(start, float) else start
 
@@ -208,7 +208,7 @@ class Lookahead(WeightAveraging):
     def pulls(self, fit, steps):
         return self._due(fit, steps).astype(np.float32)
 
-    def _due(self, fit: Fit, steps: np.ndarray) -> np.ndarray:
+    def _due(self, fit: SessionView, steps: np.ndarray) -> np.ndarray:
         done = _optimizer_steps(fit, steps + 1)
         return (done % self.every_n_steps == 0) & (done > _optimizer_steps(fit, steps))
 
@@ -216,7 +216,7 @@ class Lookahead(WeightAveraging):
         return bool(_optimizer_steps(fit, np.array(fit.position.step)) >= self.every_n_steps)
 
 
-def _optimizer_steps(fit: Fit, batches: Any) -> Any:
+def _optimizer_steps(fit: SessionView, batches: Any) -> Any:
     """Return how many steps the optimizer makes within the first ``batches`` of the training."""
     own = inner_optimizer(fit.engine.optimizer).gradient_accumulation_steps or 1
     return fit.accumulation.updates(batches) // own

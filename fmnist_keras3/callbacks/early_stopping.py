@@ -9,6 +9,7 @@ from dataclasses import KW_ONLY, dataclass
 from fmnist_keras3.ground.errors import UserError, nearest
 from fmnist_keras3.settings import check_arguments
 from fmnist_keras3.training.callback import Callback
+from fmnist_keras3.training.view import SessionView
 
 
 @dataclass(eq=False, repr=False)
@@ -66,16 +67,16 @@ class EarlyStopping(Callback):
     def on_train_epoch_end(self, fit):
         if not self._at_epoch_end(fit):
             return
-        validated = fit.validation_feed is None or fit.position.validated == fit.position.step
+        validated = not fit.validates or fit.position.validated == fit.position.step
         if validated or not self.monitor.startswith("val_"):
             self._check(fit, fit.records["train"]["epoch"])
 
-    def _at_epoch_end(self, fit) -> bool:
-        if self.check_on_train_epoch_end is None or fit.validation_feed is None:
-            return fit.validation_feed is None or not self.monitor.startswith("val_")
+    def _at_epoch_end(self, fit: SessionView) -> bool:
+        if self.check_on_train_epoch_end is None or not fit.validates:
+            return not fit.validates or not self.monitor.startswith("val_")
         return self.check_on_train_epoch_end
 
-    def _check(self, fit, epoch: int) -> None:
+    def _check(self, fit: SessionView, epoch: int) -> None:
         if self.monitor not in fit.logs:
             text = missing(fit.logs, self.monitor)
             if self.strict:
@@ -99,7 +100,7 @@ class EarlyStopping(Callback):
         """Return by how much ``value`` is better than ``other``."""
         return value - other if self.mode == "max" else other - value
 
-    def _stop_if_due(self, fit, epoch: int) -> None:
+    def _stop_if_due(self, fit: SessionView, epoch: int) -> None:
         if reason := self._reason():
             fit.stop(f"early stopping: {reason}")
         self.stopped_epoch = epoch if reason and fit.stop_reason else 0

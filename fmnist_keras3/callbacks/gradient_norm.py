@@ -8,6 +8,7 @@ import numpy as np
 
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.training.callback import Callback
+from fmnist_keras3.training.view import SessionView
 
 
 class GradientNorm(Callback):
@@ -45,9 +46,9 @@ class GradientNorm(Callback):
             self._steps += 1
             if every and step % every == 0:
                 self._log(fit, step, total, of_variables)
-        fit.logs |= {"grad_norm": self._sum / self._steps, "grad_norm_max": self._max}
+        fit.logs.update(grad_norm=self._sum / self._steps, grad_norm_max=self._max)
 
-    def _log(self, fit, step, total, of_variables) -> None:
+    def _log(self, fit: SessionView, step, total, of_variables) -> None:
         values = {"grad_norm": total}
         if self.per_variable:
             paths = [v.path for v in fit.engine.model.trainable_variables]

@@ -9,6 +9,7 @@ import keras
 
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.training.callback import Callback
+from fmnist_keras3.training.view import SessionView
 
 _REFUSED = {
     "BackupAndRestore": "each run writes checkpoints that resume exactly; give ckpt_path='last'",
@@ -94,7 +95,9 @@ class KerasCallback(Callback):
     def on_fit_end(self, fit):
         self._call(fit, "on_train_end")
 
-    def _call(self, fit, hook: str, *arguments: Any, logs: dict[str, float] | None = None) -> None:
+    def _call(
+        self, fit: SessionView, hook: str, *arguments: Any, logs: dict[str, float] | None = None
+    ) -> None:
         fit.engine.sync_model()
         getattr(self.callback, hook)(*arguments, logs or {})
         fit.engine.read_model()

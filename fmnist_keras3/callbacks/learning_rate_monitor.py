@@ -9,6 +9,7 @@ import numpy as np
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.optimizers import inner_optimizer
 from fmnist_keras3.training.callback import Callback
+from fmnist_keras3.training.view import SessionView
 
 
 class LearningRateMonitor(Callback):
@@ -63,7 +64,7 @@ class LearningRateMonitor(Callback):
             if step + 1 not in position.skipped:
                 fit.log("lr", position.epoch + 1, step + 1, {"lr": rate, **more})
 
-    def _more(self, fit) -> dict[str, float]:
+    def _more(self, fit: SessionView) -> dict[str, float]:
         values = {}
         if self.log_momentum and (momentum := _momentum(fit)) is not None:
             values["momentum"] = momentum
@@ -73,7 +74,7 @@ class LearningRateMonitor(Callback):
         return values
 
 
-def _momentum(fit) -> float | None:
+def _momentum(fit: SessionView) -> float | None:
     optimizer = inner_optimizer(fit.engine.optimizer)
     for name in ("momentum", "beta_1"):
         if (value := getattr(optimizer, name, None)) is not None:

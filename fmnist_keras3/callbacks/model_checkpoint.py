@@ -19,6 +19,7 @@ from fmnist_keras3.training.callback import Callback
 
 if TYPE_CHECKING:
     from fmnist_keras3.runs.keeper import Keeper
+    from fmnist_keras3.training.view import SessionView
 
 _EXAMPLE = 'Type filename="{epoch:02d}-{val_loss:.2f}".'
 
@@ -153,7 +154,7 @@ class ModelCheckpoint(Callback):
         if not (fit.epoch_complete and epoch % self.every_n_epochs):
             self._rank_and_ask(fit, epoch)
 
-    def _rank_and_ask(self, fit, epoch: int) -> None:
+    def _rank_and_ask(self, fit: SessionView, epoch: int) -> None:
         monitor = self.monitor or next(
             (key for key in ("val_accuracy", "val_loss") if key in fit.logs), None
         )
@@ -173,7 +174,7 @@ class ModelCheckpoint(Callback):
         if is_best and self.verbose:
             print(f"epoch {epoch}: {monitor} {value:.4f} is the best so far, kept as {name}")
 
-    def _ask(self, fit, better: dict | None = None) -> str:
+    def _ask(self, fit: SessionView, better: dict | None = None) -> str:
         """Ask for a checkpoint of this moment, and return its name."""
         position = fit.position
         # Between epochs `position.epoch` counts the one that has just ended.
@@ -212,11 +213,11 @@ class ModelCheckpoint(Callback):
                 f"digits and . , = + @ % _ - and have {checkpoint.LABEL} characters. {_EXAMPLE}"
             )
 
-    def _check_names(self, fit) -> None:
+    def _check_names(self, fit: SessionView) -> None:
         """Raise UserError for a name in the filename that nothing will ever have."""
         measured = ["loss", *fit.engine.metric_results()]
         known = ["epoch", "step", *measured, "penalty", "lr"]
-        if fit.validation_feed is not None:
+        if fit.validates:
             known += [f"val_{name}" for name in measured]
         if fit.averaging is not None:
             known += [f"val_averaged_{name}" for name in measured]

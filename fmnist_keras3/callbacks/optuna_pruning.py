@@ -37,7 +37,7 @@ class OptunaPruning(Callback):
         self.pruned = False
 
     def on_train_epoch_end(self, fit):
-        of_validation = fit.validation_feed is not None and self.monitor.startswith("val_")
+        of_validation = fit.validates and self.monitor.startswith("val_")
         if of_validation and fit.position.validated != fit.position.step:
             return
         if self.monitor not in fit.logs:

@@ -7,6 +7,7 @@ from typing import Any
 from fmnist_keras3.ground import screen
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.training.callback import Callback
+from fmnist_keras3.training.view import SessionView
 
 
 class RichProgressBar(Callback):
@@ -78,7 +79,7 @@ class RichProgressBar(Callback):
             self._bar = None
 
 
-def _values(fit: Any, prefix: str = "") -> list[str]:
+def _values(fit: SessionView, prefix: str = "") -> list[str]:
     """Return loss, accuracy and what a Module logs for the bar, as texts."""
     names = dict.fromkeys(("loss", "accuracy", *fit.engine.step.progress))
     found = {name: fit.logs[prefix + name] for name in names if prefix + name in fit.logs}

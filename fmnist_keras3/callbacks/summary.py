@@ -8,6 +8,7 @@ import time
 
 from fmnist_keras3 import runtime
 from fmnist_keras3.training.callback import Callback
+from fmnist_keras3.training.view import SessionView
 
 
 class Summary(Callback):
@@ -38,7 +39,7 @@ class Summary(Callback):
     def on_fit_end(self, fit):
         self._write(fit)
 
-    def _write(self, fit) -> None:
+    def _write(self, fit: SessionView) -> None:
         fit.run.update(
             epochs=fit.position.epoch,
             steps=fit.position.step,

@@ -8,6 +8,7 @@ from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.lightning import explained
 from fmnist_keras3.models import macs
 from fmnist_keras3.training.callback import Callback
+from fmnist_keras3.training.view import SessionView
 
 FLOPS = 6  # of a step for each multiply-accumulate: two forward, twice as many backward
 
@@ -62,7 +63,7 @@ class ThroughputMonitor(Callback):
         return values
 
 
-def _totals(fit) -> tuple[float, ...]:
+def _totals(fit: SessionView) -> tuple[float, ...]:
     """Return batches, images and seconds of training of this epoch so far."""
     position = fit.position
     return position.step_in_epoch, position.examples, position.seconds

@@ -9,6 +9,7 @@ from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.lightning import explained
 from fmnist_keras3.training.arguments import seconds
 from fmnist_keras3.training.callback import Callback
+from fmnist_keras3.training.view import SessionView
 
 
 class Timer(Callback):
@@ -59,7 +60,7 @@ class Timer(Callback):
     def on_validation_end(self, fit):
         self._validation += time.monotonic() - self._validation_started
 
-    def _stop_if_due(self, fit) -> None:
+    def _stop_if_due(self, fit: SessionView) -> None:
         if self.duration is not None and self.time_elapsed() >= self.duration:
             fit.stop(f"max_time of {self.duration:g} s reached")
 

@@ -13,6 +13,7 @@ from fmnist_keras3.runs.writer import Writer
 
 if TYPE_CHECKING:
     from fmnist_keras3.training.fit import Fit
+    from fmnist_keras3.training.view import SessionView
 
 
 class Saver(Protocol):
@@ -62,7 +63,9 @@ class Keeper:
         best = self.leader.best if self.leader is not None else []
         return self.folder / best[0][1] if best and self.enabled else None
 
-    def ask(self, fit: Fit, saver: Saver | None = None, label: str = "", better: Any = None) -> str:
+    def ask(
+        self, fit: SessionView, saver: Saver | None = None, label: str = "", better: Any = None
+    ) -> str:
         """Have a checkpoint of this moment written, and return the name that it will have.
 
         ``better`` are the monitored values of a new best of ``saver``.
@@ -87,7 +90,7 @@ class Keeper:
             self._writer.check()
             # At an epoch's last step the validation is still to come, and a checkpoint after it.
             if fit.signals.checkpoint_asked and fit.position.step_in_epoch < fit.steps_in_epoch:
-                self.ask(fit)
+                self.ask(fit.view)
         if self._asked and hook != "on_save_checkpoint":
             self._write(fit)
 
@@ -98,14 +101,14 @@ class Keeper:
             # A process that was killed may have left another one in the summary, or none.
             fit.run.update(best_epoch=self.leader.best[0][2])
         if self.enabled and fit.on_nonfinite == "rollback" and self.last_model_path is None:
-            self.ask(fit)
+            self.ask(fit.view)
             self._write(fit)
 
     def save_last(self, fit: Fit) -> None:
         """Write a checkpoint of the end, unless there is one; before anything follows that."""
         if self.enabled and self._place != fit.position.place:
             if not self._asked:  # by savers, before another callback raised in the same hook
-                self.ask(fit)
+                self.ask(fit.view)
             self._write(fit)
         self._writer.wait()
 

@@ -12,6 +12,7 @@ from fmnist_keras3.runs.rundir import RAW_MODEL
 
 if TYPE_CHECKING:
     from fmnist_keras3.training.fit import Fit
+    from fmnist_keras3.training.view import SessionView
 
 STATISTICS_BATCHES = 100  # of the epoch, from which BatchNormalization's statistics are taken
 
@@ -22,13 +23,15 @@ class Averaging(Protocol):
     All of it follows from the steps alone, or a resume would not be exact.
     """
 
-    def shares(self, fit: Fit, steps: np.ndarray) -> np.ndarray: ...
+    def shares(self, fit: SessionView, steps: np.ndarray) -> np.ndarray: ...
 
-    def pulls(self, fit: Fit, steps: np.ndarray) -> np.ndarray | None: ...
+    def pulls(self, fit: SessionView, steps: np.ndarray) -> np.ndarray | None: ...
 
-    def learning_rates(self, fit: Fit, steps: np.ndarray, rates: np.ndarray) -> np.ndarray: ...
+    def learning_rates(
+        self, fit: SessionView, steps: np.ndarray, rates: np.ndarray
+    ) -> np.ndarray: ...
 
-    def began(self, fit: Fit) -> bool: ...
+    def began(self, fit: SessionView) -> bool: ...
 
 
 @contextlib.contextmanager
@@ -46,7 +49,7 @@ def applied(fit: Fit) -> Iterator[None]:
 
 def finish(fit: Fit) -> None:
     """Leave the average in the model, and the weights themselves in model_raw.keras."""
-    if fit.averaging is not None and fit.averaging.began(fit):
+    if fit.averaging is not None and fit.averaging.began(fit.view):
         fit.run.write_model(fit.model, RAW_MODEL)
         _take_statistics(fit)
         fit.engine.swap_averages()

@@ -1,4 +1,4 @@
-"""What the loop, the callbacks and the loggers share while a model is trained."""
+"""All that a training is made of while it is under way."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from fmnist_keras3.training.profiler import Profiler
 from fmnist_keras3.training.schedules import Schedule
 from fmnist_keras3.training.session import Session
 from fmnist_keras3.training.signals import StopSignals
+from fmnist_keras3.training.view import SessionView
 
 ENDLESS = 2**31 - 1  # epochs, where something else is to end the training
 
@@ -76,7 +78,7 @@ class Position:
 
 @dataclass
 class Fit:
-    """One training: what the loop, the callbacks and the loggers share."""
+    """One training, as the loop has it; callbacks get its `view`."""
 
     session: Session
     engine: Engine
@@ -113,8 +115,12 @@ class Fit:
     step_logs: Any = None  # `StepLogs` of the last chunk
     stop_reason: str | None = None
     epoch_complete: bool = False
-    trainer: Any = None  # whose fit it is, for a Module
     sound: bool = True  # the engine's state is that of the position
+
+    @cached_property
+    def view(self) -> SessionView:
+        """What callbacks get of this."""
+        return SessionView(self)
 
     @property
     def model(self) -> Any:
@@ -150,7 +156,7 @@ class Fit:
         """Call ``hook`` of every callback, in order."""
         for callback in self.callbacks:
             with self.profiler.section(callback.section):
-                getattr(callback, hook)(self, *args)
+                getattr(callback, hook)(self.view, *args)
         with self.profiler.section("checkpoint"):
             self.keeper.after_hook(self, hook)
 
@@ -193,8 +199,8 @@ class Fit:
         numbers, shares, pulls = steps.astype(np.int32), None, None
         accumulated = self.accumulation.means(steps, self.position.skipped)
         if (averaging := self.averaging) is not None:
-            rates = averaging.learning_rates(self, steps, rates)
-            shares, pulls = averaging.shares(self, steps), averaging.pulls(self, steps)
+            rates = averaging.learning_rates(self.view, steps, rates)
+            shares, pulls = averaging.shares(self.view, steps), averaging.pulls(self.view, steps)
         return StepPlan(rates, numbers, shares, pulls, accumulated)
 
     def log(self, event: str, epoch: int, step: int, values: dict[str, Any]) -> None:

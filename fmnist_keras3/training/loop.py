@@ -101,7 +101,7 @@ def validate(fit: Fit, pace: Pace, log: bool) -> None:
         stop = lambda: fit.signals.received is not None  # noqa: E731
         measure = partial(evaluate, fit.engine, feed, fit.data.batch_size, pace, stop)
         values = measure()[0]
-        if fit.averaging is not None and fit.averaging.began(fit) and not stop():
+        if fit.averaging is not None and fit.averaging.began(fit.view) and not stop():
             with averaging.applied(fit):
                 values |= {f"averaged_{name}": value for name, value in measure()[0].items()}
     if fit.signals.received:
@@ -174,5 +174,5 @@ def steps_to_boundary(fit: Fit, plan: EpochPlan) -> int:
     if fit.val_every_n_steps:
         past = step_in_epoch % fit.val_every_n_steps
         ends.append(step + fit.val_every_n_steps - past)
-    ends += [callback.next_event(fit, step) for callback in fit.callbacks]
+    ends += [callback.next_event(fit.view, step) for callback in fit.callbacks]
     return min(end for end in ends if end is not None and end > step) - step

@@ -6,6 +6,8 @@ from typing import Any
 
 from fmnist_keras3.module import Module
 from fmnist_keras3.training.callback import Callback
+from fmnist_keras3.training.session import Session
+from fmnist_keras3.training.view import SessionView
 
 
 class ModuleHooks(Callback):
@@ -13,13 +15,12 @@ class ModuleHooks(Callback):
 
     order = -1  # what it logs, the callbacks of the user see
 
-    def __init__(self, module: Module, trainer: Any) -> None:
-        self.module, self.trainer = module, trainer
+    def __init__(self, module: Module, trainer: Any, session: Session) -> None:
+        self.module, self.session = module, session
+        session.set(module, "_trainer", trainer)
 
     def setup(self, fit):
-        fit.trainer = self.trainer
-        self.module._fit = fit
-        fit.session.at_end(setattr, self.module, "_fit", None)
+        self.session.set(self.module, "_fit", fit)
 
     def on_fit_start(self, fit):
         self._call(fit, "on_fit_start")
@@ -45,10 +46,10 @@ class ModuleHooks(Callback):
     def on_load_checkpoint(self, fit, manifest):
         self._call(fit, "on_load_checkpoint", manifest)
 
-    def _call(self, fit: Any, hook: str, *args: Any) -> None:
+    def _call(self, fit: SessionView, hook: str, *args: Any) -> None:
         """Call a hook that the module has; variables it assigns are those that the steps read."""
         if getattr(type(self.module), hook) is getattr(Module, hook):
             return  # to bring the model up to date takes time
-        fit.session.publish()
+        self.session.publish()
         getattr(self.module, hook)(*args)
         fit.engine.read_model()

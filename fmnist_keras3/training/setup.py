@@ -69,7 +69,7 @@ def make_fit(
         ),
         run=run,
         keeper=Keeper(run.checkpoints, enabled=saves),
-        callbacks=_callbacks(trainer, model, saves),
+        callbacks=_callbacks(trainer, session, saves),
         jsonl=JSONLLogger(run.path),
         loggers=trainer.loggers,
         signals=StopSignals(),
@@ -117,11 +117,11 @@ def _schedule(
     return make_schedule(name, engine.learning_rate(), total, warmup)
 
 
-def _callbacks(trainer: Trainer, model: Any, saves: bool) -> list[Callback]:
+def _callbacks(trainer: Trainer, session: Session, saves: bool) -> list[Callback]:
     """Return the given callbacks and those that the Trainer brings, in the order of hooks."""
     callbacks = [leaf("summary")(), *trainer.callbacks]
-    if isinstance(model, Module):
-        callbacks.append(ModuleHooks(model, trainer))
+    if isinstance(session.model, Module):
+        callbacks.append(ModuleHooks(session.model, trainer, session))
     if trainer.profiler == "trace":
         callbacks.append(leaf("trace")())
     if trainer.max_time is not None:

@@ -112,7 +112,7 @@ class At(Callback):
         self.every_n_train_steps = 1  # a boundary at each step
 
     def setup(self, fit):
-        self.fit, feed = fit, fit.validation_feed
+        self.fit, feed = fit, fit._fit.validation_feed
         if feed is None:
             return
         take = feed.take

@@ -290,8 +290,8 @@ def test_the_sanity_check_comes_first_and_leaves_no_trace(tmp_path):
     class Watch(Callback):
         def setup(self, fit):
             self.seen = []
-            take = fit.validation_feed.take
-            fit.validation_feed.take = lambda count: self.seen.append(count) or take(count)
+            take = fit._fit.validation_feed.take
+            fit._fit.validation_feed.take = lambda count: self.seen.append(count) or take(count)
 
         def on_chunk_end(self, fit):
             self.seen.append("training")

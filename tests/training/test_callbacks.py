@@ -17,6 +17,7 @@ from fmnist_keras3 import (
     EarlyStopping,
     LearningRateMonitor,
     ModelCheckpoint,
+    SessionView,
     ThroughputMonitor,
     UserError,
     load_run,
@@ -50,6 +51,25 @@ def fit(path, *callbacks, ckpt_path=None, **options):
 
 def records(result, event):
     return [r for r in read_metrics(result.run_dir / "metrics.jsonl") if r["event"] == event]
+
+
+def test_a_callback_sees_the_training_and_cannot_set_what_it_is_made_of(tmp_path):
+    class Look(Callback):
+        def on_train_epoch_end(self, fit):
+            names = [name for name in dir(SessionView) if name[0] != "_"]
+            self.seen = {name: getattr(fit, name) for name in names}
+            with pytest.raises(AttributeError, match="can't set max_epochs of the training"):
+                fit.max_epochs = 1
+            with pytest.raises(AttributeError, match="can't set note of the training"):
+                fit.note = "mine"
+
+    look = Look()
+    result = fit(tmp_path / "run", look)
+    assert look.seen["max_epochs"] == EPOCHS == result.summary["epochs"]
+    assert look.seen["position"].step == EPOCHS * STEPS
+    assert look.seen["logs"]["val_loss"] == records(result, "validation")[-1]["loss"]
+    assert look.seen["validates"]
+    assert look.seen["epoch_complete"]
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from fmnist_keras3 import (
     ModelSummary,
     RichProgressBar,
     Run,
+    SessionView,
     StochasticWeightAveraging,
     TensorBoardLogger,
     ThroughputMonitor,
@@ -75,8 +76,10 @@ class Print(Callback):
         if fit.logs["loss"] > 10:
             fit.stop(f"{self.what} after {self.count} chunks")
 
-    def on_train_epoch_end(self, fit) -> None:
+    def on_train_epoch_end(self, fit: SessionView) -> None:
+        assert_type(fit.logs, dict[str, float])
         print(fit.position.epoch, fit.logs["val_loss"])
+        fit.max_epochs = 3  # pyright: ignore[reportAttributeAccessIssue]
 
     def state_dict(self) -> dict[str, Any]:
         return {"count": self.count}
