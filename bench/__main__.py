@@ -1,5 +1,6 @@
 """`python -m bench [options]` measures; `compare A.json B.json` compares two results, `scaling`
-measures how cost grows with work, `study RECIPE` runs a recipe with several seeds.
+measures how cost grows with work, `study RECIPE` runs a recipe with several seeds, `tune` measures
+what a trial costs beside other tuners.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from bench import cells, study, tables
+from bench import cells, study, tables, tuners
 from bench import scaling as growth
 from bench.cells import CONTESTANTS, DEVICES, PRECISIONS, Settings
 from fmnist_keras3 import recipes, runtime
@@ -187,6 +188,46 @@ def scaling(words: Sequence[str]) -> int:
     return 0 if any("error" not in cell for cell in found) else 1
 
 
+def tuning(words: Sequence[str]) -> int:
+    """Measure what a trial costs beside other tuners; prints the table and writes the result."""
+    from rich.console import Console
+
+    made = Parser(
+        prog="python -m bench tune",
+        description="The same random search with `fmnist tune`, KerasTuner, and Optuna and "
+        "PyTorch Lightning, one after another; pip install '.[peers]'.",
+    )
+    for name, kind, text in (
+        ("trials", int, "of each tuner [25]"),
+        ("epochs", int, "of each trial [2]"),
+        ("limit_train", int, "images an epoch, 0 for all [0]"),
+        ("timeout", int, "seconds that each tuner may take [3600]"),
+    ):
+        add_option(made, name, type=kind, metavar="N", help=text)
+    choices: dict[str, Any] = {"nargs": "+", "choices": list(runtime.BACKENDS), "metavar": "NAME"}
+    add_option(made, "backends", **choices, help="of Keras [all]")
+    add_option(made, "data", choices=["auto", "synthetic"], metavar="DATA", help="as above [auto]")
+    add_option(made, "output", metavar="DIR", help="folder for the results [bench/results]")
+    given = vars(made.parse(words))
+    trials = given.get("trials", 25)
+    if trials < 2:
+        raise UserError(f"--trials is {trials}; it must be at least 2.")
+    defaults = {"models": ["lenet"], "epochs": 2, "rounds": 1, "limit_train": 0, "timeout": 3600}
+    settings = settings_from({**defaults, **given})
+    path = output_folder(given) / "tuners.json"
+    console = Console(width=None if sys.stdout.isatty() else 170)
+    found = tuners.measure(settings, trials, lambda cell: console.print(tuners.told(cell)))
+    synthetic = settings.data == "synthetic"
+    result = {**about(), "settings": dataclasses.asdict(settings), "trials": trials}
+    result |= {"synthetic": synthetic, "cells": found}
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    rows, said = tuners.table(found), [tables.SYNTHETIC] * synthetic + tuners.costs(found)
+    lines = [*tables.markdown_table(tuners.COLUMNS, rows), "", *said, "", f"`{result['command']}`"]
+    path.with_suffix(".md").write_text("\n".join([*lines, ""]))
+    console.print(tables.rich_table("Tuning", tuners.COLUMNS, rows, [*said, str(path)]))
+    return 0 if any("error" not in cell for cell in found) else 1
+
+
 def study_parser() -> Parser:
     """Return the parser of the study."""
     made = Parser(
@@ -316,7 +357,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run the bench and return its exit code: 0, 1 if no cell could be measured, 2 for misuse."""
     words = list(sys.argv[1:] if words is None else words)
     try:
-        commands = {"compare": compare, "scaling": scaling, "study": run_study}
+        commands = {"compare": compare, "scaling": scaling, "study": run_study, "tune": tuning}
         with terminable():
             if words and words[0] in commands:
                 return commands[words[0]](words[1:])

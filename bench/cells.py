@@ -146,9 +146,12 @@ def prepare(settings: Settings, folder: Path) -> dict[str, Any]:
     return dataset
 
 
-def measure(cell: Cell, settings: Settings, folder: Path) -> dict[str, Any]:
-    """Run ``cell`` on the data and weights in ``folder``; a failure becomes the key ``error``."""
-    spec = {**asdict(settings), **asdict(cell), "folder": str(folder)}
+def measure(cell: Cell, settings: Settings, folder: Path, **more: Any) -> dict[str, Any]:
+    """Run ``cell`` on the data and weights in ``folder``; a failure becomes the key ``error``.
+
+    ``more`` is for the worker.
+    """
+    spec = {**asdict(settings), **asdict(cell), "folder": str(folder), **more}
     env = environment(cell.contestant, cell.backend, settings.device)
     started = time.perf_counter()
     answer = run_worker(spec, env, settings.timeout)

@@ -203,13 +203,6 @@ def lightning(spec: dict[str, Any]) -> dict[str, Any]:
     import lightning.pytorch as pl
     import torch
     from torch.nn.functional import cross_entropy
-    from torch.utils.data import (
-        BatchSampler,
-        DataLoader,
-        RandomSampler,
-        SequentialSampler,
-        TensorDataset,
-    )
 
     class Classifier(pl.LightningModule):
         def __init__(self):
@@ -247,13 +240,8 @@ def lightning(spec: dict[str, Any]) -> dict[str, Any]:
             values = trainer.callback_metrics
             clock.validated(values["loss"], values["accuracy"])
 
-    def loader(x, y, sampler):
-        data = TensorDataset(x, y)
-        batches = BatchSampler(sampler(data), spec["batch_size"], drop_last=False)
-        return DataLoader(data, sampler=batches, batch_size=None)
-
     pl.seed_everything(spec["seed"], verbose=False)
-    x, y, x_val, y_val = torch_tensors(spec)
+    tensors = torch_tensors(spec)
     trainer = pl.Trainer(
         max_epochs=1 + spec["epochs"],
         callbacks=[Stopwatch()],
@@ -265,8 +253,26 @@ def lightning(spec: dict[str, Any]) -> dict[str, Any]:
         num_sanity_val_steps=0,
     )
     model, clock = Classifier(), Clock()
-    trainer.fit(model, loader(x, y, RandomSampler), loader(x_val, y_val, SequentialSampler))
-    return measured(clock, len(x), _count(model), device=str(trainer.strategy.root_device))
+    trainer.fit(model, *loaders(tensors, spec["batch_size"]))
+    return measured(clock, len(tensors[0]), _count(model), device=str(trainer.strategy.root_device))
+
+
+def loaders(tensors: list[Any], batch_size: int) -> list[Any]:
+    """Return DataLoaders for training and validation, each of which takes whole batches."""
+    from torch.utils.data import (
+        BatchSampler,
+        DataLoader,
+        RandomSampler,
+        SequentialSampler,
+        TensorDataset,
+    )
+
+    made = []
+    for split, sampler in ((tensors[:2], RandomSampler), (tensors[2:], SequentialSampler)):
+        data = TensorDataset(*split)
+        batches = BatchSampler(sampler(data), batch_size, drop_last=False)
+        made.append(DataLoader(data, sampler=batches, batch_size=None))
+    return made
 
 
 def _count(model: Any) -> int:

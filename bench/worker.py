@@ -320,6 +320,9 @@ WORK = {
     "jax": ("bench.peers", "bare_jax"),
     "torch": ("bench.peers", "bare_torch"),
     "lightning": ("bench.peers", "lightning"),
+    "fmnist tune": ("bench.tuners", "our_tuner"),
+    "KerasTuner": ("bench.tuners", "keras_tuner"),
+    "Optuna and Lightning": ("bench.tuners", "optuna_lightning"),
 }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bench import __main__ as command
-from bench import cells, charts, scaling, tables
+from bench import cells, charts, scaling, tables, tuners
 from bench.cells import CONTESTANTS, Cell, Settings
 from bench.worker import WORK
 
@@ -181,7 +181,7 @@ def test_scaling_compares_time_and_memory():
 
 
 def test_every_contestant_has_a_function():
-    assert set(WORK) == {"prepare", *CONTESTANTS}
+    assert set(WORK) == {"prepare", *CONTESTANTS, *tuners.TUNERS}
 
 
 def test_a_plain_contestant_does_not_get_the_trainers_flag(monkeypatch):
@@ -276,6 +276,51 @@ def test_a_crash_and_a_timeout_are_reasons(monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", endless)
     assert "no answer within 5 seconds" in cells.run_worker({}, {}, 5)["error"]
+
+
+def tuned(who, backend, total, **more):
+    found = {"contestant": who, "backend": backend, "trials": 4, "total": total, "best": 0.9}
+    return {**found, "seconds": [total / 4] * 4, **more}
+
+
+def test_trials_an_hour_are_compared_with_ours_on_the_same_backend_or_our_best():
+    cost = {"to_first_steps": 0.2, "seconds_of_trial": 2.04, "seconds_of_training": 2.0}
+    found = [
+        tuned("fmnist tune", "jax", 10.0, **cost, overhead=0.02),
+        tuned("fmnist tune", "tensorflow", 20.0, **cost, overhead=0.02),
+        tuned("KerasTuner", "tensorflow", 60.0),
+        tuned("Optuna and Lightning", "torch", 40.0),
+        {"contestant": "KerasTuner", "backend": "jax", "error": "no keras_tuner"},
+    ]
+    rows = tuners.table(found)
+    assert [row[-1] for row in rows] == ["1.00", "1.00", "3.00", "4.00", "-"]
+    assert [row[-2] for row in rows[:2]] == ["1,440", "720"]
+    assert rows[-1][2] == "failed: no keras_tuner"
+    said = tuners.costs(found)
+    assert len(said) == 2
+    assert "0.20 s after the trial before" in said[0]
+    assert said[0].endswith("2.000 s: +2.0%.")
+
+
+@pytest.mark.slow
+def test_one_real_comparison_of_tuners(backend, tmp_path):
+    words = ["tune", "--trials", "3", "--backends", backend, "--output", str(tmp_path)]
+    words += ["--data", "synthetic", "--limit_train", "256", "--epochs", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", *words],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "SYNTHETIC DATA" in done.stdout
+    content = json.loads((tmp_path / "tuners.json").read_text())
+    ours, *peers = content["cells"]
+    assert len(ours["seconds"]) == ours["trials"] == 3
+    assert ours["to_first_steps"] < ours["seconds_of_trial"] + 1
+    for peer in peers:  # which may not be installed
+        assert peer.get("trials") == 3 or "No module named" in peer["error"], peer
 
 
 @pytest.mark.slow
