@@ -15,8 +15,8 @@ from fmnist_keras3.ground.errors import (
     Diverged,
     UserError,
     exit_code,
+    full_message,
     nearest,
-    told,
 )
 from fmnist_keras3.ground.leaves import named
 from fmnist_keras3.ground.lightning import option_here
@@ -342,10 +342,10 @@ def main(words: Sequence[str] | None = None) -> int:
         with terminable():
             return _dispatch(words)
     except UserError as error:
-        print(f"fmnist: {told(error)}", file=sys.stderr)
+        print(f"fmnist: {full_message(error)}", file=sys.stderr)
         return EXIT_USER
     except Diverged as error:
-        print(f"fmnist: training diverged: {told(error)}", file=sys.stderr)
+        print(f"fmnist: training diverged: {full_message(error)}", file=sys.stderr)
         return EXIT_DIVERGED
     except KeyboardInterrupt as error:
         name = getattr(error, "signal", "SIGINT")

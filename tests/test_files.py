@@ -27,7 +27,7 @@ def test_an_exception_in_the_block_leaves_what_was_there(tmp_path):
     path.write_bytes(b"before")
 
     def fail_halfway():
-        with files.whole(path) as beside:
+        with files.atomic(path) as beside:
             beside.write_bytes(b"half")
             raise RuntimeError("block")
 

@@ -19,7 +19,7 @@ from fmnist_keras3.engines.metrics import Metrics, output_spec
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.tree import leaves, mapped
 from fmnist_keras3.layers import keras_private
-from fmnist_keras3.layers.losses import log_softmax, picked
+from fmnist_keras3.layers.losses import log_likelihood, log_softmax
 
 
 class Losses(NamedTuple):
@@ -163,9 +163,9 @@ class CompiledStep:
             return losses
         # Cross-entropy to (1 - e) * one-hot + e / classes, as a correction of the plain one.
         log_p = log_softmax(ops.cast(outputs, "float32"))
-        true = picked(log_p, ops.reshape(batch.y, (-1,)))
+        true = log_likelihood(log_p, ops.reshape(batch.y, (-1,)))
         if batch.mix is not None:
-            other = picked(log_p, ops.reshape(batch.mix[0], (-1,)))
+            other = log_likelihood(log_p, ops.reshape(batch.mix[0], (-1,)))
             true = other + batch.mix[1] * (true - other)
         correction = true - ops.mean(log_p, -1)
         if weight is not None:

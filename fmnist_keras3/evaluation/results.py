@@ -13,7 +13,7 @@ from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.evaluation import plots
 from fmnist_keras3.evaluation.metrics import Evaluation, as_logits, evaluate_logits
 from fmnist_keras3.ground.errors import UserError
-from fmnist_keras3.ground.files import storing, write_json
+from fmnist_keras3.ground.files import write_errors, write_json
 from fmnist_keras3.runs import rundir
 from fmnist_keras3.runs.jsonl import JSONLLogger
 
@@ -75,7 +75,7 @@ def _draw(run: Path, summary: dict[str, Any], tested: Split, evaluation: Evaluat
     synthetic = summary["dataset"]["name"] == "synthetic"
     title = f"{summary['model']} on {summary['backend']}, seed {summary['seed']}"
     folder = run / rundir.PLOTS
-    with storing(folder):
+    with write_errors(folder):
         folder.mkdir(exist_ok=True)
     records = rundir.read_metrics(run / rundir.METRICS)
     plots.curves(records, folder / "curves.png", title, synthetic)

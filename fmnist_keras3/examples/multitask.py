@@ -44,10 +44,12 @@ class TwoTasks(Module):
 
     def training_step(self, batch: Any) -> Any:
         x, y = batch
-        told = self(x)
-        losses = keras.losses.sparse_categorical_crossentropy(y, told["garment"], from_logits=True)
-        errors = told["brightness"] - ops.mean(x / 255, axis=(1, 2, 3))
-        self.accuracy.update_state(y, told["garment"])
+        outputs = self(x)
+        losses = keras.losses.sparse_categorical_crossentropy(
+            y, outputs["garment"], from_logits=True
+        )
+        errors = outputs["brightness"] - ops.mean(x / 255, axis=(1, 2, 3))
+        self.accuracy.update_state(y, outputs["garment"])
         self.log("error", 255 * ops.mean(ops.abs(errors)))  # in grey levels, 0..255
         return ops.mean(losses) + self.share * ops.mean(ops.square(errors))
 
@@ -64,7 +66,7 @@ def main(
     trainer = Trainer(max_epochs=epochs, run_dir=run_dir)
     trainer.fit(model, data, ckpt_path="auto")
 
-    found = trainer.test(model, data)
+    outputs = trainer.test(model, data)
     test: Any = data.test
     true = test.x.mean(axis=(1, 2, 3))
     points = np.stack([true, 255 * trainer.predict(model, test.x)["brightness"]], axis=1)
@@ -75,14 +77,14 @@ def main(
         data.source.class_names,
         Path(run_dir) / "multitask.png",
         "The brightness of test images, and what the model says it is",
-        f"accuracy {found['accuracy']:.2%}; error {found['error']:.1f} grey levels, "
+        f"accuracy {outputs['accuracy']:.2%}; error {outputs['error']:.1f} grey levels, "
         f"of the mean brightness {plain:.1f}",
         "mean of the pixels",
         "predicted",
         synthetic=data.source.name == "synthetic",
     )
     names = "accuracy", "error"
-    return {name: found[name] for name in names} | {"error_of_the_mean": plain}
+    return {name: outputs[name] for name in names} | {"error_of_the_mean": plain}
 
 
 if __name__ == "__main__":

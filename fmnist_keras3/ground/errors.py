@@ -36,7 +36,7 @@ class Interrupted(KeyboardInterrupt):
         self.signal = signal
 
 
-def told(error: BaseException) -> str:
+def full_message(error: BaseException) -> str:
     """Return the message of ``error`` with its notes, each on lines of its own."""
     return "\n".join([str(error), *getattr(error, "__notes__", [])])
 

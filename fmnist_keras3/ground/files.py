@@ -32,7 +32,7 @@ _CURES = {
 
 
 @contextlib.contextmanager
-def storing(path: Path) -> Iterator[None]:
+def write_errors(path: Path) -> Iterator[None]:
     """Turn an OSError of the block into a UserError that says what cannot be written, and why."""
     try:
         yield
@@ -52,14 +52,14 @@ def temporary(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that replaces it on success and is removed on failure.
 
     Raises UserError where the file system refuses.
     """
     beside = temporary(path)
     try:
-        with storing(path):
+        with write_errors(path):
             yield beside
             with open(beside, "rb") as file:
                 os.fsync(file.fileno())
@@ -71,13 +71,13 @@ def whole(path: Path) -> Iterator[Path]:
 
 def write(path: Path, content: bytes) -> None:
     """Write a file atomically; raises UserError where the file system refuses."""
-    with whole(path) as beside:
+    with atomic(path) as beside:
         beside.write_bytes(content)
 
 
 def save(path: Path, content: bytes) -> None:
     """Write a file atomically, and make its folder if need be."""
-    with storing(path):
+    with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write(path, content)
 

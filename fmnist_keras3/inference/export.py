@@ -126,7 +126,7 @@ def export(
     }
     beside = files.temporary(path)
     try:
-        with files.storing(path):
+        with files.write_errors(path):
             writer.write(plain, beside, softmax, factor, about)
             # The last image alone shows that any number will do; Keras would compile once more.
             alone = () if format == "keras" else (len(pixels) - 1,)

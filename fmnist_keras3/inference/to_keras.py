@@ -81,9 +81,9 @@ def in_float32(model: Any) -> keras.Model:
         )
     try:
         with without_tensorflow():
-            told = keras.saving.serialize_keras_object(model)
-            told = {**_plain(told), "compile_config": None}
-            made: Any = keras.saving.deserialize_keras_object(told, safe_mode=True)
+            config = keras.saving.serialize_keras_object(model)
+            config = {**_plain(config), "compile_config": None}
+            made: Any = keras.saving.deserialize_keras_object(config, safe_mode=True)
         made.set_weights([np.asarray(w, np.float32) for w in model.get_weights()])
     except Exception as error:  # whatever its layers raise
         reason = archive.reason(error)
@@ -91,12 +91,12 @@ def in_float32(model: Any) -> keras.Model:
     return made
 
 
-def _plain(told: Any) -> Any:
+def _plain(config: Any) -> Any:
     """Return a configuration with float32 in the place of every policy of layers."""
-    if isinstance(told, dict):
-        if told.get("class_name") in ("DTypePolicy", "FloatDTypePolicy"):
-            return {**told, "config": {"name": "float32"}}
-        return {key: _plain(value) for key, value in told.items()}
-    if isinstance(told, (list, tuple)):
-        return type(told)(map(_plain, told))
-    return told
+    if isinstance(config, dict):
+        if config.get("class_name") in ("DTypePolicy", "FloatDTypePolicy"):
+            return {**config, "config": {"name": "float32"}}
+        return {key: _plain(value) for key, value in config.items()}
+    if isinstance(config, (list, tuple)):
+        return type(config)(map(_plain, config))
+    return config

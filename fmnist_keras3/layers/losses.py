@@ -30,7 +30,7 @@ def log_softmax(logits: Any) -> Any:
     return shifted - ops.log(total), grad
 
 
-def picked(log_p: Any, y: Any) -> Any:
+def log_likelihood(log_p: Any, y: Any) -> Any:
     """Return ``log_p[i, y[i]]``.
 
     Selected, not gathered or multiplied by a one-hot: of two products that are added, compilers
@@ -50,4 +50,4 @@ class SparseCategoricalCrossentropy(keras.losses.SparseCategoricalCrossentropy):
         plain = options["from_logits"] and options["ignore_class"] is None
         if not plain or len(y_pred.shape) != 2 or tuple(y_true.shape[1:]) not in ((), (1,)):
             return super().call(y_true, y_pred)
-        return -picked(log_softmax(y_pred), ops.reshape(y_true, (-1,)))
+        return -log_likelihood(log_softmax(y_pred), ops.reshape(y_true, (-1,)))

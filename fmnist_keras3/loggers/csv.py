@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from fmnist_keras3.ground.files import whole
+from fmnist_keras3.ground.files import atomic
 from fmnist_keras3.ground.lightning import explained
 from fmnist_keras3.runs.history import EPOCH_EVENTS, History
 from fmnist_keras3.training.logger import Logger
@@ -45,7 +45,7 @@ class CSVLogger(Logger):
 
     def _write(self) -> None:
         if rows := self._history.rows():
-            with whole(self.path) as beside, open(beside, "w", newline="") as file:
+            with atomic(self.path) as beside, open(beside, "w", newline="") as file:
                 writer = csv.DictWriter(file, list(rows[0]))
                 writer.writeheader()
                 writer.writerows(rows)

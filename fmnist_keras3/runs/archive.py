@@ -55,17 +55,17 @@ def _arrays(content: bytes) -> tuple[int, int]:
         return sum(item.size or 0 for item in found), sum(item.nbytes for item in found)
 
 
-def _numbers(config: bytes) -> int:
+def _numbers(description: bytes) -> int:
     """Return how many numbers the arrays of a model have, without making them."""
     import keras
 
     from fmnist_keras3.layers.keras_private import shapes_only
 
-    told = json.loads(config)
-    if isinstance(told, dict):
-        told["compile_config"] = None  # an optimizer has arrays as large as the model's
+    config = json.loads(description)
+    if isinstance(config, dict):
+        config["compile_config"] = None  # an optimizer has arrays as large as the model's
     with shapes_only():
-        model = keras.saving.deserialize_keras_object(told, safe_mode=True)
+        model = keras.saving.deserialize_keras_object(config, safe_mode=True)
         if not isinstance(model, keras.Model):
             raise ValueError(f"it holds no model, but: {type(model).__name__}.")
         return sum(math.prod(variable.shape) for variable in model.variables)

@@ -25,7 +25,7 @@ import numpy as np
 
 from fmnist_keras3.engines import MAY_BE_INFINITE
 from fmnist_keras3.ground.errors import Diverged, UserError
-from fmnist_keras3.ground.files import remove, storing, sync_directory, temporary, write_json
+from fmnist_keras3.ground.files import remove, sync_directory, temporary, write_errors, write_json
 
 FORMAT = 2
 STATE, MANIFEST = "state.safetensors", "manifest.json"
@@ -85,7 +85,7 @@ def save(path: Path, state: State, manifest: dict[str, Any]) -> None:
     }
     beside = temporary(path)
     try:
-        with storing(path):
+        with write_errors(path):
             path.parent.mkdir(exist_ok=True)
             beside.mkdir()
             with open(beside / STATE, "wb") as file:
@@ -144,7 +144,7 @@ def retire(folder: Path, keep: set[str]) -> None:
     for path in saved(folder):
         if path.name not in keep and (path / MANIFEST).is_file():
             beside = temporary(path)
-            with storing(path):
+            with write_errors(path):
                 os.rename(path, beside)  # at once: half a checkpoint would look damaged
             remove(beside)
 

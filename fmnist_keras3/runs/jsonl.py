@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from fmnist_keras3.ground.files import storing, write
+from fmnist_keras3.ground.files import write, write_errors
 
 
 class JSONLLogger:
@@ -26,7 +26,7 @@ class JSONLLogger:
             for k, v in record.items()
         }
         line = (json.dumps(clean) + "\n").encode()
-        with storing(self.path), open(self.path, "ab") as file:
+        with write_errors(self.path), open(self.path, "ab") as file:
             file.write(line)
         self._count(line)
 

@@ -127,8 +127,8 @@ def into_module(kind: Any, path: Path, arguments: dict[str, Any]) -> Any:
     found = path
     if not checkpoints.is_name(path.name):
         found = _checkpoint(rundir.find_run(path) / rundir.CHECKPOINTS, "last")
-    told = checkpoints.read_manifest(found)["config"].get("module") or {}
-    arguments = {**told.get("arguments", {}), **arguments}
+    kept = checkpoints.read_manifest(found)["config"].get("module") or {}
+    arguments = {**kept.get("arguments", {}), **arguments}
     try:
         module = kind(**arguments)
     except TypeError as error:
@@ -136,7 +136,7 @@ def into_module(kind: Any, path: Path, arguments: dict[str, Any]) -> Any:
             f"{kind.__name__} cannot be made of {arguments}: {error}. Call "
             "self.save_hyperparameters() in __init__, or give the arguments here."
         ) from error
-    named("engines.module_step:build_for")(module, told.get("example") or {})
+    named("engines.module_step:build_for")(module, kept.get("example") or {})
     _assign(module.trainable_variables + module.non_trainable_variables, found, ("model/",))
     return module
 

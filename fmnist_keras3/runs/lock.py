@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fmnist_keras3.ground.errors import UserError
-from fmnist_keras3.ground.files import storing
+from fmnist_keras3.ground.files import write_errors
 
 NAME = ".lock"
 
@@ -24,7 +24,7 @@ def locked(folder: Path) -> Iterator[None]:
     Where the file system knows no locks, a warning says so.
     """
     path = folder / NAME
-    with storing(path):
+    with write_errors(path):
         folder.stat()  # filelock would make it anew
     # Not 0 seconds: a holder that ends just now removes the file. Without flock there is no soft
     # lock instead: one of another machine would outlive its holder.
@@ -41,7 +41,7 @@ def locked(folder: Path) -> Iterator[None]:
         ) from None
     except OSError as error:
         if error.filename is not None:  # the file cannot be opened
-            with storing(path):
+            with write_errors(path):
                 raise
         warnings.warn(
             f"{folder} cannot be locked ({error.strerror}); see to it that no other "

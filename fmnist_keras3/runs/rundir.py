@@ -15,7 +15,7 @@ from typing import Any
 
 from fmnist_keras3 import runtime
 from fmnist_keras3.ground.errors import UserError
-from fmnist_keras3.ground.files import remove_temporary, whole, write, write_json
+from fmnist_keras3.ground.files import atomic, remove_temporary, write, write_json
 from fmnist_keras3.runs import checkpoint
 from fmnist_keras3.runs.history import History
 from fmnist_keras3.runs.jsonl import parsed
@@ -144,7 +144,7 @@ class RunDirectory:
         from fmnist_keras3.layers import keras_private
 
         path, compiled = self.path / name, model.compiled
-        with whole(path) as beside, keras_private.without_tensorflow():
+        with atomic(path) as beside, keras_private.without_tensorflow():
             try:
                 model.get_compile_config()
             except Exception as error:  # Keras hands on whatever a loss of one's own raises

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from fmnist_keras3.data.plan import evaluation_plan
-from fmnist_keras3.ground.errors import Diverged, told
+from fmnist_keras3.ground.errors import Diverged, full_message
 from fmnist_keras3.ground.files import write_json
 from fmnist_keras3.models import macs
 from fmnist_keras3.runs import checkpoint, rundir
@@ -129,7 +129,7 @@ def _fail(fit: Fit, exception: BaseException) -> None:
         try:
             tell()
         except Exception as another:  # must not hide the first
-            if str(another) not in told(exception):
+            if str(another) not in full_message(exception):
                 exception.add_note(f"{name} failed, too: {another}")
     good = checkpoint.pointed(fit.run.checkpoints, "last")
     if good is not None and good.is_dir():

@@ -25,7 +25,7 @@ def train(fit: Fit) -> None:
     """Train until the last epoch or step, a callback's stop, or a signal."""
     validation_steps = fit.validation_feed.chunk_steps if fit.validation_feed is not None else 1
     pace, evaluation_pace = Pace(fit.feed.chunk_steps), Pace(validation_steps)
-    while fit.position.epoch < fit.max_epochs and (not stopping(fit) or unended(fit)):
+    while fit.position.epoch < fit.max_epochs and (not stopping(fit) or ended_by_max_steps(fit)):
         plan = fit.open_epoch()
         fit.epoch_complete = False
         fit.notify("on_train_epoch_start")
@@ -157,7 +157,7 @@ def stopping(fit: Fit) -> bool:
     return fit.stop_reason is not None
 
 
-def unended(fit: Fit) -> bool:
+def ended_by_max_steps(fit: Fit) -> bool:
     """Tell whether the run was stopped between its last step, of `max_steps`, and `end_epoch`."""
     position = fit.position
     last = position.step == fit.max_steps and position.step_in_epoch > 0

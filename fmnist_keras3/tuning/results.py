@@ -9,7 +9,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from fmnist_keras3.evaluation import report
-from fmnist_keras3.ground.files import save, storing
+from fmnist_keras3.ground.files import save, write_errors
 from fmnist_keras3.tuning import plots
 from fmnist_keras3.tuning.display import best_of, number, objective_text, seconds_of, state_of
 from fmnist_keras3.tuning.plan import OBJECTIVES, Plan
@@ -45,7 +45,7 @@ def write_results(study: Any, plan: Plan, folder: Path, synthetic: bool) -> Froz
     trials = counted(study)
     top = ranked(plan, study, trials)
     best = top[0] if top else None
-    with storing(folder / "plots"):
+    with write_errors(folder / "plots"):
         (folder / "plots").mkdir(exist_ok=True)
     with quiet():
         paths, importances = plots.draw(study, plan, trials, folder / "plots", synthetic)

@@ -66,7 +66,7 @@ class Param:
         return self.choices or (self.low, self.high)
 
     @property
-    def whole(self) -> bool:
+    def is_integer(self) -> bool:
         """Whether the range is one of whole numbers."""
         return not self.choices and isinstance(self.low, int) and isinstance(self.high, int)
 
@@ -74,7 +74,7 @@ class Param:
         """Return the value of an `optuna.Trial`."""
         if self.choices:
             return trial.suggest_categorical(self.name, self.choices)
-        suggest = trial.suggest_int if self.whole else trial.suggest_float
+        suggest = trial.suggest_int if self.is_integer else trial.suggest_float
         return suggest(self.name, self.low, self.high, log=self.log)
 
 

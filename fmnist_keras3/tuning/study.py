@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from optuna.trial import TrialState
 
 from fmnist_keras3.ground.errors import UserError
-from fmnist_keras3.ground.files import storing
+from fmnist_keras3.ground.files import write_errors
 from fmnist_keras3.tuning.plan import Plan, new_plan, stored_plan
 
 STUDIES = Path("studies")
@@ -42,7 +42,7 @@ def open_storage(text: str | None, folder: Path) -> Any:
     try:
         if text == "journal" or text.startswith("journal:"):
             path = Path(text.partition(":")[2] or folder / JOURNAL)
-            with storing(path):
+            with write_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 return storages.JournalStorage(journal.JournalFileBackend(str(path)))
         if text.startswith("grpc:"):
@@ -106,7 +106,7 @@ def open_study(
     name = folder.resolve().name
     new = storage is None and not any((folder / f).exists() for f in (DATABASE, JOURNAL))
     plan = new_plan(given, params, chosen, typed, backend) if new or params else None
-    with storing(folder):
+    with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     try:
         opened = open_storage(storage, folder)
@@ -278,7 +278,7 @@ class Worker:
             param.suggest(trial)
         place = trial.user_attrs.get("run_dir") or f"trials/trial-{trial.number:04}"
         folder = self.folder / place
-        with storing(folder):
+        with write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         self._own = _lock_of(folder)
         self._own.acquire(timeout=10)

@@ -10,7 +10,7 @@ import json
 import sys
 
 from fmnist_keras3 import runtime
-from fmnist_keras3.ground.errors import EXIT_USER, UserError, exit_code, told
+from fmnist_keras3.ground.errors import EXIT_USER, UserError, exit_code, full_message
 from fmnist_keras3.training.signals import terminable
 
 
@@ -27,7 +27,7 @@ def main() -> int:
             given = order["given"]
             run(*open_study(order["study"], order["storage"], given, (), {}, {}, backend))
     except UserError as error:
-        print(told(error), file=sys.stderr)
+        print(full_message(error), file=sys.stderr)
         return EXIT_USER
     except KeyboardInterrupt as error:
         return exit_code(getattr(error, "signal", "SIGINT"))
