@@ -1,5 +1,6 @@
 """Studies with real trials: their order, storage, and what a process that is killed leaves."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -114,6 +115,13 @@ def postgresql():
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def without_a_kill(trial, plan, folder):
+    """What a trial would have given without the kill."""
+    fixed = optuna.create_study(direction="maximize")
+    fixed.enqueue_trial(trial.params)
+    return TrialRunner(plan)(fixed.ask({"lr": trial.distributions["lr"]}), folder)
+
+
 def of_storages(quick):
     """Take each kind of storage; all but one, ``quick``, are for `nox -s slow`."""
     slow = [pytest.mark.slow]
@@ -152,11 +160,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_to_the_same_bits(
     assert (killed.state, again.state) == (TrialState.FAIL, TrialState.COMPLETE)
     assert killed.params == again.params
     assert killed.user_attrs["run_dir"] == again.user_attrs["run_dir"] == "trials/trial-0000"
-    # What it would have given without the kill.
-    fixed = optuna.create_study(direction="maximize")
-    fixed.enqueue_trial(trial.params)
-    whole = fixed.ask({"lr": trial.distributions["lr"]})
-    assert TrialRunner(plan)(whole, tmp_path / "whole") == trial.values
+    assert without_a_kill(trial, plan, tmp_path / "whole") == trial.values
 
 
 @of_storages(quick="postgresql")
@@ -170,6 +174,39 @@ def test_no_trial_twice_and_none_lost_with_several_processes(kind, storage, back
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 6
     assert len({trial.params["lr"] for trial in trials}) == 6
     assert len({trial.user_attrs["run_dir"] for trial in trials}) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["journal", "postgresql"])
+def test_of_four_processes_one_is_killed_and_nothing_is_lost(kind, storage, backend, tmp_path):
+    given = {"trials": 8, "sampler": "random"}
+    study, plan, folder = opened(f"{kind}-four", backend, storage, epochs=20, given=given)
+    processes = [start_worker(folder, storage, 8) for _ in range(4)]
+    victim = None
+    while victim is None:
+        assert all(process.poll() is None for process in processes)
+        for pointer in folder.glob("trials/*/checkpoints/last.json"):
+            held = (pointer.parents[1] / ".worker").resolve()
+            victim = next((p for p in processes if str(held) in open_files(p)), victim)
+    victim.send_signal(signal.SIGKILL)
+    assert sorted(process.wait() for process in processes) == [-signal.SIGKILL, 0, 0, 0]
+    (killed,) = [t for t in study.get_trials() if t.state == TrialState.FAIL]
+    trials = counted(study)
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 8
+    assert len({trial.params["lr"] for trial in trials}) == 8
+    (again,) = [t for t in trials if t.user_attrs["run_dir"] == killed.user_attrs["run_dir"]]
+    assert again.params == killed.params
+    assert without_a_kill(again, plan, tmp_path / "whole") == again.values
+
+
+def open_files(process):
+    """The paths that a process has open."""
+    links = Path(f"/proc/{process.pid}/fd")
+    found = set()
+    for link in links.iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            found.add(os.readlink(link))
+    return found
 
 
 def test_the_same_seed_gives_the_same_trials_and_values(backend):
