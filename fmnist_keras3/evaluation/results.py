@@ -13,7 +13,7 @@ from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.evaluation import plots
 from fmnist_keras3.evaluation.metrics import Evaluation, as_logits, evaluate_logits
 from fmnist_keras3.ground.errors import UserError
-from fmnist_keras3.ground.files import write_errors, write_json
+from fmnist_keras3.ground.files import remove, write_errors, write_json
 from fmnist_keras3.runs import rundir
 from fmnist_keras3.runs.jsonl import JSONLLogger
 
@@ -38,6 +38,8 @@ def write_test(
     metrics.drop("test")
     metrics.log(record)
     write_json(run / rundir.SUMMARY, summary)
+    for name in rundir.OF_A_TEST:  # not each test writes all of them
+        remove(run / name)
     evaluation = None
     try:
         evaluation = classified(tested.y, outputs, class_names)
@@ -45,7 +47,7 @@ def write_test(
         warnings.warn(f"There are no scores of the classes in {run}. {error}", stacklevel=5)
     try:
         if evaluation is not None:
-            write_json(run / "evaluation.json", evaluation.to_dict())
+            write_json(run / rundir.EVALUATION, evaluation.to_dict())
         _draw(run, summary, tested, evaluation)
     except UserError:
         raise

@@ -15,7 +15,7 @@ from typing import Any
 
 from fmnist_keras3 import runtime
 from fmnist_keras3.ground.errors import UserError
-from fmnist_keras3.ground.files import atomic, remove_temporary, write, write_json
+from fmnist_keras3.ground.files import atomic, remove, remove_temporary, write, write_json
 from fmnist_keras3.runs import checkpoint
 from fmnist_keras3.runs.history import History
 from fmnist_keras3.runs.jsonl import parsed
@@ -24,6 +24,10 @@ from fmnist_keras3.runs.lock import locked
 CONFIG, METRICS, SUMMARY, MODEL = "config.yaml", "metrics.jsonl", "summary.json", "model.keras"
 RAW_MODEL = "model_raw.keras"  # the weights that were trained, where the model holds an average
 CHECKPOINTS, PLOTS = "checkpoints", "plots"
+EVALUATION = "evaluation.json"
+# What a test writes besides, and what is made of it.
+OF_A_TEST = [EVALUATION, "report.html"]
+OF_A_TEST += [f"{PLOTS}/{name}.png" for name in ("confusion_matrix", "calibration", "mistakes")]
 
 
 def new_run_path(root: Path, model: str, backend: str, synthetic: bool = False) -> Path:
@@ -119,6 +123,8 @@ class RunDirectory:
         if self.resumed:
             summary = read_json(self.path / SUMMARY)
             self.summary = without_test(summary) if isinstance(summary, dict) else {}
+            for name in OF_A_TEST:  # of weights that are trained on now
+                remove(self.path / name)
             for name, value in ((SUMMARY, summary), (CONFIG, self._old_config())):
                 # Without a checkpoint they need not be there yet: the run begins again.
                 if not isinstance(value, dict) and checkpoint.saved(self.checkpoints):

@@ -70,6 +70,8 @@ def test_a_second_test_takes_the_place_of_the_first(tmp_path):
     more = trainer(tmp_path / "run", max_epochs=2).fit(everything_model(), data(), ckpt_path="last")
     assert more.status == "completed"
     assert not of_test(tmp_path / "run")
+    assert "evaluation.json" not in files(tmp_path / "run")
+    assert files(tmp_path / "run") & {f"plots/{name}" for name in PLOTS} <= {"plots/curves.png"}
     assert not any(name.startswith("test_") for name in summary(tmp_path / "run"))
 
 
