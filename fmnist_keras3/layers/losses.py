@@ -13,18 +13,18 @@ from typing import Any
 import keras
 from keras import ops
 
+from fmnist_keras3.layers.gradients import with_gradient
 from fmnist_keras3.layers.keras_private import stands_for
 
 
-@ops.custom_gradient
+@with_gradient
 def log_softmax(logits: Any) -> Any:
     """Return `ops.log_softmax` over the last axis, with the same gradient on every backend."""
     shifted = logits - ops.max(logits, axis=-1, keepdims=True)
     exp = ops.exp(shifted)
     total = ops.sum(exp, axis=-1, keepdims=True)
 
-    def grad(*args, upstream=None):
-        g = upstream if upstream is not None else args[0]
+    def grad(g):
         return g - exp * (ops.sum(g, axis=-1, keepdims=True) * (1 / total))
 
     return shifted - ops.log(total), grad

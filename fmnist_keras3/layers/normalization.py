@@ -16,6 +16,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from fmnist_keras3.layers.gradients import with_gradient
+
 # A product of one row is a loop of XLA's own, not the kernel; two rows are enough.
 ROWS = 2
 
@@ -44,13 +46,13 @@ def batch_normalize(x: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
     """
     means = _means_for(x)
 
-    @ops.custom_gradient
+    @with_gradient
     def normalize(x, gamma, beta):
         mean, variance = channel_moments(x)
         scale = ops.rsqrt(variance + epsilon)
 
-        def grad(*args, upstream=None):
-            g = ops.cast(upstream if upstream is not None else args[0], "float32")
+        def grad(g):
+            g = ops.cast(g, "float32")
             whitened = (ops.cast(x, "float32") - mean) * scale
             g_mean, g_along = means(g), means(g * whitened)
             dx = (g - g_mean - whitened * g_along) * (scale * gamma)
@@ -70,15 +72,14 @@ def _means_for(x: Any) -> Callable[[Any], Any]:
     return lambda x: ops.mean(x, axis=tuple(range(len(x.shape) - 1)))
 
 
-@ops.custom_gradient
+@with_gradient
 def gelu(x: Any) -> Any:
     """Return ``x`` times the normal distribution function of ``x`` (Hendrycks and Gimpel 2016)."""
     half, scaled = 0.5 * x, x * math.sqrt(0.5)
     # The backends' erf reach 1 at places of their own beyond 3.7, where it is 1 - 1.7e-7.
     erf = ops.where(ops.absolute(scaled) < 3.7, ops.erf(scaled), ops.sign(scaled))
 
-    def grad(*args, upstream=None):
-        g = upstream if upstream is not None else args[0]
+    def grad(g):
         density = ops.exp(-0.5 * ops.square(x)) * (1 / math.sqrt(2 * math.pi))
         return g * ((0.5 + 0.5 * erf) + x * density)
 
