@@ -240,7 +240,9 @@ def _chosen(options: argparse.Namespace, table: Mapping[str, Sequence[str]]) -> 
 def export_options(parser: Parser) -> None:
     parser.add_argument("target", metavar="RUN_OR_MODEL", help="run directory or .keras file")
     add_option(parser, "format", metavar="|".join(EXPORT["format"]), help="what is written [onnx]")
-    text = "new file, of saved_model a new folder [model.onnx, model.keras, saved_model]"
+    text = (
+        "new file, of saved_model a new folder [model.onnx, model.keras, model.html, saved_model]"
+    )
     add_option(parser, "output", metavar="PATH", help=text)
     text = "what the file returns [probabilities]"
     add_option(parser, "outputs", metavar="|".join(EXPORT["outputs"]), help=text)
@@ -251,7 +253,7 @@ def export_options(parser: Parser) -> None:
 
 
 EXPORT = {
-    "format": ("onnx", "keras", "saved_model"),
+    "format": ("onnx", "keras", "saved_model", "html"),
     "outputs": ("probabilities", "logits"),
     "scale": ("255", "1"),
 }
@@ -259,7 +261,8 @@ EXPORT = {
 
 def run_export(options: argparse.Namespace) -> int:
     given = _chosen(options, EXPORT)
-    place = {"onnx": "model.onnx", "keras": "model.keras"}.get(given["format"], "saved_model")
+    format = given["format"]
+    place = format if format == "saved_model" else f"model.{format}"
     return named("commands.export:export")(**{"output": place} | given)
 
 

@@ -51,7 +51,8 @@ ANY_BACKEND = (
     *("test_typing", "bench/", "data/test_idx", "data/test_mirrors", "data/test_plan"),
     *("data/test_sources", "data/test_synthetic", "evaluation/test_metrics"),
     *("evaluation/test_plots", "evaluation/test_report", "inference/test_pictures"),
-    *("inference/test_preparation", "inference/test_export", "tuning/", "data/test_own"),
+    *("inference/test_preparation", "inference/test_export", "inference/test_page"),
+    *("tuning/", "data/test_own"),
     *("cli/test_own_images", "training/test_across_backends", "examples/"),
 )
 

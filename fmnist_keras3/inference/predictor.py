@@ -93,7 +93,7 @@ class Predictor:
                 )
         self.invert, self.scale = invert, scale
         self.model, found = model_of(run)
-        self.size, self.channels = _takes(self.model)
+        self.size, self.channels = takes(self.model)
         gives = self.model.output_shape
         if not isinstance(gives, tuple) or len(gives) != 2 or (gives[1] or 0) < 2:
             raise UserError(
@@ -209,7 +209,7 @@ def model_of(run: Any) -> tuple[keras.Model, Run | None]:
     return model, None
 
 
-def _takes(model: Any) -> tuple[tuple[int, int], int]:
+def takes(model: Any) -> tuple[tuple[int, int], int]:
     """Return height and width of the images that ``model`` takes, and channels; 0 for no axis."""
     shape = getattr(model, "input_shape", None)
     if isinstance(shape, tuple) and len(shape) in (3, 4) and not isinstance(shape[1], tuple):
@@ -217,7 +217,7 @@ def _takes(model: Any) -> tuple[tuple[int, int], int]:
         if channels in (0, 1, 3):
             return (height or width or SIDE, width or height or SIDE), channels
     raise UserError(
-        f"The model takes input of shape {shape}; predict wants one that takes images, "
+        f"The model takes input of shape {shape}; it must be images, "
         "(None, height, width) or (None, height, width, 1 or 3)."
     )
 
