@@ -117,6 +117,9 @@ def evaluate_options(parser: Parser) -> None:
     parser.add_argument("target", metavar="RUN_OR_MODEL", help="run directory or .keras file")
     add_option(parser, "split", metavar="SPLIT", help="test or validation [test]")
     add_settings(parser, "data", "data_dir", *PIXELS, "batch_size", "tta")
+    text = "fit a temperature on the validation split, by which the run's probabilities get as sure"
+    text += " as they are right; predict and export use it"
+    add_option(parser, "temperature", action="store_true", help=text)
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
@@ -133,7 +136,8 @@ def run_evaluate(options: argparse.Namespace) -> int:
     where = (chosen.get("data"), chosen.get("data_dir"))
     size = chosen.get("batch_size", settings.SETTINGS["batch_size"].default)
     pixels = {name: chosen[name] for name in PIXELS if name in chosen}
-    return evaluate.evaluate(given["target"], split, *where, size, chosen.get("tta"), **pixels)
+    more = (chosen.get("tta"), "temperature" in given)
+    return evaluate.evaluate(given["target"], split, *where, size, *more, **pixels)
 
 
 def predict_options(parser: Parser) -> None:

@@ -52,7 +52,13 @@ ANY_BACKEND = (
     *("data/test_sources", "data/test_synthetic", "evaluation/test_metrics"),
     *("evaluation/test_plots", "evaluation/test_report", "evaluation/test_words"),
     *("inference/test_preparation", "inference/test_export", "inference/test_page"),
-    *("evaluation/test_look", "inference/test_pictures", "tuning/", "data/test_own"),
+    *(
+        "evaluation/test_look",
+        "evaluation/test_temperature",
+        "inference/test_pictures",
+        "tuning/",
+        "data/test_own",
+    ),
     *("cli/test_own_images", "cli/test_runs", "training/test_across_backends", "examples/"),
 )
 

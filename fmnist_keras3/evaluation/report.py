@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import math
 import re
@@ -17,6 +18,7 @@ from fmnist_keras3.evaluation.mistakes import confused
 from fmnist_keras3.evaluation.words import findings
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.files import save
+from fmnist_keras3.runs.rundir import TEMPERATURE
 
 NOTHING = "—"
 RUN_FILES = ("config.yaml", "metrics.jsonl", "summary.json")
@@ -99,15 +101,36 @@ def _about(run: Run) -> dict[str, Any]:
             drawn["calibration"] = charts.calibration(evaluation["calibration"])
         except (KeyError, TypeError, ValueError):
             run.notes.append("evaluation.json is damaged: it holds no calibration.")
+    words = findings(run.records, run.dataset.get("validation"))
+    if (run.folder / TEMPERATURE).exists():
+        words += _calibrated(run, drawn)
     return {
         "charts": drawn,
-        "words": findings(run.records, run.dataset.get("validation")),
+        "words": words,
         "names": names,
         "confusion": matrix,
         "pairs": pairs,
         "mistakes": _examples(evaluation.get("mistakes"), names),
         "old_mistakes": data_uri(run.folder / "plots/mistakes.png"),  # of an earlier version
     }
+
+
+def _calibrated(run: Run, drawn: dict[str, charts.Chart]) -> list[str]:
+    """Add the chart of a run's calibration with its temperature, and return what it changed."""
+    told = _load(run, TEMPERATURE)
+    try:
+        after = charts.calibration(told["calibration_after"])
+        names = ("calibration_error_before", "calibration_error_after")
+        gaps = [f"{100 * told[name]:.2f}" for name in names]
+        warmth, images = f"{told['temperature']:.3f}", f"{told['validation_images']:,}"
+    except (KeyError, TypeError, ValueError):
+        run.notes.append(f"{TEMPERATURE} is damaged.")
+        return []
+    drawn["calibrated"] = dataclasses.replace(after, title="Calibration with the temperature")
+    return [
+        f"The temperature {warmth}, fitted on {images} validation images, moves the test's "
+        f"calibration error from {gaps[0]} to {gaps[1]} points; predict and export use it."
+    ]
 
 
 def _pair(

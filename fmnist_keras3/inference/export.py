@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fmnist_keras3.evaluation import temperature
 from fmnist_keras3.evaluation.metrics import are_probabilities
 from fmnist_keras3.ground import files
 from fmnist_keras3.ground.errors import UserError, nearest
@@ -101,7 +102,8 @@ def export(
     that shows what the model says of drawings and pictures, with weights of 16 bits). ``outputs``
     are "probabilities" or "logits"; ``scale`` is 255, or 1 for a model that was trained on pixels
     divided by 255, which the file then does. The check is on images of the run's data set, or of
-    ``data`` in ``data_dir``, as for `FashionMNIST`. Raises UserError for what cannot be exported,
+    ``data`` in ``data_dir``, as for `FashionMNIST`. Probabilities have the run's temperature, if
+    it has one. Raises UserError for what cannot be exported,
     and for a file that is there already; `Inexact`, and leaves no file, where outputs differ by
     more than 2e-5, of a page 0.02.
 
@@ -134,6 +136,9 @@ def export(
         "classes": list(names),
         "input": f"{takes[1:]}, uint8, raw pixels 0..255",
     }
+    warmth = temperature.read(run.path, model) if run is not None and softmax else 1.0
+    if warmth != 1:
+        about["temperature"] = warmth
     if format == "html":
         about |= to_html.about(run, pixels, expected, energy, about_data != RANDOM)
     beside = files.temporary(path)
@@ -147,7 +152,7 @@ def export(
                 with open(beside, "rb") as file:
                     os.fsync(file.fileno())
             tolerance = TOLERANCES.get(format, TOLERANCE)
-            difference, changed = _compared(expected, found, softmax, path, tolerance)
+            difference, changed = _compared(expected / warmth, found, softmax, path, tolerance)
             if path.exists():  # made meanwhile by somebody else
                 raise UserError(f"{path} exists already. Give another name.")
             os.replace(beside, path)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fmnist_keras3.data.dataset import FASHION_CLASSES
+from fmnist_keras3.evaluation import temperature
 from fmnist_keras3.evaluation.metrics import as_logits
 from fmnist_keras3.ground.errors import UserError, nearest
 from fmnist_keras3.inference import pictures
@@ -101,6 +102,7 @@ class Predictor:
                 "classes or more."
             )
         self.class_names, self._energy = knowledge(found, gives[1])
+        self.temperature = 1.0 if found is None else temperature.read(found.path, self.model)
         grey = self.channels in (0, 1)
         self._garments = grey or self.class_names == FASHION_CLASSES
 
@@ -189,7 +191,7 @@ class Predictor:
         logits = as_logits(outputs)
         if not np.isfinite(logits).all():
             raise UserError("The model's output is not finite: it has diverged. Take another one.")
-        return softmax(logits, axis=1), -logsumexp(logits, axis=1)
+        return softmax(logits / self.temperature, axis=1), -logsumexp(logits, axis=1)
 
 
 def model_of(run: Any) -> tuple[keras.Model, Run | None]:

@@ -74,12 +74,12 @@ def write(
             f"The model takes images of {size[0]} x {size[1]} pixels; a page computes up to "
             f"{MOST_SIDE} x {MOST_SIDE}. Type --format onnx"
         )
-    made = operations(model, softmax, factor)
+    made = operations(model, softmax, factor, about.get("temperature", 1))
     expected = about["expected"].astype(np.float64)
     if softmax:
         from scipy.special import softmax as of
 
-        expected = of(expected, axis=1)
+        expected = of(expected / about.get("temperature", 1), axis=1)
     graph, weights = _packed(made, "float16")
     told = {
         "shape": model.input_shape[1:],
@@ -88,6 +88,7 @@ def write(
         "classes": about["classes"],
         "garments": channels in (0, 1) or tuple(about["classes"]) == FASHION_CLASSES,
         "energy": about["energy"],
+        "temperature": about.get("temperature", 1),
         "precision": PRECISIONS["float16"],
         "tolerance": TOLERANCE,
         "examples": {

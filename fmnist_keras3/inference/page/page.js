@@ -21,7 +21,7 @@ function classified(pixels) {
   milliseconds = performance.now() - start;
   const shares = values[last.output].values;
   const raw = last.options.name === "softmax" ? values[last.inputs[0]].values : null;
-  const logits = raw ? Array.from(raw) : Array.from(shares, p => Math.log(Math.max(p, 1e-7)));
+  const logits = raw ? Array.from(raw, v => v * told.temperature) : Array.from(shares, p => Math.log(Math.max(p, 1e-7)));
   const most = Math.max(...logits);
   return {shares, values, energy: -most - Math.log(logits.reduce((sum, v) => sum + Math.exp(v - most), 0))};
 }
