@@ -1,4 +1,7 @@
-"""`python -m bench.exports RUN...` compares exported files with their models on all test images."""
+"""`python -m bench.exports RUN...` compares exported files with their models on all test images.
+
+With ``--page`` the HTML page, whose weights have 16 bits, instead of the exact formats.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 from fmnist_keras3 import export, load_run, runtime
 from fmnist_keras3.data import sources
@@ -17,19 +21,21 @@ from fmnist_keras3.ground.leaves import named
 from fmnist_keras3.inference.export import BATCH, FORMATS
 from fmnist_keras3.runs.load import Run
 
-OUTPUT = Path(__file__).parent / "results/export.json"
+RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("keras", "jax", "tensorflow", "onnx", "onnxruntime", "numpy")
 
 
 def measure(run: Run, format: str, images: np.ndarray, folder: Path) -> dict[str, Any]:
     """Return what `export` says of a file, and logits compared on all ``images``."""
     writer, suffix, _ = FORMATS[format]
-    made = export(run, folder / f"{run.path.name}-{format}{suffix}", format, outputs="logits")
+    outputs = "probabilities" if format == "html" else "logits"
+    made = export(run, folder / f"{run.path.name}-{format}{suffix}", format, outputs=outputs)
     read = named(writer).read(made.path)
     found = np.concatenate(
         [read(images[i : i + BATCH]) for i in range(0, len(images), BATCH)], dtype=np.float64
     )
     expected = run.model.predict(images.astype(np.float32), batch_size=BATCH, verbose=0)
+    expected = softmax(expected, axis=1) if format == "html" else expected
     times = made.latencies().items()
     return {
         "trained_on": run.summary["backend"],
@@ -45,13 +51,16 @@ def measure(run: Run, format: str, images: np.ndarray, folder: Path) -> dict[str
 
 def main() -> None:
     images = sources.load("fashion_mnist").test.x
-    runs = [load_run(path) for path in sys.argv[1:]]
+    page = "--page" in sys.argv
+    runs = [load_run(path) for path in sys.argv[1:] if path != "--page"]
+    formats = [name for name in FORMATS if (name == "html") == page]
     with tempfile.TemporaryDirectory() as folder:
-        rows = [measure(run, name, images, Path(folder)) for run in runs for name in FORMATS]
+        rows = [measure(run, name, images, Path(folder)) for run in runs for name in formats]
     models = [{k: run.summary[k] for k in ("model", "backend", "test_accuracy")} for run in runs]
     result = {
-        "command": "python -m bench.exports RUN...",
-        "compared": "logits, with the model on the backend of this process",
+        "command": "python -m bench.exports RUN..." + " --page" * page,
+        "compared": ("probabilities" if page else "logits")
+        + ", with the model on the backend of this process",
         "images": len(images),
         "backend": runtime.choose_backend(),
         "models": models,
@@ -59,7 +68,8 @@ def main() -> None:
         "versions": {name: runtime.version(name) for name in PACKAGES},
         "hardware": runtime.hardware() | {"load_average": round(os.getloadavg()[0], 1)},
     }
-    OUTPUT.write_text(json.dumps(result, indent=2) + "\n")
+    path = RESULTS / ("page.json" if page else "export.json")
+    path.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(rows, indent=2))
 
 

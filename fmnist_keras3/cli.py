@@ -6,9 +6,10 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from fmnist_keras3 import settings
+from fmnist_keras3.commands.parser import Parser, add_option, add_settings, setting_options
 from fmnist_keras3.ground.errors import (
     EXIT_DIVERGED,
     EXIT_USER,
@@ -19,78 +20,13 @@ from fmnist_keras3.ground.errors import (
     nearest,
 )
 from fmnist_keras3.ground.leaves import named
-from fmnist_keras3.ground.lightning import option_here
-from fmnist_keras3.ground.setting import Setting
 from fmnist_keras3.recipes import layered
 from fmnist_keras3.training.signals import terminable
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose mistakes are `UserError`s that name the nearest option."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message[:1].upper()}{message[1:]}. Type {self.prog} --help")
-
-    def parse(self, words: Sequence[str]) -> argparse.Namespace:
-        """Parse all of ``words``; raises UserError for any that is not known."""
-        known, unknown = self.parse_known_args(words)
-        for word in unknown:
-            if word.startswith("-"):
-                options = [o for action in self._actions for o in action.option_strings]
-                here = option_here(word, [option.lstrip("-") for option in options])
-                guess = here or nearest(word.split("=")[0], options)
-                raise UserError(f"There is no option {word}.{guess} Type {self.prog} --help")
-        if unknown:
-            guess = _named(unknown[0])
-            raise UserError(f"Unexpected {unknown[0]!r}.{guess} Type {self.prog} --help")
-        return known
-
-
-def _named(word: str) -> str:
-    """Return what to type for a model's or recipe's name without its option, else ""."""
-    from fmnist_keras3 import recipes
-    from fmnist_keras3.models import MODELS
-
-    known = {"model": MODELS, "recipe": recipes.names()}
-    options = [f"--{option} {word}" for option, names in known.items() if word in names]
-    return f" Perhaps {' or '.join(options)}." if options else ""
-
-
-def add_option(parser: Any, name: str, **options: Any) -> None:
-    """Add ``--some_name``, also spelled ``--some-name``."""
-    spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
-    parser.add_argument(*spellings, dest=name, default=argparse.SUPPRESS, **options)
 
 
 def train_options(parser: Parser) -> None:
     add_option(parser, "print_config", action="store_true", help="print the settings and end")
     setting_options(parser)
-
-
-def setting_options(parser: Parser) -> None:
-    add_option(parser, "config", metavar="FILE", help="YAML file with any of these settings")
-    groups = dict.fromkeys(setting.group for setting in settings.SETTINGS.values())
-    for group in groups:
-        inside = [name for name, s in settings.SETTINGS.items() if s.group == group]
-        add_settings(parser.add_argument_group(group), *inside)
-
-
-def add_settings(
-    parser: Any, *names: str, table: Mapping[str, Setting] = settings.SETTINGS
-) -> None:
-    """Add settings of a ``table`` as options, with their help, range and default."""
-    for setting in map(table.__getitem__, names):
-        notes = [] if setting.choices else setting.notes()
-        text = f"{setting.help} ({', '.join(notes)})" if notes else setting.help
-        default = setting.unset if setting.default is None else setting.default
-        text += f" [{default}]" if default != "" else ""
-        more: dict[str, Any] = {"metavar": setting.metavar, "help": text.replace("%", "%%")}
-        if setting.flag is not None:
-            more |= {"nargs": "?", "const": setting.flag}
-        add_option(parser, setting.name, **more)
 
 
 def run_train(options: argparse.Namespace) -> int:
@@ -181,6 +117,9 @@ def evaluate_options(parser: Parser) -> None:
     parser.add_argument("target", metavar="RUN_OR_MODEL", help="run directory or .keras file")
     add_option(parser, "split", metavar="SPLIT", help="test or validation [test]")
     add_settings(parser, "data", "data_dir", *PIXELS, "batch_size", "tta")
+    text = "fit a temperature on the validation split, by which the run's probabilities get as sure"
+    text += " as they are right; predict and export use it"
+    add_option(parser, "temperature", action="store_true", help=text)
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
@@ -197,7 +136,8 @@ def run_evaluate(options: argparse.Namespace) -> int:
     where = (chosen.get("data"), chosen.get("data_dir"))
     size = chosen.get("batch_size", settings.SETTINGS["batch_size"].default)
     pixels = {name: chosen[name] for name in PIXELS if name in chosen}
-    return evaluate.evaluate(given["target"], split, *where, size, chosen.get("tta"), **pixels)
+    more = (chosen.get("tta"), "temperature" in given)
+    return evaluate.evaluate(given["target"], split, *where, size, *more, **pixels)
 
 
 def predict_options(parser: Parser) -> None:
@@ -240,7 +180,9 @@ def _chosen(options: argparse.Namespace, table: Mapping[str, Sequence[str]]) -> 
 def export_options(parser: Parser) -> None:
     parser.add_argument("target", metavar="RUN_OR_MODEL", help="run directory or .keras file")
     add_option(parser, "format", metavar="|".join(EXPORT["format"]), help="what is written [onnx]")
-    text = "new file, of saved_model a new folder [model.onnx, model.keras, saved_model]"
+    text = (
+        "new file, of saved_model a new folder [model.onnx, model.keras, model.html, saved_model]"
+    )
     add_option(parser, "output", metavar="PATH", help=text)
     text = "what the file returns [probabilities]"
     add_option(parser, "outputs", metavar="|".join(EXPORT["outputs"]), help=text)
@@ -251,7 +193,7 @@ def export_options(parser: Parser) -> None:
 
 
 EXPORT = {
-    "format": ("onnx", "keras", "saved_model"),
+    "format": ("onnx", "keras", "saved_model", "html"),
     "outputs": ("probabilities", "logits"),
     "scale": ("255", "1"),
 }
@@ -259,7 +201,8 @@ EXPORT = {
 
 def run_export(options: argparse.Namespace) -> int:
     given = _chosen(options, EXPORT)
-    place = {"onnx": "model.onnx", "keras": "model.keras"}.get(given["format"], "saved_model")
+    format = given["format"]
+    place = format if format == "saved_model" else f"model.{format}"
     return named("commands.export:export")(**{"output": place} | given)
 
 
@@ -271,6 +214,42 @@ def report_options(parser: Parser) -> None:
 def run_report(options: argparse.Namespace) -> int:
     print(named("evaluation.report:build")(options.runs, vars(options).get("output")))
     return 0
+
+
+def runs_options(parser: Parser) -> None:
+    text = "prune, to delete all but the best, after saying which; or the folder"
+    parser.add_argument("what", metavar="[prune] [FOLDER]", nargs="*", help=f"{text} [runs]")
+    text = "column to sort by: run, status, model, ..., validation, test, time, size [run]"
+    add_option(parser, "sort", metavar="COLUMN", help=text)
+    add_option(parser, "reverse", action="store_true", help="the other way round")
+    text = "only runs like that, any number of times: model=lenet, 'validation>0.92'"
+    add_option(parser, "filter", metavar="CONDITION", action="append", help=text)
+    add_option(parser, "output", metavar="table|json", help="what is printed [table]")
+    group = parser.add_argument_group("prune")
+    text = "so many of each data set, of the highest validation accuracy [1]"
+    add_option(group, "keep", metavar="N", help=text)
+    add_option(group, "yes", action="store_true", help="delete without asking")
+
+
+def run_runs(options: argparse.Namespace) -> int:
+    given = _chosen(options, {"output": ("table", "json")})
+    prune = given["what"][:1] == ["prune"]
+    folders = given["what"][prune:]
+    if len(folders) > 1:
+        raise UserError(f"Unexpected {folders[1]!r}. Type fmnist runs [prune] [FOLDER]")
+    folder, filters = (folders or ["runs"])[0], given.get("filter", [])
+    alien = {"keep", "yes"} & given.keys() if not prune else {"sort", "reverse"} & given.keys()
+    if alien or (prune and given["output"] == "json"):
+        name = f"--{min(alien)}" if alien else "--output json"
+        raise UserError(f"{name} is of fmnist runs{' prune' * (not prune)}, not of this.")
+    if not prune:
+        return named("commands.runs:show")(
+            folder, given.get("sort", "run"), "reverse" in given, filters, given["output"]
+        )
+    keep = given.get("keep", "1")
+    if not keep.isdecimal():
+        raise UserError(f"--keep is {keep!r}; it must be a whole number, at least 0.")
+    return named("commands.runs:prune")(folder, filters, int(keep), "yes" in given)
 
 
 def preview_options(parser: Parser) -> None:
@@ -317,6 +296,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None], Callable[[Any], int]]] 
     "predict": ("what your own pictures show", predict_options, run_predict),
     "export": ("a file for other programs, checked", export_options, run_export),
     "report": ("rebuild a run's HTML report, or compare runs", report_options, run_report),
+    "runs": ("the runs in a folder; prune keeps the best", runs_options, run_runs),
     "data": ("fetch, verify and describe the data", preview_options, run_data),
     "models": ("the models, their options, parameters and MACs", models_options, run_models),
     "recipes": ("settings under a name, and their measured accuracy", no_options, run_recipes),
@@ -332,6 +312,7 @@ COMMANDS_ELSEWHERE = {
     "lr_find": "find",
     **dict.fromkeys(("search", "optimize", "sweep", "hpo"), "tune"),
     "download": "data",
+    **dict.fromkeys(("ls", "list", "prune"), "runs"),
 }
 
 

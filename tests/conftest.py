@@ -50,9 +50,16 @@ ANY_BACKEND = (
     ),
     *("test_typing", "bench/", "data/test_idx", "data/test_mirrors", "data/test_plan"),
     *("data/test_sources", "data/test_synthetic", "evaluation/test_metrics"),
-    *("evaluation/test_plots", "evaluation/test_report", "inference/test_pictures"),
-    *("inference/test_preparation", "inference/test_export", "tuning/", "data/test_own"),
-    *("cli/test_own_images", "training/test_across_backends", "examples/"),
+    *("evaluation/test_plots", "evaluation/test_report", "evaluation/test_words"),
+    *("inference/test_preparation", "inference/test_export", "inference/test_page"),
+    *(
+        "evaluation/test_look",
+        "evaluation/test_temperature",
+        "inference/test_pictures",
+        "tuning/",
+        "data/test_own",
+    ),
+    *("cli/test_own_images", "cli/test_runs", "training/test_across_backends", "examples/"),
 )
 
 

@@ -23,12 +23,14 @@ def evaluate(
     data_dir: str | None,
     batch: int,
     tta: str | None = None,
+    calibrate: bool = False,
     **pixels: Any,
 ) -> int:
     """Print accuracy, loss and the per-class table; a run's own data settings are the default.
 
     ``pixels`` are the settings of the images' size and colour. With ``tta`` a second line has the
-    accuracy and loss with test-time augmentation.
+    accuracy and loss with test-time augmentation. ``calibrate``: fit a temperature on the
+    validation split and store it with the run.
     """
 
     runtime.prepare()
@@ -38,6 +40,11 @@ def evaluate(
         raise UserError(f"{target} does not exist. Give a run directory or a .keras file.")
     from fmnist_keras3.runs.load import load_model, load_run
 
+    if calibrate and (split != "test" or not path.is_dir()):
+        raise UserError(
+            "--temperature is fitted on the validation split, measured on the test split, and "
+            "stored with a run. Give a run directory, and leave --split out."
+        )
     config = load_run(path).config if path.is_dir() else {}
     config |= config.get("data_module", {})  # of a run that was started from Python
     config |= pixels
@@ -65,11 +72,20 @@ def evaluate(
     gives = model.compute_output_shape(takes)
     if not isinstance(gives, tuple) or len(gives) != 2:
         raise UserError(f"The model returns {gives}; it must be a row of logits for each image.")
-    from fmnist_keras3.evaluation.metrics import as_logits, evaluate_logits, per_class_table
+    from fmnist_keras3.evaluation import report, temperature
+    from fmnist_keras3.evaluation.metrics import (
+        are_probabilities,
+        as_logits,
+        evaluate_logits,
+        per_class_table,
+    )
+    from fmnist_keras3.runs import rundir
+    from fmnist_keras3.runs.lock import locked
     from fmnist_keras3.training.trainer import Trainer
 
     trainer = Trainer(enable_progress_bar=False)
-    logits = as_logits(trainer.predict(model, examples.x))
+    outputs = trainer.predict(model, examples.x)
+    logits = as_logits(outputs)
     if logits.shape[1] != len(module.source.class_names):
         raise UserError(
             f"The model tells {logits.shape[1]} classes apart; {module.source.name} has "
@@ -85,6 +101,24 @@ def evaluate(
         mean = as_logits(trainer.predict(model, examples.x, tta=tta))
         with_views = evaluate_logits(examples.y, mean, module.source.class_names)
         console.print(_scores(f"with test-time augmentation {tta}: ", with_views), soft_wrap=True)
+    if calibrate:
+        if are_probabilities(outputs):
+            raise UserError("The model returns probabilities; --temperature wants logits.")
+        if module.validation is None:
+            raise UserError("--temperature wants a validation split, and validation is 0.")
+        held_out = module.validation
+        warmth = temperature.fit(held_out.y, as_logits(trainer.predict(model, held_out.x)))
+        after = evaluate_logits(examples.y, logits / warmth, module.source.class_names)
+        with locked(path):
+            temperature.write(path, model, warmth, len(held_out), evaluation, after)
+            report.build(path)
+        errors = (f"{100 * e.calibration_error:.2f} %" for e in (evaluation, after))
+        told = (
+            f"{warmth:.3f}, fitted on {len(held_out):,} validation images: calibration error "
+            f"{' -> '.join(errors)}, loss {evaluation.loss:.4f} -> {after.loss:.4f}; stored in "
+            f"{path / rundir.TEMPERATURE}, for predict and export"
+        )
+        console.print(screen.styled(("temperature ", "bold"), told), soft_wrap=True)
     return 0
 
 

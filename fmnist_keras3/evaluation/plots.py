@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from fmnist_keras3.evaluation.curves import CURVES, Points, Records, panels
 from fmnist_keras3.evaluation.figure import BLACK, BLUE, GREEN, GREY, ORANGE, Picture, sentence
 from fmnist_keras3.evaluation.figure import figure as _figure
 from fmnist_keras3.evaluation.metrics import CALIBRATION_BINS, Evaluation
@@ -24,49 +24,10 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 RUN_COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", BLACK)
-DASHES = ("-", "--", ":", "-.")
 DASHED = (0, (4, 3))
+COLOURS = dict(zip(CURVES, (ORANGE, BLUE, GREEN, BLACK), strict=True))
 DOT = {"marker": "D", "markersize": 8, "markeredgecolor": "white", "linestyle": "", "zorder": 4}
-KEYS = ("accuracy", "loss")
-# By label: whose records' values, what is put before their names, and the colour.
-CURVES = {
-    "train": ("train", "", ORANGE),
-    "validation": ("validation", "", BLUE),
-    "validation, averaged weights": ("validation", "averaged_", GREEN),
-    "test": ("test", "", BLACK),
-}
 File = Path | str
-Records = Sequence[Mapping[str, Any]]
-Points = dict[int, float]  # by epoch
-
-
-def _number(value: Any) -> float:
-    """Return a finite float, or NaN, which lines leave out, for anything else."""
-    finite = isinstance(value, Real) and abs(float(value)) < math.inf
-    return float(value) if finite else math.nan
-
-
-def _series(records: Records, event: str, key: str) -> Points:
-    """Map epochs to ``key``, the last of each epoch; empty where no value is finite."""
-    values = {
-        int(record["epoch"]): _number(record.get(key))
-        for record in records
-        if record.get("event") == event and _number(record.get("epoch")) >= 0
-    }
-    return dict(sorted(values.items())) if any(map(math.isfinite, values.values())) else {}
-
-
-def _panels(sources: Mapping[str, tuple[Records, str, str]]) -> dict[str, dict[str, Points]]:
-    """Return the points by quantity and label, without those that have none.
-
-    ``sources``: by label, the records, their event and what is put before the quantity's name.
-    """
-    panels = {}
-    for key in KEYS:
-        found = {at: _series(run, event, p + key) for at, (run, event, p) in sources.items()}
-        if lines := {label: points for label, points in found.items() if points}:
-            panels[key] = lines
-    return panels
 
 
 def _percent(share: float, digits: int = 2) -> str:
@@ -118,24 +79,24 @@ def curves_figure(records: Records, title: str, synthetic=False) -> Picture:
     ``metrics.jsonl``. The best validation epoch is that of the highest accuracy, or of the lowest
     loss where no accuracy was recorded. A quantity without any finite value gets no panel.
     """
-    panels = _panels({at: (records, event, p) for at, (event, p, _) in CURVES.items()})
-    ways = [lines.get(at, ()) for lines in panels.values() for at in ("train", "validation")]
+    found = panels({at: (records, event, p) for at, (event, p) in CURVES.items()})
+    ways = [lines.get(at, ()) for lines in found.values() for at in ("train", "validation")]
     epochs = set().union(*ways)
     best = None
     for key, sign in (("loss", -1), ("accuracy", 1)):
-        points = panels.get(key, {}).get("validation", {})
+        points = found.get(key, {}).get("validation", {})
         scores = {epoch: sign * value for epoch, value in points.items() if value == value}
         best = max(scores, key=scores.__getitem__) if scores else best
     subtitle = f"{max(epochs)} epoch{'s' if max(epochs) > 1 else ''}" if epochs else ""
     with _figure(None, (10, 3.7), title, subtitle, synthetic) as (header, body):
-        if not panels:
+        if not found:
             sentence(body, "No epoch has been recorded.")
         handles = {}
-        for key, lines in panels.items():
-            axes = _epoch_panel(body, list(panels), key, epochs or lines["test"])
+        for key, lines in found.items():
+            axes = _epoch_panel(body, list(found), key, epochs or lines["test"])
             show = _percent if key == "accuracy" else "{:.4f}".format
             for label, points in lines.items():
-                style: dict[str, Any] = {"color": CURVES[label][2]}
+                style: dict[str, Any] = {"color": COLOURS[label]}
                 if label == "test":
                     end, value = max(epochs or points), [v for v in points.values() if v == v][-1]
                     axes.set_title(f"test {show(value)}", loc="right")
@@ -150,33 +111,6 @@ def curves_figure(records: Records, title: str, synthetic=False) -> Picture:
             _legend(header, *handles.values())
         picture: Any = header.figure
     return picture
-
-
-def compare(runs: Mapping[str, Records], path: File, title: str, synthetic=False) -> Path:
-    """Draw the validation curves of several runs, by name, over one another.
-
-    Those of the training where no run has been validated.
-    """
-    validated = _panels({name: (run, "validation", "") for name, run in runs.items()})
-    panels = validated or _panels({name: (run, "train", "") for name, run in runs.items()})
-    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
-    subtitle = f"{len(names)} of {len(runs)} runs have been validated"
-    if not validated:
-        subtitle = "no run has been validated: the curves are of the training"
-    height = 3.5 + 0.2 * math.ceil(len(names) / 2)
-    with _figure(path, (10, height), title, subtitle, synthetic) as (_, body):
-        handles = {}
-        if not panels:
-            sentence(body, "No run has recorded an epoch.")
-        for key, lines in panels.items():
-            axes = _epoch_panel(body, list(panels), key, set().union(*lines.values()))
-            for name, points in lines.items():
-                times, number = divmod(names.index(name), len(RUN_COLOURS))
-                style = {"color": RUN_COLOURS[number], "linestyle": DASHES[times % len(DASHES)]}
-                handles.setdefault(name, _line(axes, points, name, **style))
-        if handles:
-            body.legend(handles=handles.values(), loc="outside lower left", ncols=2)
-    return Path(path)
 
 
 def confusion_matrix(evaluation: Evaluation, path: File, title: str, synthetic=False) -> Path:

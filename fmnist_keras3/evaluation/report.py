@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import math
-import tempfile
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fmnist_keras3.evaluation import charts
+from fmnist_keras3.evaluation.curves import CURVES, panels, series
+from fmnist_keras3.evaluation.mistakes import confused
+from fmnist_keras3.evaluation.words import findings
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.files import save
+from fmnist_keras3.runs.rundir import TEMPERATURE
 
-PLOTS = {
-    "curves": "Learning curves",
-    "confusion_matrix": "Confusion matrix",
-    "mistakes": "Most confident mistakes",
-    "calibration": "Calibration",
-}
 NOTHING = "—"
 RUN_FILES = ("config.yaml", "metrics.jsonl", "summary.json")
 
@@ -32,8 +32,8 @@ class Run:
     config: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
+    evaluation: dict[str, Any] = field(default_factory=dict)
     scores: list[dict[str, Any]] = field(default_factory=list)
-    plots: dict[str, str] = field(default_factory=dict)  # name -> data URI
     notes: list[str] = field(default_factory=list)
     name: str = ""
 
@@ -55,7 +55,7 @@ def build(run_dirs: Sequence[Path | str] | Path | str, path: Path | str | None =
     ``path``: by default ``report.html`` in the run, or ``comparison.html`` beside the first run.
     Files that are missing or damaged become notes in the page. UserError: a folder is no run.
     """
-    from fmnist_keras3.evaluation import plots
+    from fmnist_keras3.evaluation.comparison import comparison
 
     given = [run_dirs] if isinstance(run_dirs, str | Path) else run_dirs
     folders = list(dict.fromkeys(Path(folder) for folder in given))
@@ -68,25 +68,134 @@ def build(run_dirs: Sequence[Path | str] | Path | str, path: Path | str | None =
             run.name = str(run.folder)
 
     single = runs[0] if len(runs) == 1 else None
-    with tempfile.TemporaryDirectory() as folder:
-        picture = Path(folder) / "curves.png"
-        if single is None:
-            lines = {run.name + " (generated)" * run.synthetic: run.records for run in runs}
-            plots.compare(lines, picture, "Curves", all(run.synthetic for run in runs))
-        else:
-            _read_plots(single)
-            if "curves" not in single.plots:  # a run that was stopped draws none
-                plots.curves(single.records, picture, single.name, single.synthetic)
-        curves = single.plots.get("curves") if single else None
-        curves = curves or data_uri(picture)
-
-    template = Path(__file__).parent / "report.html"
-    page = render(template, runs=runs, run=single, curves=curves, titles=PLOTS)
+    values: dict[str, Any] = {"runs": runs, "run": single}
+    if single is None:
+        values |= comparison(runs)
+    else:
+        values |= _about(single)
+    page = render(Path(__file__).parent / "report.html", **values)
     if path is None:
         home = runs[0].folder
         path = home / "report.html" if single else home.resolve().parent / "comparison.html"
     save(Path(path), page)
     return Path(path)
+
+
+def _about(run: Run) -> dict[str, Any]:
+    """Return what the page of one run shows beside its summary."""
+    evaluation = run.evaluation
+    names, matrix, pairs = [], [], []
+    try:
+        names = [str(name) for name in evaluation["class_names"]]
+        matrix = [[int(count) for count in row] for row in evaluation["confusion"]]
+        if [len(row) for row in matrix] != [len(names)] * len(names):
+            raise ValueError
+        pairs = [_pair(a, b, names, matrix, evaluation) for a, b in confused(matrix)]
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+        names, matrix, pairs = [], [], []
+        if evaluation:
+            run.notes.append("evaluation.json is damaged: it holds no confusion matrix.")
+    drawn = curves(run.records)
+    if evaluation.get("calibration"):
+        try:
+            drawn["calibration"] = charts.calibration(evaluation["calibration"])
+        except (KeyError, TypeError, ValueError):
+            run.notes.append("evaluation.json is damaged: it holds no calibration.")
+    words = findings(run.records, run.dataset.get("validation"))
+    if (run.folder / TEMPERATURE).exists():
+        words += _calibrated(run, drawn)
+    return {
+        "charts": drawn,
+        "words": words,
+        "names": names,
+        "confusion": matrix,
+        "pairs": pairs,
+        "mistakes": _examples(evaluation.get("mistakes"), names),
+        "old_mistakes": data_uri(run.folder / "plots/mistakes.png"),  # of an earlier version
+    }
+
+
+def _calibrated(run: Run, drawn: dict[str, charts.Chart]) -> list[str]:
+    """Add the chart of a run's calibration with its temperature, and return what it changed."""
+    told = _load(run, TEMPERATURE)
+    try:
+        after = charts.calibration(told["calibration_after"])
+        names = ("calibration_error_before", "calibration_error_after")
+        gaps = [f"{100 * told[name]:.2f}" for name in names]
+        warmth, images = f"{told['temperature']:.3f}", f"{told['validation_images']:,}"
+    except (KeyError, TypeError, ValueError):
+        run.notes.append(f"{TEMPERATURE} is damaged.")
+        return []
+    drawn["calibrated"] = dataclasses.replace(after, title="Calibration with the temperature")
+    return [
+        f"The temperature {warmth}, fitted on {images} validation images, moves the test's "
+        f"calibration error from {gaps[0]} to {gaps[1]} points; predict and export use it."
+    ]
+
+
+def _pair(
+    a: int, b: int, names: list[str], matrix: list[list[int]], evaluation: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what is said and shown of two classes that are confused."""
+    images = [sum(matrix[k]) for k in (a, b)]
+    shares = [matrix[a][b] / max(images[0], 1), matrix[b][a] / max(images[1], 1)]
+    shown = [
+        one
+        for one in evaluation.get("confused", [])
+        if {one.get("true"), one.get("predicted")} == {a, b}
+    ]
+    text = (
+        f"{names[a]} is taken for {names[b]} in {percent(shares[0], 1)} ({matrix[a][b]:,} of "
+        f"{images[0]:,}), {names[b]} for {names[a]} in {percent(shares[1], 1)} "
+        f"({matrix[b][a]:,} of {images[1]:,})."
+    )
+    return {"names": (names[a], names[b]), "text": text, "examples": _examples(shown, names)}
+
+
+def _examples(found: Any, names: list[str]) -> list[dict[str, Any]]:
+    """Return pictures of mistakes with names in the place of numbers; none that is damaged."""
+    made = []
+    for one in found if isinstance(found, list) else []:
+        try:
+            told = {key: names[one[key]] for key in ("true", "predicted")}
+            if _PNG.fullmatch(one["image"]):
+                made.append(told | {"image": one["image"], "probability": one["probability"]})
+        except (KeyError, TypeError, IndexError):
+            continue
+    return made
+
+
+_PNG = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+=*")
+
+
+def curves(records: list[dict[str, Any]]) -> dict[str, charts.Chart]:
+    """Return the charts of a training: accuracy, loss, learning rate, speed, as recorded."""
+    looks = {"train": 1, "validation": 0, "validation, averaged weights": 2, "test": 6}
+    sources = {at: (records, event, p) for at, (event, p) in CURVES.items()}
+    found = panels(sources)
+    marked: Any = None
+    for key in ("loss", "accuracy"):
+        points = found.get(key, {}).get("validation", {})
+        scores = {e: v if key == "accuracy" else -v for e, v in points.items() if _finite(v)}
+        marked = max(scores, key=scores.__getitem__) if scores else marked
+    made = {}
+    for key, lines in found.items():
+        show = charts.percent if key == "accuracy" else charts.number
+        epochs = [e for at, points in lines.items() if at != "test" for e in points]
+        drawn = []
+        for at, points in lines.items():
+            dot = at == "test"
+            points = {max(epochs or points): points[max(points)]} if dot else points
+            drawn.append(charts.Line(at, points, looks[at], 0, dot))
+        value = lines.get("validation", {}).get(marked)
+        told = percent(value) if key == "accuracy" else figure(value, 4)
+        mark = None if value is None else (marked, f"best epoch {marked}: {told}")
+        made[key] = charts.lines(key.capitalize(), drawn, show, mark)
+    for key, name in (("lr", "Learning rate"), ("images_per_second", "Images per second")):
+        points = series(records, "train", key)
+        if len(points) > 1:
+            made[key] = charts.lines(name, [charts.Line(name.lower(), points)])
+    return made
 
 
 def render(template: Path, **values: Any) -> bytes:
@@ -96,7 +205,9 @@ def render(template: Path, **values: Any) -> bytes:
     loader = FileSystemLoader([template.parent, Path(__file__).parent])
     blocks: Any = {"trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **blocks)
-    environment.filters.update(figure=figure, percent=percent, duration=duration, text=text)
+    environment.filters.update(
+        figure=figure, percent=percent, duration=duration, text=text, sure=sure
+    )
     # "replace": a lone surrogate from a damaged JSON file has no UTF-8 form.
     return environment.get_template(template.name).render(**values).encode("utf-8", "replace")
 
@@ -113,15 +224,9 @@ def _read(folder: Path) -> Run:
     run.summary = _load(run, "summary.json")
     run.records = _records(run)
     if (folder / "evaluation.json").exists():
-        run.scores = _scores(run, _load(run, "evaluation.json"))
+        run.evaluation = _load(run, "evaluation.json")
+        run.scores = _scores(run, run.evaluation)
     return run
-
-
-def _read_plots(run: Run) -> None:
-    found = {name: data_uri(run.folder / "plots" / f"{name}.png") for name in PLOTS}
-    run.plots = {name: uri for name, uri in found.items() if uri}
-    if missing := [f"plots/{name}.png" for name in PLOTS if name not in run.plots]:
-        run.notes.append(f"Missing or damaged: {', '.join(missing)}.")
 
 
 def _load(run: Run, name: str) -> dict[str, Any]:
@@ -199,6 +304,11 @@ def figure(value: Any, digits: int = 0) -> str:
 def percent(value: Any, digits: int = 2) -> str:
     """Format a share 0..1 in per cent; a dash for anything else."""
     return f"{100 * value:.{digits}f} %" if _finite(value) else NOTHING
+
+
+def sure(share: Any) -> str:
+    """Format a probability in per cent, three digits and never 100: that would be a false one."""
+    return f"{min(100 * share, 99.9):.3g}\u00a0%" if _finite(share) else NOTHING
 
 
 def duration(seconds: Any) -> str:

@@ -12,8 +12,9 @@ import numpy as np
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.evaluation import plots
 from fmnist_keras3.evaluation.metrics import Evaluation, as_logits, evaluate_logits
+from fmnist_keras3.evaluation.mistakes import pictures
 from fmnist_keras3.ground.errors import UserError
-from fmnist_keras3.ground.files import remove, write_errors, write_json
+from fmnist_keras3.ground.files import atomic, remove, write_errors, write_json
 from fmnist_keras3.runs import rundir
 from fmnist_keras3.runs.jsonl import JSONLLogger
 
@@ -47,7 +48,11 @@ def write_test(
         warnings.warn(f"There are no scores of the classes in {run}. {error}", stacklevel=5)
     try:
         if evaluation is not None:
-            write_json(run / rundir.EVALUATION, evaluation.to_dict())
+            labels = np.reshape(tested.y, -1)
+            shown = _are_images(tested.x)
+            examples = pictures(tested.x, labels, evaluation) if shown else {}
+            write_json(run / rundir.EVALUATION, evaluation.to_dict() | examples)
+            write_predictions(run, labels, outputs)
         _draw(run, summary, tested, evaluation)
     except UserError:
         raise
@@ -85,8 +90,33 @@ def _draw(run: Path, summary: dict[str, Any], tested: Split, evaluation: Evaluat
         return
     plots.confusion_matrix(evaluation, folder / "confusion_matrix.png", title, synthetic)
     plots.calibration(evaluation, folder / "calibration.png", title, synthetic)
-    images, labels = tested.x, np.reshape(tested.y, -1)
-    if isinstance(images, np.ndarray) and images.ndim == 4 and images.shape[3] in (1, 3):
-        plots.mistakes(
-            images, labels, evaluation, folder / "mistakes.png", title, synthetic=synthetic
-        )
+    if _are_images(tested.x):
+        images, labels, path = tested.x, np.reshape(tested.y, -1), folder / "mistakes.png"
+        plots.mistakes(images, labels, evaluation, path, title, synthetic=synthetic)
+
+
+def _are_images(x: Any) -> bool:
+    return isinstance(x, np.ndarray) and x.ndim == 4 and x.shape[3] in (1, 3)
+
+
+def write_predictions(run: Path, labels: np.ndarray, outputs: np.ndarray) -> None:
+    """Write what the model made of each test image, for comparisons with other runs."""
+    with atomic(run / rundir.PREDICTIONS) as beside, open(beside, "wb") as file:
+        np.savez_compressed(file, labels=labels, logits=as_logits(outputs).astype(np.float32))
+
+
+def read_predictions(run: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the labels ``[N]`` and logits ``[N, K]`` of a run's test; None where there are none.
+
+    Raises ValueError for a damaged file.
+    """
+    try:
+        with np.load(run / rundir.PREDICTIONS, allow_pickle=False) as file:
+            labels, logits = file["labels"], file["logits"]
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # zipfile, zlib and NumPy each raise their own
+        raise ValueError(f"{rundir.PREDICTIONS} is damaged: {error}") from error
+    if labels.ndim != 1 or logits.ndim != 2 or len(labels) != len(logits) or not len(labels):
+        raise ValueError(f"{rundir.PREDICTIONS} holds {labels.shape} labels, {logits.shape} logits")
+    return labels, logits

@@ -48,7 +48,7 @@ def sheet(
     for drawn in blocks:
         picture = np.ones((len(drawn), height + gap, columns, width + gap, 3))
         for line, column in np.ndindex(*drawn.shape[:2]):
-            picture[line, :height, column, :width] = _pixels(drawn[line, column])[..., :3]
+            picture[line, :height, column, :width] = pixels(drawn[line, column])[..., :3]
         picture = picture.reshape(-1, columns * (width + gap), 3)
         places.append(sum(map(len, lines)) + (len(picture) - gap) / 2)
         lines += [picture, np.ones_like(picture[:1]).repeat(space, 0)]
@@ -101,10 +101,10 @@ def short(name: str, length: int) -> str:
 
 def draw_image(axes: Axes, image: np.ndarray) -> None:
     """Draw one image ``[H, W]`` or ``[H, W, 1|3|4]`` on its own axes."""
-    axes.imshow(_pixels(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(pixels(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
 
 
-def _pixels(image: np.ndarray) -> np.ndarray:
+def pixels(image: np.ndarray) -> np.ndarray:
     """Return one image as float 0..1."""
     pixels = np.asarray(image).astype(np.float64)
     bright = image.dtype == np.uint8 or pixels.max() > 1

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fmnist_keras3.evaluation import temperature
 from fmnist_keras3.evaluation.metrics import are_probabilities
 from fmnist_keras3.ground import files
 from fmnist_keras3.ground.errors import UserError, nearest
 from fmnist_keras3.ground.leaves import named
+from fmnist_keras3.inference import to_html
 from fmnist_keras3.inference.predictor import SCALES, knowledge, model_of, scale_unknown
 from fmnist_keras3.runs.load import Run
 
@@ -27,10 +29,13 @@ FORMATS = {  # who writes it, how its files' names end, what packages it needs
     "keras": ("inference.to_keras", ".keras", ()),
     "onnx": ("inference.to_onnx", ".onnx", ("onnx", "onnxruntime")),
     "saved_model": ("inference.to_saved_model", "", ("tensorflow",)),  # a folder
+    "html": ("inference.to_html", ".html", ("tensorflow",)),  # which reads it back
 }
 OUTPUTS = ("probabilities", "logits")
 IMAGES, BATCH = 256, 128
+RANDOM = "images of random pixels"
 TOLERANCE = 2e-5  # of outputs up to 10 in size; larger ones have fewer digits behind the point
+TOLERANCES = {"html": to_html.TOLERANCE}
 TOLERANCE_UP_TO = 10
 
 
@@ -60,7 +65,12 @@ class Export:
     scale_unknown: bool
 
     def latencies(self) -> dict[int, tuple[float, float]]:
-        """Return, for batches of 1 and 128, the milliseconds of the original and of the file."""
+        """Return, for batches of 1 and 128, the milliseconds of the original and of the file.
+
+        Nothing of a page: browsers differ, and it tells its own time.
+        """
+        if self.format == "html":
+            return {}
         run = named(FORMATS[self.format][0]).read(self.path)
         shape = self.model.input_shape[1:]
         noise = np.random.default_rng(0).integers(0, 256, (BATCH, *shape), np.uint8)
@@ -88,12 +98,14 @@ def export(
 
     ``run_or_model`` is a run directory, a .keras file, a `Run` or a Keras model; ``path`` a new
     file, of saved_model a new folder. ``format`` is "onnx", "saved_model" (both take raw pixels,
-    uint8, any number of images) or "keras" (without the optimizer, all in float32). ``outputs``
+    uint8, any number of images), "keras" (without the optimizer, all in float32) or "html" (a page
+    that shows what the model says of drawings and pictures, with weights of 16 bits). ``outputs``
     are "probabilities" or "logits"; ``scale`` is 255, or 1 for a model that was trained on pixels
     divided by 255, which the file then does. The check is on images of the run's data set, or of
-    ``data`` in ``data_dir``, as for `FashionMNIST`. Raises UserError for what cannot be exported,
+    ``data`` in ``data_dir``, as for `FashionMNIST`. Probabilities have the run's temperature, if
+    it has one. Raises UserError for what cannot be exported,
     and for a file that is there already; `Inexact`, and leaves no file, where outputs differ by
-    more than 2e-5.
+    more than 2e-5, of a page 0.02.
 
     Example: ``export("runs/20261122-231500-baseline-jax", "model.onnx").difference``
     """
@@ -124,6 +136,11 @@ def export(
         "classes": list(names),
         "input": f"{takes[1:]}, uint8, raw pixels 0..255",
     }
+    warmth = temperature.read(run.path, model) if run is not None and softmax else 1.0
+    if warmth != 1:
+        about["temperature"] = warmth
+    if format == "html":
+        about |= to_html.about(run, pixels, expected, energy, about_data != RANDOM)
     beside = files.temporary(path)
     try:
         with files.write_errors(path):
@@ -134,7 +151,8 @@ def export(
             if beside.is_file():
                 with open(beside, "rb") as file:
                     os.fsync(file.fileno())
-            difference, changed = _compared(expected, found, softmax, path)
+            tolerance = TOLERANCES.get(format, TOLERANCE)
+            difference, changed = _compared(expected / warmth, found, softmax, path, tolerance)
             if path.exists():  # made meanwhile by somebody else
                 raise UserError(f"{path} exists already. Give another name.")
             os.replace(beside, path)
@@ -160,6 +178,8 @@ def check(path: str | Path, format: str, outputs: str, scale: float = 255) -> No
             raise UserError(
                 f"{name} is {value!r}; it must be one of {words}.{nearest(value, known)}"
             )
+    if format == "html" and outputs != "probabilities":
+        raise UserError("A page shows probabilities. Leave outputs out.")
     target = Path(path)
     if target.exists() or target.is_symlink():
         raise UserError(f"{path} exists already. Give another name, or remove it.")
@@ -212,7 +232,7 @@ def _images(
             if data is not None or data_dir is not None:
                 raise
     noise = np.random.default_rng(0).integers(0, 256, (IMAGES, *shape), np.uint8)
-    return noise, "images of random pixels"
+    return noise, RANDOM
 
 
 def _outputs(
@@ -224,9 +244,12 @@ def _outputs(
 
 
 def _compared(
-    expected: np.ndarray, found: np.ndarray, softmax: bool, path: Path
+    expected: np.ndarray, found: np.ndarray, softmax: bool, path: Path, tolerance: float
 ) -> tuple[float, int]:
-    """Return the largest difference and how many labels changed; raises `Inexact` above 2e-5."""
+    """Return the largest difference and how many labels changed.
+
+    Raises `Inexact` where it is more than ``tolerance``.
+    """
     expected = expected.astype(np.float64)
     if softmax:
         from scipy.special import softmax as of
@@ -235,7 +258,7 @@ def _compared(
     if found.shape != expected.shape:
         raise Inexact(f"{path} makes {found.shape} where the model makes {expected.shape}.")
     difference = float(np.abs(found - expected).max())
-    most = TOLERANCE * max(1.0, float(np.abs(expected).max()) / TOLERANCE_UP_TO)
+    most = tolerance * max(1.0, float(np.abs(expected).max()) / TOLERANCE_UP_TO)
     if not difference <= most:
         raise Inexact(
             f"{path} was not kept: its outputs differ by up to {difference:.2g} from the model's, "

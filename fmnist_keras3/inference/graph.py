@@ -53,11 +53,14 @@ class Operation:
     options: dict[str, Any]
 
 
-def operations(model: keras.Model, softmax: bool, factor: float = 1) -> list[Operation]:
+def operations(
+    model: keras.Model, softmax: bool, factor: float = 1, temperature: float = 1
+) -> list[Operation]:
     """Return what ``model`` computes of the value "pixels", float32; the last is its output.
 
-    The pixels come times ``factor``; with ``softmax`` that of the output is put at the end. Raises
-    UserError that names all layers which cannot be written exactly.
+    The pixels come times ``factor``; with ``softmax`` that of the output, divided by
+    ``temperature``, is put at the end. Raises UserError that names all layers which cannot be
+    written exactly.
     """
     if not is_graph(model):
         raise UserError(
@@ -75,6 +78,9 @@ def operations(model: keras.Model, softmax: bool, factor: float = 1) -> list[Ope
             f"Cannot be written exactly: {'; '.join(dict.fromkeys(walk.refused))}. Export the "
             "model with --format keras"
         )
+    if softmax and temperature != 1:
+        options = {"scale": np.asarray(1 / temperature), "shift": np.zeros(())}
+        output = walk.add("affine", [output], tuple(model.output_shape[1:]), **options)
     if softmax or not walk.made:
         name = "softmax" if softmax else "linear"
         walk.add("activation", [output], tuple(model.output_shape[1:]), name=name)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fmnist_keras3.data.dataset import FASHION_CLASSES
+from fmnist_keras3.evaluation import temperature
 from fmnist_keras3.evaluation.metrics import as_logits
 from fmnist_keras3.ground.errors import UserError, nearest
 from fmnist_keras3.inference import pictures
@@ -93,7 +94,7 @@ class Predictor:
                 )
         self.invert, self.scale = invert, scale
         self.model, found = model_of(run)
-        self.size, self.channels = _takes(self.model)
+        self.size, self.channels = takes(self.model)
         gives = self.model.output_shape
         if not isinstance(gives, tuple) or len(gives) != 2 or (gives[1] or 0) < 2:
             raise UserError(
@@ -101,6 +102,7 @@ class Predictor:
                 "classes or more."
             )
         self.class_names, self._energy = knowledge(found, gives[1])
+        self.temperature = 1.0 if found is None else temperature.read(found.path, self.model)
         grey = self.channels in (0, 1)
         self._garments = grey or self.class_names == FASHION_CLASSES
 
@@ -189,7 +191,7 @@ class Predictor:
         logits = as_logits(outputs)
         if not np.isfinite(logits).all():
             raise UserError("The model's output is not finite: it has diverged. Take another one.")
-        return softmax(logits, axis=1), -logsumexp(logits, axis=1)
+        return softmax(logits / self.temperature, axis=1), -logsumexp(logits, axis=1)
 
 
 def model_of(run: Any) -> tuple[keras.Model, Run | None]:
@@ -209,7 +211,7 @@ def model_of(run: Any) -> tuple[keras.Model, Run | None]:
     return model, None
 
 
-def _takes(model: Any) -> tuple[tuple[int, int], int]:
+def takes(model: Any) -> tuple[tuple[int, int], int]:
     """Return height and width of the images that ``model`` takes, and channels; 0 for no axis."""
     shape = getattr(model, "input_shape", None)
     if isinstance(shape, tuple) and len(shape) in (3, 4) and not isinstance(shape[1], tuple):
@@ -217,7 +219,7 @@ def _takes(model: Any) -> tuple[tuple[int, int], int]:
         if channels in (0, 1, 3):
             return (height or width or SIDE, width or height or SIDE), channels
     raise UserError(
-        f"The model takes input of shape {shape}; predict wants one that takes images, "
+        f"The model takes input of shape {shape}; it must be images, "
         "(None, height, width) or (None, height, width, 1 or 3)."
     )
 

@@ -36,6 +36,8 @@ def write(
         inputs = keras.Input(batch_shape=model.input_shape, dtype=model.inputs[0].dtype)
         before = [keras.layers.Rescaling(factor)] * (factor != 1)
         after = [keras.layers.Softmax(name=about["outputs"])] * softmax
+        if softmax and "temperature" in about:
+            after.insert(0, keras.layers.Rescaling(1 / about["temperature"]))
         model = keras.Sequential([inputs, *before, model, *after])
     beside = files.temporary(path)
     try:

@@ -41,7 +41,7 @@ def write(
     import onnx
     from onnx import helper
 
-    made = operations(model, softmax, factor)
+    made = operations(model, softmax, factor, about.get("temperature", 1))
     writer = _Writer()
     writer.node("Cast", [INPUT], "floats", to=onnx.TensorProto.FLOAT)
     for operation in made:

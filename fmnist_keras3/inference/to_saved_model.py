@@ -27,7 +27,7 @@ def write(
     ``softmax`` is put at its end; ``about`` goes into a JSON file inside the folder.
     """
     tf = runtime.import_tensorflow_for_data()
-    made = operations(model, softmax, factor)
+    made = operations(model, softmax, factor, about.get("temperature", 1))
     module, made = tf.Module(), [_with_variables(tf, one) for one in made]
     module.weights = [
         value for one in made for value in one.options.values() if isinstance(value, tf.Variable)

@@ -25,8 +25,10 @@ CONFIG, METRICS, SUMMARY, MODEL = "config.yaml", "metrics.jsonl", "summary.json"
 RAW_MODEL = "model_raw.keras"  # the weights that were trained, where the model holds an average
 CHECKPOINTS, PLOTS = "checkpoints", "plots"
 EVALUATION = "evaluation.json"
+PREDICTIONS = "predictions.npz"  # labels and logits of the test
+TEMPERATURE = "temperature.json"
 # What a test writes besides, and what is made of it.
-OF_A_TEST = [EVALUATION, "report.html"]
+OF_A_TEST = [EVALUATION, PREDICTIONS, TEMPERATURE, "report.html"]
 OF_A_TEST += [f"{PLOTS}/{name}.png" for name in ("confusion_matrix", "calibration", "mistakes")]
 
 

@@ -123,19 +123,6 @@ def test_best_epoch_by_loss_where_no_accuracy_is(tmp_path, drawn):
     assert "Accuracy" not in texts(drawn[0])
 
 
-def test_comparison_overlays_only_validated_runs(tmp_path, drawn):
-    runs = {"first": history(5), "second": history(9), "none": history(3, events=("train",))}
-    pixels(plots.compare(runs, tmp_path / "compare.png", "Validation"))
-    assert len(lines(drawn[0], "first")) == len(lines(drawn[0], "second")) == 2
-    assert "2 of 3 runs have been validated" in texts(drawn[0])
-    pixels(plots.compare({"none": []}, tmp_path / "nothing.png", "Validation"))
-    assert "No run has recorded an epoch." in texts(drawn[1])
-    trained = [record for record in history(3) if record["event"] == "train"]
-    pixels(plots.compare({"one": trained}, tmp_path / "trained.png", "Training"))
-    assert any("no run has been validated" in text for text in texts(drawn[2]))
-    assert "No run has recorded an epoch." not in texts(drawn[2])
-
-
 def test_confusion_matrix_shows_counts_and_shares(tmp_path, drawn):
     logits = 9 * np.eye(2)[[0, 0, 0, 1]]
     result = evaluate_logits(np.zeros(4, int), logits, ["a", "b"])  # no example of b
@@ -210,7 +197,6 @@ def every_plot(folder, synthetic):
     x = np.zeros((len(y), 28, 28, 1), np.uint8)
     return [
         plots.curves(history(3), folder / "curves.png", "t", synthetic),
-        plots.compare({"a": history(3)}, folder / "compare.png", "t", synthetic),
         plots.confusion_matrix(result, folder / "confusion_matrix.png", "t", synthetic),
         plots.mistakes(x, y, result, folder / "mistakes.png", "t", synthetic=synthetic),
         plots.calibration(result, folder / "calibration.png", "t", synthetic),
@@ -223,7 +209,7 @@ def test_generated_data_is_announced_on_every_plot_and_only_there(tmp_path, draw
         assert tuple(pixels(path)[10, 10]) == amber
     for path in every_plot(tmp_path / "real", False):
         assert tuple(pixels(path)[10, 10]) == (255, 255, 255)
-    assert [figure.SYNTHETIC in texts(made) for made in drawn] == [True] * 5 + [False] * 5
+    assert [figure.SYNTHETIC in texts(made) for made in drawn] == [True] * 4 + [False] * 4
 
 
 def test_same_input_same_bytes_whatever_the_callers_style(tmp_path):

@@ -8,6 +8,7 @@ from PIL import Image
 
 from fmnist_keras3.evaluation import report
 from fmnist_keras3.evaluation.metrics import evaluate_logits
+from fmnist_keras3.evaluation.mistakes import pictures
 from fmnist_keras3.ground.errors import UserError
 
 SUMMARY = {
@@ -35,7 +36,7 @@ SUMMARY = {
 }
 
 
-def make_run(folder, plotted=True, **changes):
+def make_run(folder, pictured=True, **changes):
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("model: lenet\noptimizer:\n  lr: 0.001\naugment: [flip]\n")
     (folder / "summary.json").write_text(json.dumps(SUMMARY | changes))
@@ -46,11 +47,11 @@ def make_run(folder, plotted=True, **changes):
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     y = np.arange(30) % 3
-    result = evaluate_logits(y, np.eye(3)[y] + np.eye(3)[0], ["Coat", "Bag", "Dress"])
-    (folder / "evaluation.json").write_text(json.dumps(result.to_dict()))
-    (folder / "plots").mkdir()
-    for name in report.PLOTS if plotted else ():
-        Image.new("RGB", (4, 3)).save(folder / "plots" / f"{name}.png")
+    logits = 5 * np.eye(3)[y]
+    logits[[0, 3, 6, 1]] = [0, 9, 0], [0, 8, 0], [0, 7, 0], [0, 0, 9]  # coats and a bag
+    result = evaluate_logits(y, logits, ["Coat", "Bag", "Dress"])
+    shown = pictures(np.zeros((30, 28, 28, 1), np.uint8), y, result) if pictured else {}
+    (folder / "evaluation.json").write_text(json.dumps(result.to_dict() | shown))
     return folder
 
 
@@ -85,7 +86,12 @@ def test_page_of_one_run(tmp_path):
         "54000", "macro average", "Dress", "flip",
     ):  # fmt: skip
         assert shown in page.text, shown
-    assert len(page.images) == 4
+    assert len(page.images) == 2 * 4  # the mistakes, and again by pairs of classes
+    assert (
+        "Coat is taken for Bag in 30.0 % (3 of 10), Bag for Coat in 0.0 % (0 of 10)." in page.text
+    )
+    assert "The best validation accuracy, 90.00 %, came in epoch 1 of 3." in page.text
+    assert page.tags.count("svg") == 2 * (1 + 2) + 1  # charts with their keys; calibration
     assert 'class="banner"' not in page.html
 
 
@@ -136,7 +142,14 @@ def test_comparison(tmp_path):
     assert {"91.44 %", "88.00 %"} <= set(re.findall(r"[\d.]+ %", page.text))
     assert page.html.count('<span class="tag">') == 2  # "generated" and "running" of the third
     assert str(folders[3]) in page.text  # a name of two runs is told apart by its folder
-    assert len(page.images) == 1
+    assert page.tags.count("svg") == 2 + 2 * 4
+    assert f"two is equal to {folders[0]}: the lines cover one another." in page.text
+    assert "cannot be compared by image: it has no predictions.npz" in page.text
+    assert "3 settings are the same, and none differs." in page.text
+    (folders[1] / "config.yaml").write_text("model: cnn\noptimizer:\n  lr: 0.001\n")
+    text = Page(report.build(folders)).text
+    assert re.search(r"model lenet cnn lenet lenet .*augment flip — flip flip", text)
+    assert "1 settings are the same." in text
 
 
 def test_comparison_has_a_column_of_its_own_for_augmented_tests(tmp_path):
@@ -156,12 +169,37 @@ def test_path_can_be_chosen(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["page.html"]
 
 
-def test_missing_plots_are_noted_and_curves_drawn_again(tmp_path):
-    folder = make_run(tmp_path / "a", plotted=False)
-    (folder / "plots" / "mistakes.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
+def test_of_a_run_by_an_earlier_version_the_plot_of_mistakes_is_shown(tmp_path):
+    folder = make_run(tmp_path / "a", pictured=False)
+    assert Page(report.build(folder)).images == []
+    (folder / "plots").mkdir()
+    Image.new("RGB", (4, 3)).save(folder / "plots/mistakes.png")
+    assert len(Page(report.build(folder)).images) == 1
+    (folder / "plots/mistakes.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
+    assert Page(report.build(folder)).images == []
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"confused": 3, "mistakes": [3]},
+        {"confused": [[1]], "mistakes": {"true": 0}},
+        {"mistakes": [{"true": 0, "predicted": 9, "image": "data:image/png;base64,AA"}]},
+        {"mistakes": [{"true": 0, "predicted": 1, "image": "javascript:1", "probability": 1}]},
+        {"calibration": {"count": "many"}},
+        {"calibration": [1]},
+        {"confusion": [[1, 2], [3]]},
+        {"confusion": None},
+    ],
+    ids=repr,
+)
+def test_a_damaged_evaluation_leaves_the_rest(tmp_path, broken):
+    folder = make_run(tmp_path / "a")
+    content = json.loads((folder / "evaluation.json").read_text())
+    (folder / "evaluation.json").write_text(json.dumps(content | broken))
     page = Page(report.build(folder))
-    assert len(page.images) == 1
-    assert "Missing or damaged: plots/curves.png, plots/confusion_matrix.png" in page.text
+    assert "macro average" in page.text
+    assert "javascript:" not in page.html
 
 
 @pytest.mark.parametrize("name", report.RUN_FILES)
@@ -178,12 +216,12 @@ def test_missing_and_damaged_files_become_notes(tmp_path, name, content):
 
 
 def test_broken_line_is_left_out(tmp_path):
-    folder = make_run(tmp_path / "a", plotted=False)
+    folder = make_run(tmp_path / "a")
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('\n{"event": "tra')
     page = Page(report.build(folder))
     assert "metrics.jsonl: 1 damaged line left out." in page.text
-    assert len(page.images) == 1
+    assert "best epoch 1: 90.00 %" in page.text
 
 
 def test_values_of_wrong_types_become_dashes(tmp_path):
