@@ -48,13 +48,15 @@ def _best(accuracy: Mapping[int, float], images: Any) -> list[str]:
     gain = top - max(_until(accuracy, min(late) - 1), default=top)
     if level <= 0.75 * last:
         added = top - max(_until(accuracy, level))
+        after = "epoch" if last - level == 1 else f"{last - level} epochs"
+        adds = "adds" if last - level == 1 else "add"
         said.append(
-            f"It levels off in epoch {level}: the {last - level} epochs after it "
-            f"add {_points(added)}."
+            f"It levels off in epoch {level}: the {after} after it {adds} {_points(added)}."
         )
     elif gain > LEVEL:
+        late_ones = "epoch" if len(late) == 1 else f"{len(late)} epochs"
         said.append(
-            f"It has not levelled off: the last {len(late)} epochs still added {_points(gain)}. "
+            f"It has not levelled off: the last {late_ones} still added {_points(gain)}. "
             "More epochs may help."
         )
     if isinstance(images, int) and images > 0:

@@ -59,7 +59,7 @@ def test_a_loss_that_rises_in_training_too_is_no_over_fitting():
 
 def test_a_training_that_was_too_short():
     text = said(val_acc=[0.5, 0.6, 0.7, 0.8], acc=[0.4, 0.5, 0.6, 0.7], val_loss=[4, 3, 2, 1])
-    assert "has not levelled off: the last 1 epochs still added 10.00 points" in text
+    assert "has not levelled off: the last epoch still added 10.00 points" in text
     assert "10.00 points below the validation accuracy" in text
     assert "ends at its lowest, 1.0000" in text
 
