@@ -1,6 +1,6 @@
 """`python -m bench.exports RUN...` compares exported files with their models on all test images.
 
-With ``--page`` the HTML page, whose weights have 16 bits, instead of the exact formats.
+With ``--page`` the HTML page, by weights of 16 and of 8 bits, instead of the exact formats.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from scipy.special import softmax
 
 from fmnist_keras3 import export, load_run, runtime
 from fmnist_keras3.data import sources
+from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.ground.leaves import named
 from fmnist_keras3.inference.export import BATCH, FORMATS
 from fmnist_keras3.runs.load import Run
@@ -25,11 +26,12 @@ RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("keras", "jax", "tensorflow", "onnx", "onnxruntime", "numpy")
 
 
-def measure(run: Run, format: str, images: np.ndarray, folder: Path) -> dict[str, Any]:
-    """Return what `export` says of a file, and logits compared on all ``images``."""
-    writer, suffix, _ = FORMATS[format]
+def measure(run: Run, format: str, quantize: str, test: Split, folder: Path) -> dict[str, Any]:
+    """Return what `export` says of a file, and outputs compared on all images of ``test``."""
+    images, (writer, suffix, _) = test.x, FORMATS[format]
     outputs = "probabilities" if format == "html" else "logits"
-    made = export(run, folder / f"{run.path.name}-{format}{suffix}", format, outputs=outputs)
+    path = folder / f"{run.path.name}-{format}-{quantize}{suffix}"
+    made = export(run, path, format, outputs=outputs, quantize=quantize)
     read = named(writer).read(made.path)
     found = np.concatenate(
         [read(images[i : i + BATCH]) for i in range(0, len(images), BATCH)], dtype=np.float64
@@ -40,8 +42,11 @@ def measure(run: Run, format: str, images: np.ndarray, folder: Path) -> dict[str
     return {
         "trained_on": run.summary["backend"],
         "format": format,
+        "quantize": quantize,
         "largest_difference": float(np.abs(found - expected).max()),
         "labels_changed": int((found.argmax(1) != expected.argmax(1)).sum()),
+        "accuracy": float((found.argmax(1) == test.y).mean()),
+        "original_accuracy": float((expected.argmax(1) == test.y).mean()),
         "bytes": made.size,
         "original_bytes": (run.path / "model.keras").stat().st_size,
         "milliseconds": {str(n): round(pair[1], 3) for n, pair in times},
@@ -50,18 +55,19 @@ def measure(run: Run, format: str, images: np.ndarray, folder: Path) -> dict[str
 
 
 def main() -> None:
-    images = sources.load("fashion_mnist").test.x
+    test = sources.load("fashion_mnist").test
     page = "--page" in sys.argv
     runs = [load_run(path) for path in sys.argv[1:] if path != "--page"]
-    formats = [name for name in FORMATS if (name == "html") == page]
+    forms = [(name, "none") for name in FORMATS if (name == "html") == page]
+    forms += [("html", "int8")] * page
     with tempfile.TemporaryDirectory() as folder:
-        rows = [measure(run, name, images, Path(folder)) for run in runs for name in formats]
+        rows = [measure(run, *form, test, Path(folder)) for run in runs for form in forms]
     models = [{k: run.summary[k] for k in ("model", "backend", "test_accuracy")} for run in runs]
     result = {
         "command": "python -m bench.exports RUN..." + " --page" * page,
         "compared": ("probabilities" if page else "logits")
         + ", with the model on the backend of this process",
-        "images": len(images),
+        "images": len(test),
         "backend": runtime.choose_backend(),
         "models": models,
         "exports": rows,

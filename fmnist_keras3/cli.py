@@ -188,6 +188,8 @@ def export_options(parser: Parser) -> None:
     add_option(parser, "outputs", metavar="|".join(EXPORT["outputs"]), help=text)
     text = "brightest pixel of the model's training: 255, or 1 [255]"
     add_option(parser, "scale", metavar="255|1", help=text)
+    text = "weights of 8 bits, of html, in half the size [none]"
+    add_option(parser, "quantize", metavar="none|int8", help=text)
     group = parser.add_argument_group("images of the check", "those of the run, unless given")
     add_settings(group, "data", "data_dir")
 
@@ -196,6 +198,7 @@ EXPORT = {
     "format": ("onnx", "keras", "saved_model", "html"),
     "outputs": ("probabilities", "logits"),
     "scale": ("255", "1"),
+    "quantize": ("none", "int8"),
 }
 
 

@@ -15,6 +15,7 @@ def export(
     output: str,
     outputs: str,
     scale: str,
+    quantize: str = "none",
     data: str | None = None,
     data_dir: str | None = None,
 ) -> int:
@@ -24,11 +25,12 @@ def export(
     """
     from fmnist_keras3.inference import export as exports
 
-    exports.check(output, format, outputs, float(scale))
+    exports.check(output, format, outputs, float(scale), quantize)
     runtime.prepare()
     runtime.import_keras_alone()
     try:
-        options = {"outputs": outputs, "scale": float(scale), "data": data, "data_dir": data_dir}
+        options = {"outputs": outputs, "scale": float(scale), "quantize": quantize}
+        options |= {"data": data, "data_dir": data_dir}
         made = exports.export(target, output, format, **options)
     except exports.Inexact as error:
         print(f"fmnist: {error}", file=sys.stderr)

@@ -32,10 +32,12 @@ FORMATS = {  # who writes it, how its files' names end, what packages it needs
     "html": ("inference.to_html", ".html", ("tensorflow",)),  # which reads it back
 }
 OUTPUTS = ("probabilities", "logits")
+QUANTIZE = ("none", "int8")
 IMAGES, BATCH = 256, 128
 RANDOM = "images of random pixels"
 TOLERANCE = 2e-5  # of outputs up to 10 in size; larger ones have fewer digits behind the point
 TOLERANCES = {"html": to_html.TOLERANCE}
+MOST_CHANGED = 0.02  # of the labels, by weights of 8 bits, whose outputs are free to differ
 TOLERANCE_UP_TO = 10
 
 
@@ -91,6 +93,7 @@ def export(
     *,
     outputs: str = "probabilities",
     scale: float = 255,
+    quantize: str = "none",
     data: str | None = None,
     data_dir: str | None = None,
 ) -> Export:
@@ -101,15 +104,15 @@ def export(
     uint8, any number of images), "keras" (without the optimizer, all in float32) or "html" (a page
     that shows what the model says of drawings and pictures, with weights of 16 bits). ``outputs``
     are "probabilities" or "logits"; ``scale`` is 255, or 1 for a model that was trained on pixels
-    divided by 255, which the file then does. The check is on images of the run's data set, or of
-    ``data`` in ``data_dir``, as for `FashionMNIST`. Probabilities have the run's temperature, if
-    it has one. Raises UserError for what cannot be exported,
-    and for a file that is there already; `Inexact`, and leaves no file, where outputs differ by
-    more than 2e-5, of a page 0.02.
+    divided by 255, which the file then does; ``quantize`` "int8" halves a page. The check is on
+    images of the run's data set, or of ``data`` in ``data_dir``, as for `FashionMNIST`.
+    Probabilities have the run's temperature, if it has one. Raises UserError for what cannot be
+    exported, and for a file that is there already; `Inexact`, and leaves no file, where outputs
+    differ by more than 2e-5, of a page 0.02; with "int8" where more than 2 % of the labels change.
 
     Example: ``export("runs/20261122-231500-baseline-jax", "model.onnx").difference``
     """
-    check(path, format, outputs, scale)
+    check(path, format, outputs, scale, quantize)
     path = Path(path)
     model, run = model_of(run_or_model)
     to_keras, writer = (named(FORMATS[name][0]) for name in ("keras", format))
@@ -141,6 +144,7 @@ def export(
         about["temperature"] = warmth
     if format == "html":
         about |= to_html.about(run, pixels, expected, energy, about_data != RANDOM)
+        about["weights"] = "int8" if quantize == "int8" else "float16"
     beside = files.temporary(path)
     try:
         with files.write_errors(path):
@@ -151,8 +155,10 @@ def export(
             if beside.is_file():
                 with open(beside, "rb") as file:
                     os.fsync(file.fileno())
-            tolerance = TOLERANCES.get(format, TOLERANCE)
+            tolerance = TOLERANCES.get(format, TOLERANCE) if quantize == "none" else math.inf
             difference, changed = _compared(expected / warmth, found, softmax, path, tolerance)
+            if changed > MOST_CHANGED * len(pixels) and quantize != "none":
+                raise Inexact(f"{path} was not kept: {changed} of {len(pixels)} labels changed.")
             if path.exists():  # made meanwhile by somebody else
                 raise UserError(f"{path} exists already. Give another name.")
             os.replace(beside, path)
@@ -165,12 +171,15 @@ def export(
     return Export(path, format, outputs, names, *seen, size, model, unknown)
 
 
-def check(path: str | Path, format: str, outputs: str, scale: float = 255) -> None:
+def check(
+    path: str | Path, format: str, outputs: str, scale: float = 255, quantize: str = "none"
+) -> None:
     """Raise UserError for what can be seen to be wrong before a model is loaded."""
     given = (
         ("format", format, FORMATS),
         ("outputs", outputs, OUTPUTS),
         ("scale", f"{scale:g}", SCALES),
+        ("quantize", quantize, QUANTIZE),
     )
     for name, value, known in given:
         if value not in known:
@@ -180,6 +189,8 @@ def check(path: str | Path, format: str, outputs: str, scale: float = 255) -> No
             )
     if format == "html" and outputs != "probabilities":
         raise UserError("A page shows probabilities. Leave outputs out.")
+    if format != "html" and quantize != "none":
+        raise UserError(f"The format {format} has weights of 32 bits only; quantize is for html.")
     target = Path(path)
     if target.exists() or target.is_symlink():
         raise UserError(f"{path} exists already. Give another name, or remove it.")

@@ -27,6 +27,7 @@ PAGE = Path(__file__).parent / "page"
 SCRIPTS = ("forward.js", "preparation.js", "page.js")
 PRECISIONS = {"float16": "16 bits", "int8": "8 bits"}
 TOLERANCE = 0.02  # of probabilities, for weights of 16 bits
+NEAR = 1e-3  # of probabilities by the same weights
 MOST_SIDE = 128  # pixels: a larger image would take a page seconds
 MOST_EXAMPLES = 24
 
@@ -80,7 +81,10 @@ def write(
         from scipy.special import softmax as of
 
         expected = of(expected / about.get("temperature", 1), axis=1)
-    graph, weights = _packed(made, "float16")
+    graph, weights = _packed(made, about["weights"])
+    coded = {**graph, "weights": base64.b64encode(weights).decode()}
+    # A browser has to come as near as TensorFlow does with the same weights.
+    apart = np.abs(_computer(coded)(about["examples"]) - expected).max()
     told = {
         "shape": model.input_shape[1:],
         "size": size,
@@ -89,15 +93,14 @@ def write(
         "garments": channels in (0, 1) or tuple(about["classes"]) == FASHION_CLASSES,
         "energy": about["energy"],
         "temperature": about.get("temperature", 1),
-        "precision": PRECISIONS["float16"],
-        "tolerance": TOLERANCE,
+        "precision": PRECISIONS[about["weights"]],
+        "tolerance": float(apart) + NEAR,
         "examples": {
             "pixels": base64.b64encode(about["examples"].tobytes()).decode(),
             "expected": [[round(float(p), 7) for p in row] for row in expected],
             "shown": about["shown"],
         },
-        **graph,
-        "weights": base64.b64encode(weights).decode(),
+        **coded,
     }
     from markupsafe import Markup
 
@@ -124,16 +127,20 @@ def read(path: Path) -> Callable[[np.ndarray], np.ndarray]:
 
     What a browser makes of them the page checks itself, when it is opened.
     """
-    from fmnist_keras3.inference.to_saved_model import compute
-
-    tf = runtime.import_tensorflow_for_data()
     found = re.search(
         r'<script id="model" type="application/json">(.*?)</script>',
         path.read_text(encoding="utf-8"),
         re.DOTALL,
     )
     assert found is not None
-    made = _unpacked(json.loads(found[1]))
+    return _computer(json.loads(found[1]))
+
+
+def _computer(told: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
+    from fmnist_keras3.inference.to_saved_model import compute
+
+    tf = runtime.import_tensorflow_for_data()
+    made = _unpacked(told)
     return lambda pixels: compute(tf, made, pixels).numpy()
 
 

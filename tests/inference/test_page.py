@@ -342,6 +342,28 @@ def test_what_a_page_cannot_show_is_refused(tmp_path, run, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_weights_of_8_bits(run, tmp_path, browser, monkeypatch, page):
+    monkeypatch.setattr(module, "MOST_CHANGED", 0.2)  # of a model that is sure of nothing
+    made = export(run, tmp_path / "p.html", "html", quantize="int8")
+    assert made.size < 0.8 * page.stat().st_size
+    browser.open(made.path)
+    browser.wait(ANSWERED)
+    said = browser.run("document.getElementById('exactness').textContent")
+    assert "Weights are kept in 8 bits." in said
+    assert "do not trust" not in said
+    assert 0 < browser.run("difference") <= made.difference + 1e-4
+    shares = browser.run("[...classified(example(0)).shares]")
+    read = to_html.read(made.path)
+    first = np.array(browser.run("[...example(0)]"), np.uint8).reshape(1, 28, 28, 1)
+    assert np.abs(read(first)[0] - shares).max() < 1e-5
+    with pytest.raises(UserError, match="quantize is for html"):
+        export(run, tmp_path / "m.onnx", quantize="int8")
+    monkeypatch.setattr(module, "MOST_CHANGED", -1)
+    with pytest.raises(module.Inexact, match="labels changed"):
+        export(run, tmp_path / "q.html", "html", quantize="int8")
+    assert [path.name for path in tmp_path.iterdir()] == ["p.html"]
+
+
 def test_class_names_cannot_end_the_script(tmp_path, run, browser):
     names = ["</script><script>window.evil = 1</script>", "<b>&amp;", *FASHION_CLASSES[2:]]
     folder = tmp_path / "evil"
