@@ -120,6 +120,8 @@ def evaluate_options(parser: Parser) -> None:
     text = "fit a temperature on the validation split, by which the run's probabilities get as sure"
     text += " as they are right; predict and export use it"
     add_option(parser, "temperature", action="store_true", help=text)
+    text = "accuracy under noise, blur, shift, rotation, contrast and brightness, in five strengths"
+    add_option(parser, "robustness", action="store_true", help=text)
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
@@ -136,7 +138,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
     where = (chosen.get("data"), chosen.get("data_dir"))
     size = chosen.get("batch_size", settings.SETTINGS["batch_size"].default)
     pixels = {name: chosen[name] for name in PIXELS if name in chosen}
-    more = (chosen.get("tta"), "temperature" in given)
+    more = (chosen.get("tta"), "temperature" in given, "robustness" in given)
     return evaluate.evaluate(given["target"], split, *where, size, *more, **pixels)
 
 

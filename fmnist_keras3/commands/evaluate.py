@@ -24,13 +24,15 @@ def evaluate(
     batch: int,
     tta: str | None = None,
     calibrate: bool = False,
+    spoil: bool = False,
     **pixels: Any,
 ) -> int:
     """Print accuracy, loss and the per-class table; a run's own data settings are the default.
 
     ``pixels`` are the settings of the images' size and colour. With ``tta`` a second line has the
     accuracy and loss with test-time augmentation. ``calibrate``: fit a temperature on the
-    validation split and store it with the run.
+    validation split and store it with the run. ``spoil``: measure the accuracy on spoiled images,
+    and store it with the run, if it is one.
     """
 
     runtime.prepare()
@@ -72,13 +74,14 @@ def evaluate(
     gives = model.compute_output_shape(takes)
     if not isinstance(gives, tuple) or len(gives) != 2:
         raise UserError(f"The model returns {gives}; it must be a row of logits for each image.")
-    from fmnist_keras3.evaluation import report, temperature
+    from fmnist_keras3.evaluation import report, robustness, temperature
     from fmnist_keras3.evaluation.metrics import (
         are_probabilities,
         as_logits,
         evaluate_logits,
         per_class_table,
     )
+    from fmnist_keras3.ground.files import write_json
     from fmnist_keras3.runs import rundir
     from fmnist_keras3.runs.lock import locked
     from fmnist_keras3.training.trainer import Trainer
@@ -101,6 +104,15 @@ def evaluate(
         mean = as_logits(trainer.predict(model, examples.x, tta=tta))
         with_views = evaluate_logits(examples.y, mean, module.source.class_names)
         console.print(_scores(f"with test-time augmentation {tta}: ", with_views), soft_wrap=True)
+    if spoil:
+        if examples.x.dtype != "uint8" or examples.x.ndim != 4:
+            raise UserError("--robustness wants images of bytes, [N, height, width, channels].")
+        found = robustness.measure(lambda x: trainer.predict(model, x), examples.x, examples.y)
+        console.print(robustness.table(found))
+        if path.is_dir() and split == "test":
+            with locked(path):
+                write_json(path / rundir.ROBUSTNESS, found)
+                report.build(path)
     if calibrate:
         if are_probabilities(outputs):
             raise UserError("The model returns probabilities; --temperature wants logits.")

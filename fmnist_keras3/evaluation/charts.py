@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 420, 250
-LEFT, RIGHT, TOP, BOTTOM = 54, 20, 26, 38
+LEFT, RIGHT, TOP, BOTTOM = 64, 27, 26, 40
 COLOURS, DASHES = 7, 4  # of style.html
 MARKED = 40  # so many points have markers
 

@@ -18,7 +18,7 @@ from fmnist_keras3.evaluation.mistakes import confused
 from fmnist_keras3.evaluation.words import findings
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.files import save
-from fmnist_keras3.runs.rundir import TEMPERATURE
+from fmnist_keras3.runs.rundir import ROBUSTNESS, TEMPERATURE
 
 NOTHING = "—"
 RUN_FILES = ("config.yaml", "metrics.jsonl", "summary.json")
@@ -102,6 +102,8 @@ def _about(run: Run) -> dict[str, Any]:
         except (KeyError, TypeError, ValueError):
             run.notes.append("evaluation.json is damaged: it holds no calibration.")
     words = findings(run.records, run.dataset.get("validation"))
+    if (run.folder / ROBUSTNESS).exists():
+        _spoiled(run, drawn)
     if (run.folder / TEMPERATURE).exists():
         words += _calibrated(run, drawn)
     return {
@@ -113,6 +115,19 @@ def _about(run: Run) -> dict[str, Any]:
         "mistakes": _examples(evaluation.get("mistakes"), names),
         "old_mistakes": data_uri(run.folder / "plots/mistakes.png"),  # of an earlier version
     }
+
+
+def _spoiled(run: Run, drawn: dict[str, charts.Chart]) -> None:
+    """Add the chart of a run's accuracy on spoiled images."""
+    try:
+        lines = [
+            charts.Line(name, {k: float(v) for k, v in enumerate(row, 1)}, n, n // charts.COLOURS)
+            for n, (name, row) in enumerate(_load(run, ROBUSTNESS).items())
+        ]
+        show, x = charts.percent, "strength"
+        drawn["robustness"] = charts.lines("Accuracy on spoiled images", lines, show, x=x)
+    except (IndexError, TypeError, ValueError):
+        run.notes.append(f"{ROBUSTNESS} is damaged.")
 
 
 def _calibrated(run: Run, drawn: dict[str, charts.Chart]) -> list[str]:

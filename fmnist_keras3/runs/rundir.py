@@ -26,9 +26,9 @@ RAW_MODEL = "model_raw.keras"  # the weights that were trained, where the model 
 CHECKPOINTS, PLOTS = "checkpoints", "plots"
 EVALUATION = "evaluation.json"
 PREDICTIONS = "predictions.npz"  # labels and logits of the test
-TEMPERATURE = "temperature.json"
+TEMPERATURE, ROBUSTNESS = "temperature.json", "robustness.json"
 # What a test writes besides, and what is made of it.
-OF_A_TEST = [EVALUATION, PREDICTIONS, TEMPERATURE, "report.html"]
+OF_A_TEST = [EVALUATION, PREDICTIONS, TEMPERATURE, ROBUSTNESS, "report.html"]
 OF_A_TEST += [f"{PLOTS}/{name}.png" for name in ("confusion_matrix", "calibration", "mistakes")]
 
 
