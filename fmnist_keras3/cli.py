@@ -182,9 +182,7 @@ def _chosen(options: argparse.Namespace, table: Mapping[str, Sequence[str]]) -> 
 def export_options(parser: Parser) -> None:
     parser.add_argument("target", metavar="RUN_OR_MODEL", help="run directory or .keras file")
     add_option(parser, "format", metavar="|".join(EXPORT["format"]), help="what is written [onnx]")
-    text = (
-        "new file, of saved_model a new folder [model.onnx, model.keras, model.html, saved_model]"
-    )
+    text = "new file, of saved_model and hub a new folder [model.onnx, saved_model, hub, ...]"
     add_option(parser, "output", metavar="PATH", help=text)
     text = "what the file returns [probabilities]"
     add_option(parser, "outputs", metavar="|".join(EXPORT["outputs"]), help=text)
@@ -197,7 +195,7 @@ def export_options(parser: Parser) -> None:
 
 
 EXPORT = {
-    "format": ("onnx", "keras", "saved_model", "html"),
+    "format": ("onnx", "keras", "saved_model", "html", "hub"),
     "outputs": ("probabilities", "logits"),
     "scale": ("255", "1"),
     "quantize": ("none", "int8"),
@@ -207,7 +205,7 @@ EXPORT = {
 def run_export(options: argparse.Namespace) -> int:
     given = _chosen(options, EXPORT)
     format = given["format"]
-    place = format if format == "saved_model" else f"model.{format}"
+    place = format if format in ("saved_model", "hub") else f"model.{format}"
     return named("commands.export:export")(**{"output": place} | given)
 
 

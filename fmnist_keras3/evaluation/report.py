@@ -61,7 +61,7 @@ def build(run_dirs: Sequence[Path | str] | Path | str, path: Path | str | None =
     folders = list(dict.fromkeys(Path(folder) for folder in given))
     if not folders:
         raise UserError("No run directory given; type: fmnist report runs/NAME [runs/NAME ...]")
-    runs = [_read(folder) for folder in folders]
+    runs = [read_run(folder) for folder in folders]
     names = [run.name for run in runs]
     for run in runs:
         if names.count(run.name) > 1:
@@ -227,7 +227,8 @@ def render(template: Path, **values: Any) -> bytes:
     return environment.get_template(template.name).render(**values).encode("utf-8", "replace")
 
 
-def _read(folder: Path) -> Run:
+def read_run(folder: Path) -> Run:
+    """Return what can be read from a run directory; raises UserError for a folder that is none."""
     if not any((folder / name).is_file() for name in RUN_FILES):
         what = "holds none of them" if folder.is_dir() else "is no folder"
         raise UserError(

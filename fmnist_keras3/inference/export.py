@@ -18,7 +18,7 @@ from fmnist_keras3.evaluation.metrics import are_probabilities
 from fmnist_keras3.ground import files
 from fmnist_keras3.ground.errors import UserError, nearest
 from fmnist_keras3.ground.leaves import named
-from fmnist_keras3.inference import to_html
+from fmnist_keras3.inference import to_html, to_hub
 from fmnist_keras3.inference.predictor import SCALES, knowledge, model_of, scale_unknown
 from fmnist_keras3.runs.load import Run
 
@@ -30,6 +30,7 @@ FORMATS = {  # who writes it, how its files' names end, what packages it needs
     "onnx": ("inference.to_onnx", ".onnx", ("onnx", "onnxruntime")),
     "saved_model": ("inference.to_saved_model", "", ("tensorflow",)),  # a folder
     "html": ("inference.to_html", ".html", ("tensorflow",)),  # which reads it back
+    "hub": ("inference.to_hub", "", ()),  # a folder
 }
 OUTPUTS = ("probabilities", "logits")
 QUANTIZE = ("none", "int8")
@@ -100,9 +101,10 @@ def export(
     """Write a trained classifier for other programs, and check that it computes the same there.
 
     ``run_or_model`` is a run directory, a .keras file, a `Run` or a Keras model; ``path`` a new
-    file, of saved_model a new folder. ``format`` is "onnx", "saved_model" (both take raw pixels,
-    uint8, any number of images), "keras" (without the optimizer, all in float32) or "html" (a page
-    that shows what the model says of drawings and pictures, with weights of 16 bits). ``outputs``
+    file, of saved_model and hub a new folder. ``format`` is "onnx", "saved_model" (both take raw
+    pixels, uint8, any number of images), "keras" (without the optimizer, all in float32), "hub"
+    (the same as a folder with a model card, for Hugging Face) or "html" (a page that shows what the
+    model says of drawings and pictures, with weights of 16 bits). ``outputs``
     are "probabilities" or "logits"; ``scale`` is 255, or 1 for a model that was trained on pixels
     divided by 255, which the file then does; ``quantize`` "int8" halves a page. The check is on
     images of the run's data set, or of ``data`` in ``data_dir``, as for `FashionMNIST`.
@@ -145,12 +147,14 @@ def export(
     if format == "html":
         about |= to_html.about(run, pixels, expected, energy, about_data != RANDOM)
         about["weights"] = "int8" if quantize == "int8" else "float16"
+    if format == "hub":
+        about["card"] = to_hub.about(run, outputs, takes[1:])
     beside = files.temporary(path)
     try:
         with files.write_errors(path):
             writer.write(plain, beside, softmax, factor, about)
             # The last image alone shows that any number will do; Keras would compile once more.
-            alone = () if format == "keras" else (len(pixels) - 1,)
+            alone = () if format in ("keras", "hub") else (len(pixels) - 1,)
             found = _outputs(writer.read(beside), pixels, alone)
             if beside.is_file():
                 with open(beside, "rb") as file:

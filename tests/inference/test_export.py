@@ -2,12 +2,14 @@
 
 import importlib.util
 import json
+import shutil
 import zipfile
 
 import keras
 import numpy as np
 import onnx
 import pytest
+import yaml
 from keras import layers
 
 from fmnist_keras3 import UserError, build_model, export, load_model, load_run
@@ -78,15 +80,15 @@ def test_each_model_is_the_same_in_each_format(name, tmp_path, quick):
     expected = np.asarray(model.predict_on_batch(quick.astype(np.float32)))
     for format in EXACT:
         suffix = module.FORMATS[format][1]
-        made = export(model, tmp_path / f"file{suffix}", format, outputs="logits")
+        made = export(model, tmp_path / f"{format}{suffix}", format, outputs="logits")
         assert (made.changed, made.images, made.format) == (0, 6, format)
         assert made.difference <= 2e-5
         found = module.named(module.FORMATS[format][0]).read(made.path)(quick)
         assert np.abs(found - expected).max() <= 2e-5
-    kinds = {node.op_type for node in onnx.load(tmp_path / "file.onnx").graph.node}
+    kinds = {node.op_type for node in onnx.load(tmp_path / "onnx.onnx").graph.node}
     assert not kinds & {"BatchNormalization", "Dropout"}
-    assert len(onnx.load(tmp_path / "file.onnx").graph.node) < 100
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(onnx.load(tmp_path / "onnx.onnx").graph.node) < 100
+    assert len(list(tmp_path.iterdir())) == len(EXACT)
 
 
 def net(*made, shape=(11, 10, 3)):
@@ -324,6 +326,41 @@ def test_the_saved_model_and_the_keras_file_tell_their_classes(run, tmp_path):
     assert again.layers[-1].name == "probabilities"
 
 
+def test_the_folder_for_the_hub_has_a_model_card(run, tmp_path):
+    made = export(run, tmp_path / "hub", "hub")
+    files = ["README.md", "classes.json", "config.json", "metadata.json", "model.weights.h5"]
+    assert sorted(path.name for path in made.path.iterdir()) == files
+    assert made.size == sum((made.path / name).stat().st_size for name in files)
+    _, head, text = (made.path / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(head)["library_name"] == "keras"
+    assert "model-index" not in yaml.safe_load(head)
+    assert "No test was recorded." in text
+    assert "Ankle boot) with 61,706 parameters" in text
+    told = {"name": "fashion_mnist", "classes": FASHION_CLASSES}
+    summary = {"dataset": told, "test_accuracy": 0.9, "test_loss": 0.25, "backend": "jax"}
+    tested = tmp_path / "tested"
+    shutil.copytree(run, tested)
+    (tested / "summary.json").write_text(json.dumps(summary))
+    (tested / "config.yaml").write_text("data: synthetic\nepochs: 3\nema: null\n")
+    score = {"name": "a|b", "precision": 0.5, "recall": 0.25, "f1": 0.333, "support": 4}
+    scores = {"per_class": [score], "macro": score, "examples": 10, "calibration_error": 0.011}
+    (tested / "evaluation.json").write_text(json.dumps(scores))
+    made = export(tested, tmp_path / "hub2", "hub")
+    _, head, text = (made.path / "README.md").read_text().split("---\n", 2)
+    (result,) = yaml.safe_load(head)["model-index"][0]["results"]
+    assert result["metrics"] == [{"type": "accuracy", "value": 0.9}]
+    assert result["dataset"] == {"name": "fashion_mnist", "type": "fashion_mnist", "split": "test"}
+    assert "accuracy 90.00 %, loss 0.2500, expected calibration error 1.10 %" in text
+    assert "| a\\|b | 0.500 | 0.250 | 0.333 | 4 |" in text
+    assert "- epochs: 3\n- backend: jax\n" in text
+    assert "ema" not in text
+    summary["dataset"]["name"] = "synthetic"
+    (tested / "summary.json").write_text(json.dumps(summary))
+    text = (export(tested, tmp_path / "hub3", "hub").path / "README.md").read_text()
+    assert "**Trained on generated garments" in text
+    assert "model-index" not in text
+
+
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16"])
 def test_a_model_of_16_bits_is_exported_in_float32(policy, tmp_path, quick):
     before = keras.config.dtype_policy()
@@ -406,7 +443,7 @@ def test_the_command(run, quick, tmp_path, capsys, monkeypatch):
     [
         (
             ["--format", "onx"],
-            "'onx'; it must be onnx, keras, saved_model or html. Did you mean 'onnx'?",
+            "'onx'; it must be onnx, keras, saved_model, html or hub. Did you mean 'onnx'?",
         ),
         (["--outputs", "labels"], "probabilities or logits"),
         (["--output", "model.bin"], "must end in .onnx"),
