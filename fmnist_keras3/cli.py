@@ -167,6 +167,23 @@ def run_predict(options: argparse.Namespace) -> int:
     return named("commands.predict:predict")(**_chosen(options, PREDICT))
 
 
+SERVE = {name: PREDICT[name] for name in ("invert", "scale")}
+
+
+def serve_options(parser: Parser) -> None:
+    parser.add_argument("target", metavar="RUN_OR_MODEL", help="run directory or .keras file")
+    text = "address to listen on; 0.0.0.0 lets other machines in [127.0.0.1]"
+    add_option(parser, "host", metavar="HOST", help=text)
+    add_option(parser, "port", metavar="PORT", help="0 for a free one [8000]")
+    add_option(parser, "invert", metavar="auto|yes|no", help="as for predict [auto]")
+    add_option(parser, "scale", metavar="255|1", help="as for predict [255]")
+
+
+def run_serve(options: argparse.Namespace) -> int:
+    given = {"host": "127.0.0.1", "port": "8000", **_chosen(options, SERVE)}
+    return named("commands.serve:serve")(**given)
+
+
 def _chosen(options: argparse.Namespace, table: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """Return the options; of those in ``table`` the first word allowed is the default."""
     given = vars(options)
@@ -298,6 +315,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None], Callable[[Any], int]]] 
     "evaluate": ("metrics of a run or model on a split", evaluate_options, run_evaluate),
     "predict": ("what your own pictures show", predict_options, run_predict),
     "export": ("a file for other programs, checked", export_options, run_export),
+    "serve": ("a web server for your model, with a page to play with", serve_options, run_serve),
     "report": ("rebuild a run's HTML report, or compare runs", report_options, run_report),
     "runs": ("the runs in a folder; prune keeps the best", runs_options, run_runs),
     "data": ("fetch, verify and describe the data", preview_options, run_data),

@@ -64,7 +64,7 @@ def read(path: str | Path) -> Any:
         raise UserError(f"{shown(path)}: {reason}")
     with open(descriptor, "rb") as file:
         try:
-            return _decoded(file)
+            return decoded(file)
         except UserError as error:
             raise UserError(f"{shown(path)}: {error}") from error
 
@@ -82,7 +82,8 @@ def _refusal(path: str | Path, error: Exception) -> str:
     return f"{known.get(code or 0) or getattr(error, 'strerror', None) or error}."
 
 
-def _decoded(file: BinaryIO) -> Any:
+def decoded(file: BinaryIO) -> Any:
+    """Return the picture in an open file; raises UserError, as `read` does, without a name."""
     from PIL import Image, UnidentifiedImageError
 
     start = file.read(32)
