@@ -19,7 +19,8 @@ PACKAGES |= {"multipart": "python-multipart"}
 def serve(target: str, host: str, port: str, invert: str, scale: str) -> int:
     """Answer requests until SIGINT or SIGTERM, by which it ends with 130 or 143.
 
-    The arguments are as for `Predictor`. Raises UserError where packages are missing, and for an address that cannot be had.
+    The arguments are as for `Predictor`. Raises UserError where packages are missing, and for an
+    address that cannot be had.
     """
     missing = [name for module, name in PACKAGES.items() if not importlib.util.find_spec(module)]
     if missing:
