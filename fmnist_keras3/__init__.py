@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         WeightAveraging,
     )
     from fmnist_keras3.data.datamodule import ArrayData, DataModule, FashionMNIST
+    from fmnist_keras3.data.items import SourceData
     from fmnist_keras3.data.own import FolderData, TableData
     from fmnist_keras3.ground.errors import Diverged, UserError
     from fmnist_keras3.inference.export import export
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "data.datamodule": "ArrayData DataModule FashionMNIST",
+    "data.items": "SourceData",
     "data.own": "FolderData TableData",
     "ground.errors": "Diverged UserError",
     "inference.export": "export",
@@ -102,6 +104,7 @@ __all__ = [
     "RichProgressBar",
     "Run",
     "SessionView",
+    "SourceData",
     "StochasticWeightAveraging",
     "TableData",
     "TensorBoardLogger",

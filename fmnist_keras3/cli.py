@@ -55,7 +55,7 @@ def _read(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 FINDS = ("lr", "batch_size")
-PIXELS = ("image_size", "color", "resize", "on_bad_file")  # what is done to images
+PIXELS = ("image_size", "color", "resize", "on_bad_file", "cache")  # what is done to images
 
 
 def find_options(parser: Parser) -> None:

@@ -71,6 +71,9 @@ class TrainConfig:
         help="what is done to images of another ratio of sides than image_size")
     on_bad_file: str = _setting("skip", takers="FashionMNIST", choices=("skip", "stop"),
         help="what is done about files that cannot be read as images")
+    cache: str = _setting("none", takers="FashionMNIST", choices=("none", "disk", "memory"),
+        help="decoded images of more than 0.5 GB: none, they are decoded when they are needed; "
+        "disk, a copy of them is kept; memory, they are read into it")
     validation: float = _fixed(0.1, takers="DataModule", least=0, below=1,
         help="fraction of the training set held out")
     augment: str = _fixed("altflip,crop:1", takers="DataModule",
@@ -79,6 +82,8 @@ class TrainConfig:
         "brightness[:S], contrast[:S], erase[:P], cutout[:SIZE], mixup[:ALPHA] or cutmix[:ALPHA]")
     class_weight: str | None = _fixed(None, takers="", unset="all count alike",
         help="balanced, or a YAML file with a factor for each class: cat: 2.5")
+    sampling: str = _fixed("all", takers="DataModule", choices=("all", "balanced"),
+        help="examples of an epoch: all, or of each class equally many, which balances it")
     batch_size: int = _fixed(128, takers="DataModule", least=1, help="examples a step")
     last_batch: str = _fixed("keep", choices=("keep", "fill", "drop"),
         help="an epoch's last, short batch: keep it as it is, drop it, or fill it up by repeats, "

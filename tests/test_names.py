@@ -19,7 +19,7 @@ TEXT = (ROOT / "fmnist_keras3/training/README.md").read_text()
 # What the command line has besides says what to train on what, and how the optimizer is made.
 WHAT = {"model", "dropout", "l2", "data", "data_dir", "validation", "augment", "batch_size"}
 WHAT |= {"optimizer", "lr", "lr_groups", "weight_decay", "recipe", "resume", "monitor", "tta"}
-WHAT |= {"image_size", "color", "resize", "on_bad_file", "class_weight"}
+WHAT |= {"image_size", "color", "resize", "on_bad_file", "cache", "class_weight", "sampling"}
 
 
 def table(name):

@@ -14,6 +14,7 @@ from fmnist_keras3.data.plan import draws_of
 from fmnist_keras3.ground import screen
 from fmnist_keras3.ground.errors import UserError
 
+SAMPLE = 1000  # images that the mean is taken of, where they are read for it
 UNBALANCED = 10  # times as many examples of one class as of another
 
 
@@ -56,8 +57,11 @@ def describe(
         most, least = (found.class_names[i] for i in (train.argmax(), train.argmin()))
         text = f" {most} has {train.max():,} training examples, {least} only {train.min():,}."
         console.print(screen.styled(("Warning:", "bold yellow"), text), soft_wrap=True)
-    shape, images = found.train.x.shape[1:], found.train.x
-    console.print(f"images {shape}, {images.dtype}, mean {images.mean():.1f}")
+    shape, images, about = found.train.x.shape[1:], found.train.x, "mean"
+    if not found.train.in_memory:
+        places = np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).astype(np.int64)
+        images, about = images[places], f"mean of {len(places):,}"
+    console.print(f"images {shape}, {images.dtype}, {about} {images.mean():.1f}")
     if found.sha256:
         console.print(f"sha256 {found.sha256}", soft_wrap=True)
     if found.note:

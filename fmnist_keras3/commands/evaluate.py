@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fmnist_keras3.evaluation.metrics import Evaluation
 
 
-PIXELS = ("image_size", "color", "resize", "on_bad_file")
+PIXELS = ("image_size", "color", "resize", "on_bad_file", "cache")
 
 
 def evaluate(

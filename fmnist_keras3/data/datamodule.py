@@ -10,17 +10,15 @@ from typing import Any
 import numpy as np
 
 from fmnist_keras3.data.augment import is_mixing, parse_augment
-from fmnist_keras3.data.dataset import ImageData, Split, checksum, fits
+from fmnist_keras3.data.dataset import ImageData, Split, checksum
 from fmnist_keras3.data.pixels import Pixels
 from fmnist_keras3.data.plan import held_out
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.lightning import DATA_HOOKS, check_hooks
-from fmnist_keras3.ground.tree import leaves, mapped, packed
+from fmnist_keras3.ground.tree import mapped
 from fmnist_keras3.settings import check_arguments
 
 BATCH_SIZE = 128
-# How much is read of a tf.data.Dataset whose length nobody knows.
-MAX_BYTES, MAX_EXAMPLES = 2**30, 2**20
 
 
 class DataModule:
@@ -32,6 +30,8 @@ class DataModule:
     (floats, one-hot, several targets). ``train``, ``validation`` (or None) and ``test`` (or None)
     are read by `setup`, at the latest when they are asked for. ``views`` of more than 1 gives the
     training of a `Module` a tuple of so many images for each, augmented independently.
+    ``sampling`` "balanced" trains on each class equally often: an epoch has as many examples as
+    else, of rare classes some several times, of others not all.
     Raises UserError for values outside their range.
 
     Example: ``class Mine(DataModule): load = lambda self: ArrayData(x, y).load()``
@@ -54,14 +54,16 @@ class DataModule:
         seed: int = 0,
         *,
         views: int = 1,
+        sampling: str = "all",
     ) -> None:
         given = {"batch_size": batch_size, "validation": validation, "seed": seed}
+        given |= {"sampling": sampling}
         check_arguments(DataModule, given)
         self.batch_size = batch_size
         self.augment = parse_augment(augment)
         self.validation_fraction = validation
         self.seed = seed
-        self.views = views
+        self.views, self.sampling = views, sampling
         self._check_views()
         self._ready = False
 
@@ -123,11 +125,21 @@ class DataModule:
                     f"The augmentation {name} is for images in uint8, 0..255; these are "
                     f"{train.x.dtype}. Leave {name} out, or give uint8."
                 )
+        if self.sampling == "balanced" and classes_of(train) is None:
+            raise UserError(
+                "sampling is 'balanced', for labels that are classes, whole numbers [N], and in "
+                "memory. Leave it out."
+            )
         train = dataclasses.replace(train, views=self.views)
         self.source, self.train, self.validation = source, train, validation
         self.test = source.test if len(source.test) else None
         self._ready = True
         return self
+
+    @property
+    def balanced_by(self) -> np.ndarray | None:
+        """The classes ``[N]`` of the training examples, if these come equally often."""
+        return classes_of(self.train) if self.sampling == "balanced" else None
 
     def describe(self) -> dict[str, Any]:
         """Return name, source, sizes and checksum, as they stand in a run's summary."""
@@ -141,6 +153,7 @@ class DataModule:
             "note": self.source.note,
             "classes": list(self.source.class_names),
             "image_shape": list(self.train.image_shape),
+            **({} if self.train.in_memory else {"read": "as it is needed"}),
         }
 
 
@@ -148,7 +161,7 @@ class FashionMNIST(DataModule):
     """Fashion-MNIST, or what ``data`` names: "auto", "fashion_mnist", "synthetic", "tfds:NAME".
 
     Or somebody's own images, "KIND:PATH" (see `FolderData` and `TableData`). ``image_size``,
-    ``color``, ``resize`` and ``on_bad_file`` are those of `FolderData`.
+    ``color``, ``resize``, ``on_bad_file`` and ``cache`` are those of `FolderData`.
     ``data_dir`` is a folder with the four IDX files (default: `FMNIST_DATA_DIR`); "auto" falls
     back to a TFDS copy, a download, and at last to generated garments (see `data.sources.load`).
     Images are uint8 ``[N, 28, 28, 1]``, labels int32 ``[N]``. Raises UserError where data is
@@ -170,10 +183,12 @@ class FashionMNIST(DataModule):
         color: str = "auto",
         resize: str = "crop",
         on_bad_file: str = "skip",
+        cache: str = "none",
         views: int = 1,
+        sampling: str = "all",
     ) -> None:
-        super().__init__(batch_size, augment, validation, seed, views=views)
-        self.pixels = Pixels(image_size, color, resize, on_bad_file)
+        super().__init__(batch_size, augment, validation, seed, views=views, sampling=sampling)
+        self.pixels = Pixels(image_size, color, resize, on_bad_file, cache)
         check_arguments(FashionMNIST, vars(self.pixels))
         self.data, self.data_dir = data, data_dir
 
@@ -206,9 +221,9 @@ class ArrayData(DataModule):
     ) -> None:
         fraction, given = (0.0, validation) if isinstance(validation, tuple) else (validation, None)
         super().__init__(validation=fraction, **options)
-        self._train = _split_of(x, y, sample_weight)
-        self._validation = None if given is None else _split_of(*given)
-        self._test = None if test is None else _split_of(*test)
+        self._train = split_of(x, y, sample_weight)
+        self._validation = None if given is None else split_of(*given)
+        self._test = None if test is None else split_of(*test)
 
     def load(self) -> ImageData:
         names: tuple[str, ...] = ()
@@ -225,103 +240,8 @@ class ArrayData(DataModule):
         )
 
 
-def as_datamodule(data: Any, validation: Any = None, model: Any = None) -> DataModule:
-    """Return ``data`` as a DataModule; ``(x, y)``, ``(x, y, sample_weight)`` or a dataset of such.
-
-    Or ``x`` alone, an array or a dict of them, for a model whose loss needs no targets.
-
-    A `tf.data.Dataset` is read into memory, once, so that its examples can be shuffled exactly; the
-    batch size is that of its first batch, else 128 or all examples. ``validation`` is a
-    fraction, or examples of the same kinds. ``model`` is the one that the data is for: its input
-    tells examples from batches. Raises UserError for anything else.
-    """
-    if isinstance(data, DataModule):
-        if validation is not None:
-            raise UserError("validation_data is given, but the DataModule has its own validation.")
-        return data.setup()
-    options = {}
-    if validation is not None:
-        number = isinstance(validation, float)
-        options["validation"] = validation if number else _examples(validation, model)[0]
-    examples, batch_size = _examples(data, model)
-    module = ArrayData(*examples, batch_size=1, **options).setup()
-    module.batch_size = min(batch_size or BATCH_SIZE, len(module.train))
-    return module
-
-
-def _examples(data: Any, model: Any) -> tuple[tuple[Any, ...], int | None]:
-    """Return ``(x, y, sample_weight)`` or less, and the batch size if ``data`` has one."""
-    if isinstance(data, tuple) and len(data) in (1, 2, 3):
-        return data, None
-    if isinstance(data, (np.ndarray, dict)):
-        return (data,), None
-    if hasattr(data, "element_spec") and hasattr(data, "as_numpy_iterator"):
-        return _from_dataset(data, model)
-    raise UserError(
-        f"Cannot train on a {type(data).__name__}. Give a DataModule (FashionMNIST(...)), arrays "
-        "(x, y) or (x, y, sample_weight), or a finite tf.data.Dataset of such; x alone for a model "
-        "whose compute_loss needs no targets."
-    )
-
-
-def _from_dataset(dataset: Any, model: Any) -> tuple[tuple[Any, ...], int | None]:
-    """Read a `tf.data.Dataset`, batched or not, into arrays; returns also the batch size."""
-    spec = dataset.element_spec
-    if isinstance(spec, tuple) and len(spec) not in (1, 2, 3):
-        raise UserError(f"The dataset gives {spec}; it must give (x, y) or (x, y, sample_weight).")
-    if int(dataset.cardinality()) == -1:
-        raise UserError("The dataset never ends. Leave out repeat(), or add take(N).")
-    batched = _is_batched(dataset, model)
-    elements, nbytes, count = [], 0, 0
-    for element in dataset.as_numpy_iterator():
-        elements.append(leaves(element))
-        nbytes += sum(part.nbytes for part in elements[-1])
-        count += len(elements[-1][0]) if batched else 1
-        if int(dataset.cardinality()) < 0 and (nbytes > MAX_BYTES or count > MAX_EXAMPLES):
-            raise UserError(
-                f"The dataset, of unknown length, was read for {count:,} examples "
-                f"({nbytes / 2**20:,.0f} MB) and has not ended; perhaps it never does. Add "
-                "take(N), or tell its length: "
-                "dataset.apply(tf.data.experimental.assert_cardinality(N))."
-            )
-    if not elements:
-        raise UserError("The dataset is empty.")
-    join = np.concatenate if batched else np.stack
-    arrays = [join(parts) for parts in zip(*elements, strict=True)]
-    parts = packed(spec, arrays)
-    parts = parts if isinstance(spec, tuple) else (parts,)  # x alone
-    return parts, len(elements[0][0]) if batched else None
-
-
-def _is_batched(dataset: Any, model: Any) -> bool:
-    """Tell whether the elements of ``dataset`` are batches, not single examples."""
-    spec = dataset.element_spec
-    first = {part.shape[0] if len(part.shape) else "none" for part in leaves(spec)}
-    if len(first) != 1 or first == {"none"}:
-        return False  # one example: its parts are of different lengths, or single numbers
-    if first == {None}:
-        return True
-    # Parts of one fixed length are a batch, or an example whose inputs and targets are as long.
-    x = leaves(spec[0] if isinstance(spec, tuple) else spec)
-    takes = getattr(model, "input_shape", None)
-    if isinstance(takes, tuple) and len(x) == 1:
-        as_batch, as_example = (fits(tuple(s), takes[1:]) for s in (x[0].shape[1:], x[0].shape))
-        if as_batch != as_example:
-            return as_batch
-    return _has_batch(dataset)
-
-
-def _has_batch(dataset: Any) -> bool:
-    """Tell whether a `batch` is among the steps by which ``dataset`` was made, and no `unbatch`."""
-    name = type(dataset).__name__
-    if any(word in name for word in ("Unbatch", "FlatMap", "Interleave")):
-        return False
-    if "Batch" in name or "Ragged" in name:
-        return True
-    return any(_has_batch(of) for of in dataset._inputs())
-
-
-def _split_of(x: Any, y: Any = None, sample_weight: Any = None) -> Split:
+def split_of(x: Any, y: Any = None, sample_weight: Any = None) -> Split:
+    """Return arrays, or what becomes some, as a split."""
     weight = mapped(lambda a: as_array(a).astype(np.float32), sample_weight)
     return Split(mapped(as_array, x), mapped(_labels, y), weight)
 
@@ -343,6 +263,13 @@ def _labels(y: Any) -> np.ndarray:
     return y.astype(np.int32) if y.dtype.kind in "iu" else y
 
 
+def classes_of(split: Split) -> np.ndarray | None:
+    """Return the classes ``[N]`` of a split whose labels are such, ``[N]`` or ``[N, 1]``."""
+    y = split.y
+    y = y[:, 0] if isinstance(y, np.ndarray) and y.shape[1:] == (1,) else y
+    return y if _is_classes(y) else None
+
+
 def _is_classes(y: Any) -> bool:
     return isinstance(y, np.ndarray) and y.ndim == 1 and y.dtype.kind in "iu"
 
@@ -355,9 +282,8 @@ def _split(data: Split, fraction: float, seed: int) -> tuple[Split, Split | None
     """Hold out ``fraction`` of the examples; both parts keep the order of ``data``."""
     if fraction == 0:
         return data, None
-    y = data.y[:, 0] if isinstance(data.y, np.ndarray) and data.y.shape[1:] == (1,) else data.y
-    plain = np.zeros(len(data), np.int32)
-    held = held_out(y if _is_classes(y) else plain, fraction, seed, "validation")
+    y, plain = classes_of(data), np.zeros(len(data), np.int32)
+    held = held_out(plain if y is None else y, fraction, seed, "validation")
     if not held.any():  # whole numbers of which each is rare
         held = held_out(plain, fraction, seed, "validation")
     if not held.any() or held.all():
@@ -370,6 +296,13 @@ def _split(data: Split, fraction: float, seed: int) -> tuple[Split, Split | None
 
 def overfitted(data: DataModule, amount: int | float) -> DataModule:
     """Return ``data`` with so many training batches (or that fraction), validated on the same."""
+    from fmnist_keras3.data.stream import stream_of
+
+    if stream_of(data.train) is not None:
+        raise UserError(
+            "overfit_batches takes the same examples again and again, and the dataset is streamed "
+            "in its own order. Leave it out, and give dataset.take(N)."
+        )
     total = -(-len(data.train) // data.batch_size)
     count = amount if isinstance(amount, int) else max(1, int(amount * total))
     fewer = copy.copy(data)

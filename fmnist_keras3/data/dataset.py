@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fmnist_keras3.data.source import Rows, in_memory, taken
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.tree import leaves, mapped
 
@@ -32,7 +33,8 @@ class Split:
     ``x``: images ``[N, H, W, C]``, uint8 raw pixels 0..255 (other dtypes are passed through).
     ``y``: labels ``[N]``, int32. ``weight``: None, or float32 ``[N]``, how much each example
     counts. All three may be tuples, lists or dicts of arrays, for a model of several inputs or
-    outputs. ``views``: how many times a training sees each image, augmented anew, in a tuple.
+    outputs, and instead of an array there may be `Rows`, which are read when they are needed.
+    ``views``: how many times a training sees each image, augmented anew, in a tuple.
     Raises UserError for different lengths.
     """
 
@@ -59,10 +61,20 @@ class Split:
     @property
     def image_shape(self) -> tuple[int, ...]:
         """The shape of one input, ``()`` where a model takes several."""
-        return self.x.shape[1:] if isinstance(self.x, np.ndarray) else ()
+        return self.x.shape[1:] if isinstance(self.x, (np.ndarray, Rows)) else ()
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether nothing of it has to be read when it is needed."""
+        return in_memory((self.x, self.y, self.weight))
 
     def take(self, indices: np.ndarray | slice) -> Split:
         """Return the examples at ``indices`` (int array or slice), in that order."""
+        parts = (mapped(lambda a: taken(a, indices), p) for p in (self.x, self.y, self.weight))
+        return Split(*parts, views=self.views)
+
+    def read(self, indices: slice = slice(None)) -> Split:
+        """Return the examples at ``indices`` in memory."""
         parts = (mapped(lambda a: a[indices], part) for part in (self.x, self.y, self.weight))
         return Split(*parts, views=self.views)
 

@@ -6,34 +6,47 @@ stand there. What is done to them is said in the set's note.
 
 from __future__ import annotations
 
-import os
+import contextlib
+import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 
+from fmnist_keras3.data import source as limits
 from fmnist_keras3.data.dataset import ImageData, Split, checksum
-from fmnist_keras3.data.labels import classes_of, readable
-from fmnist_keras3.data.pixels import Pixels, as_bytes, as_images, colored, decode, opaque, why_not
+from fmnist_keras3.data.decoded import Store, Writing
+from fmnist_keras3.data.each import AT_ONCE, SHOWN, Found, each_image, files_of
+from fmnist_keras3.data.labels import classes_of
+from fmnist_keras3.data.pixels import (
+    CHANNELS,
+    Pixels,
+    as_bytes,
+    as_images,
+    colored,
+    decode,
+    opaque,
+    scaling,
+    shape_of,
+)
 from fmnist_keras3.data.plan import held_out
+from fmnist_keras3.data.source import (
+    Decoded,
+    MappedArray,
+    Rows,
+    Source,
+    identity_of_files,
+    parts_of,
+)
 from fmnist_keras3.ground.errors import UserError
 
 SPLITS = {"test": "test", "t10k": "test", "val": "validation", "train": "train"}
 TEST_FRACTION = 0.1  # of a set without a test split
-SHOWN = 3
-
-
-@dataclass
-class Found:
-    """The examples of a split: images ``[N, ...]`` or a list of paths and bytes; labels or None."""
-
-    images: Any
-    labels: Any
 
 
 def split_of(name: str) -> str | None:
@@ -93,7 +106,11 @@ def assemble(
                 f"{source} has {len(found.images):,} images but {len(found.labels):,} labels for "
                 f"{split}. Each image needs one."
             )
-    images = _arrays(source, splits, pixels, said)
+    if pixels.cache == "disk" and not isinstance(splits["train"].images, np.ndarray):
+        splits = _stored(source, splits, pixels, said)
+    size = sum(_size(f.images, pixels) for f in splits.values())
+    lazy = size > limits.MEMORY_BYTES and pixels.cache != "memory"
+    images = (_sources if lazy else _arrays)(source, splits, pixels, said)
     labels, classes, note = classes_of({s: f.labels for s, f in splits.items()}, classes)
     said.append(note)
     made = {split: Split(images[split], labels[split]) for split in splits}
@@ -106,7 +123,12 @@ def assemble(
         held = held_out(train.y, TEST_FRACTION, 0, "test")
         train, test = train.take(np.flatnonzero(~held)), train.take(np.flatnonzero(held))
         said.append(f"The set has no test split: {len(test):,} examples are held out for it.")
-    sha256 = checksum(train, validation, test)
+    if lazy:
+        total = sum(split.nbytes for split in made.values())
+        said.append(f"Images are read as they are needed: {total / 2**30:.1f} GB in all.")
+        sha256 = _identity(source, splits, pixels, labels)
+    else:
+        sha256 = checksum(train, validation, test)
     note = " ".join(filter(None, said)) or None
     return ImageData(name, str(source), train, test, classes, sha256, note, validation)
 
@@ -116,6 +138,8 @@ def _arrays(
 ) -> dict[str, np.ndarray]:
     """Return the images of each split as uint8 ``[N, H, W, C]`` of one size and colour."""
     blocks: dict[str, list[np.ndarray]]  # [n, H, W, C] each
+    if splits["train"].ready:
+        return {split: np.array(found.images) for split, found in splits.items()}
     if isinstance(splits["train"].images, np.ndarray):
         numbers, note = as_bytes({split: found.images for split, found in splits.items()})
         said.append(note)
@@ -125,14 +149,28 @@ def _arrays(
             blocks[split] = [pixels.all(opaque(array) if array.shape[-1] == 4 else array)]
     else:
         blocks = _decoded(splits, pixels, said)
-    for split, parts in blocks.items():
-        if not sum(map(len, parts)):
+    shapes = {split: [part.shape for part in parts] for split, parts in blocks.items()}
+    _check_sizes(source, shapes, said)
+    channels = max(part.shape[-1] for parts in blocks.values() for part in parts)
+    return {
+        split: np.concatenate([colored(part, channels) for part in parts])
+        for split, parts in blocks.items()
+    }
+
+
+def _check_sizes(source: Path, shapes: dict[str, list[tuple[int, ...]]], said: list[str]) -> None:
+    """Raise UserError for a split without images, and for blocks ``[n, H, W, C]`` of other sizes.
+
+    ``shapes`` are those of the blocks of each split.
+    """
+    sizes: Counter[tuple[int, ...]] = Counter()
+    for split, of_split in shapes.items():
+        if not sum(shape[0] for shape in of_split):
             raise UserError(
                 f"{source} has no image for {split} that can be used. {' '.join(said)}".strip()
             )
-    sizes: Counter[tuple[int, ...]] = Counter()
-    for part in (part for parts in blocks.values() for part in parts):
-        sizes[part.shape[1:3]] += len(part)
+        for shape in of_split:
+            sizes[shape[1:3]] += shape[0]
     if len(sizes) > 1:
         most = sizes.most_common(SHOWN)
         shown = ", ".join(f"{height}x{width} ({count:,})" for (height, width), count in most)
@@ -142,52 +180,135 @@ def _arrays(
             f"{source} has images of {len(sizes):,} sizes, height x width: {shown}{more}. Type "
             f"--image_size H,W to bring them to one, as --image_size {size}"
         )
-    channels = max(part.shape[-1] for parts in blocks.values() for part in parts)
-    return {
-        split: np.concatenate([colored(part, channels) for part in parts])
-        for split, parts in blocks.items()
-    }
 
 
 def _decoded(
     splits: dict[str, Found], pixels: Pixels, said: list[str]
 ) -> dict[str, list[np.ndarray]]:
     """Decode the files of each split, in parallel; those that cannot be are left out and named."""
+    limit, nbytes = psutil.virtual_memory().available // 2, 0
 
-    def load(source: Path | bytes) -> np.ndarray | Exception:
+    def load(source: Any) -> np.ndarray:
+        return pixels.one(decode(source))[None]
+
+    blocks: dict[str, list[np.ndarray]] = {}
+    for split, image in each_image(splits, load, pixels, said):
+        blocks.setdefault(split, []).append(image)
+        nbytes += image.nbytes
+        if nbytes > limit:
+            raise UserError(
+                f"The images take more than {limit / 2**30:.1f} GB, half of the free "
+                "memory, into which they are read. Type --image_size 64,64"
+            )
+    return {split: blocks.get(split, []) for split in splits}
+
+
+def _size(images: Any, pixels: Pixels) -> int:
+    """Return how many bytes images will take in memory, about; 0 for those that are there."""
+    if isinstance(images, np.ndarray):
+        shape, channels = images.shape[1:], 3 if images.ndim == 4 and 3 in images.shape[1:] else 1
+        each = math.prod(pixels.size) * channels if pixels.size else math.prod(shape)
+        return len(images) * each if isinstance(images, np.memmap) else 0
+    for i in range(min(len(images), AT_ONCE)):
+        with contextlib.suppress(Exception):  # said by whoever reads all of them
+            *sides, channels = shape_of(images[i])
+            sides, channels = pixels.size or sides, CHANNELS.get(pixels.color, channels)
+            return len(images) * math.prod(sides) * channels
+    return 0
+
+
+def _sources(
+    path: Path, splits: dict[str, Found], pixels: Pixels, said: list[str]
+) -> dict[str, Rows]:
+    """Return the images of each split to be read when they are needed, as `_arrays` would be."""
+    made: dict[str, Source] = {}
+    if splits["train"].ready:
+        made = {split: MappedArray(found.images, np.array) for split, found in splits.items()}
+    elif isinstance(splits["train"].images, np.ndarray):
+        change, note = scaling({split: found.images for split, found in splits.items()})
+        said.append(note)
+        of_splits = {
+            split: as_images(found.images, pixels.size, f"{path} ({split})")
+            for split, found in splits.items()
+        }
+        channels = max(3 if a.shape[-1] > 1 else 1 for a in of_splits.values())
+        channels = CHANNELS.get(pixels.color, channels)
+        for split, array in of_splits.items():
+            made[split] = MappedArray(array, partial(_as_asked, change, pixels, channels))
+        shapes = {s: [(len(a), *(pixels.size or a.shape[1:3]))] for s, a in of_splits.items()}
+        _check_sizes(path, shapes, said)
+    else:
+        shape = _shape(path, splits, pixels, said)
+        made = {split: Decoded(found.images, pixels, shape) for split, found in splits.items()}
+    return {split: parts_of(of) for split, of in made.items()}
+
+
+def _shape(
+    path: Path, splits: dict[str, Found], pixels: Pixels, said: list[str]
+) -> tuple[int, int, int]:
+    """Return the shape that the images in files will have, by the head of each."""
+    sizes: dict[str, Counter[tuple[int, ...]]] = {split: Counter() for split in splits}
+    for split, shape in each_image(splits, shape_of, pixels, said):
+        sizes[split][*(pixels.size or shape[:2]), shape[2]] += 1
+    _check_sizes(
+        path, {s: [(n, *shape) for shape, n in of.items()] for s, of in sizes.items()}, said
+    )
+    each = [shape for found in sizes.values() for shape in found]
+    height, width, _ = each[0]
+    return height, width, CHANNELS.get(pixels.color, max(shape[2] for shape in each))
+
+
+def _stored(
+    path: Path, splits: dict[str, Found], pixels: Pixels, said: list[str]
+) -> dict[str, Found]:
+    """Return the images of all splits from a copy of the decoded ones, which is made if need be."""
+    nothing = dict.fromkeys(splits, np.zeros(0))
+    store = Store(_identity(path, splits, pixels, nothing))
+    files = {split: tuple(files_of(found)) for split, found in splits.items()}
+    if (there := store.open()) is None:
+        notes: list[str] = []
+        labels = {split: found.labels for split, found in splits.items()}
+        for found in splits.values():
+            found.labels = range(len(found.images))
+        shape = _shape(path, splits, pixels, notes)
+        writing = Writing(store, shape)
         try:
-            return pixels.one(decode(source))[None]
-        except MemoryError:
-            raise
-        except Exception as error:  # Pillow's plugins raise of all kinds for damaged files
-            return error
-
-    limit, nbytes, blocks, bad = psutil.virtual_memory().available // 2, 0, {}, []
-    with ThreadPoolExecutor(os.cpu_count(), "fmnist-decode") as threads:
+            made = lambda image: colored(pixels.one(decode(image)), shape[2])  # noqa: E731
+            for split, image in each_image(splits, made, pixels, notes):
+                writing.add(split, image)
+            kept = {split: list(found.labels) for split, found in splits.items()}
+            writing.finish({"notes": notes, "kept": kept})
+        finally:
+            writing.close()
         for split, found in splits.items():
-            kept: list[int] = []
-            blocks[split] = []
-            for i, image in enumerate(threads.map(load, found.images)):
-                if isinstance(image, Exception):
-                    place = found.images[i]
-                    at = readable(place) if isinstance(place, Path) else f"example {i} of {split}"
-                    bad.append(f"{at} ({why_not(image)})")
-                    if pixels.on_bad_file == "stop":
-                        raise UserError(
-                            f"This cannot be read as an image: {bad[0]}. Mend or remove it, or "
-                            "leave such files out: --on_bad_file skip"
-                        )
-                    continue
-                kept.append(i)
-                blocks[split].append(image)
-                nbytes += image.nbytes
-                if nbytes > limit:
-                    raise UserError(
-                        f"The images take more than {limit / 2**30:.1f} GB, half of the free "
-                        "memory, into which they are read. Type --image_size 64,64"
-                    )
-            found.labels = [found.labels[i] for i in kept]
-    if bad:
-        shown, more = "; ".join(bad[:SHOWN]), "; ..." * (len(bad) > SHOWN)
-        said.append(f"{len(bad):,} images that cannot be read are left out: {shown}{more}.")
-    return blocks
+            found.labels = labels[split]
+        there = store.open()
+        assert there is not None
+    arrays, told = there
+    if told["notes"] and pixels.on_bad_file == "stop":
+        raise UserError(f"{told['notes'][0]} Mend or remove them, or type --on_bad_file skip")
+    said += [*told["notes"], f"Decoded images are in {store.folder}."]
+    if gone := splits.keys() - arrays.keys():
+        raise UserError(f"{path} has no image for {gone.pop()} that can be used. {said[0]}")
+    result = {}
+    for split, found in splits.items():
+        kept = told["kept"][split]
+        own = found.files or tuple(files[split][i] for i in kept)
+        result[split] = Found(arrays[split], [found.labels[i] for i in kept], own, ready=True)
+    return result
+
+
+def _as_asked(change: Any, pixels: Pixels, channels: int, images: np.ndarray) -> np.ndarray:
+    images = change(images)
+    return colored(pixels.all(opaque(images) if images.shape[-1] == 4 else images), channels)
+
+
+def _identity(
+    path: Path, splits: dict[str, Found], pixels: Pixels, labels: dict[str, np.ndarray]
+) -> str:
+    parts = []
+    for split, found in splits.items():
+        files = files_of(found)
+        more = (split, pixels.size, pixels.color, pixels.resize, labels[split])
+        parts.append(identity_of_files(path, files, *more))
+    return hashlib.sha256("".join(parts).encode()).hexdigest()

@@ -15,7 +15,8 @@ class FolderData(FashionMNIST):
 
     Also jpg, webp, bmp and gif. ``options`` are those of `DataModule`, and ``image_size``, "H,W" or
     (H, W), to which images are brought; ``color``, "auto", "grey" or "rgb"; ``resize``, "crop",
-    "pad" or "stretch", for images of another ratio of sides; ``on_bad_file``, "skip" or "stop".
+    "pad" or "stretch", for images of another ratio of sides; ``on_bad_file``, "skip" or "stop";
+    ``cache``, of decoded images that take more than 0.5 GB: "none", "disk" or "memory".
     Images are uint8 ``[N, H, W, 1 or 3]``, 0..255, labels int32 ``[N]``. Raises UserError for what
     cannot be used.
 

@@ -6,9 +6,12 @@ from, so the same pictures in another kind of file are the same to the bit.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
+import os
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +20,16 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fmnist_keras3.ground.errors import UserError
+from fmnist_keras3.ground.files import release
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 # Named, as other plugins of Pillow start programs (EPS) or can be made to use all memory (FITS).
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 MAX_PIXELS = 2**27  # of one file, before it is decoded
+BLOCK_BYTES = 2**25  # of an array that are looked at at once
 CHANNELS = {"grey": 1, "rgb": 3}
+GREY = ("1", "L", "LA", "La")  # Pillow's modes, besides those of one deep number
+ORIENTATION = 274  # the number of that entry in EXIF data
 
 
 @dataclass(frozen=True)
@@ -31,13 +38,15 @@ class Pixels:
 
     ``image_size``: "H,W", (H, W) or None, as they are; ``color``: "auto" (rgb, if one of them has
     colours), "grey" or "rgb"; ``resize``: what is done to another ratio of sides, "crop", "pad"
-    (black) or "stretch"; ``on_bad_file``: "skip" or "stop". Raises UserError for a wrong size.
+    (black) or "stretch"; ``on_bad_file``: "skip" or "stop"; ``cache``: where decoded images that
+    take much are kept, "none", "disk" or "memory". Raises UserError for a wrong size.
     """
 
     image_size: Any = None
     color: str = "auto"
     resize: str = "crop"
     on_bad_file: str = "skip"
+    cache: str = "none"
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -75,28 +84,49 @@ def parse_size(given: Any) -> tuple[int, int] | None:
     return sides[0], sides[-1]
 
 
-def decode(source: Path | bytes) -> np.ndarray:
+def decode(source: str | Path | bytes) -> np.ndarray:
     """Return an image file, or its bytes, as uint8 ``[H, W, 1 or 3]``.
 
     Turned as its EXIF data says; what is transparent is laid on white; of 16 bits the upper 8.
     Raises whatever Pillow does for what is no image.
     """
-    if isinstance(source, Path) and source.exists() and not source.is_file():
+    with _opened(source) as file:
+        return array_of(ImageOps.exif_transpose(file))
+
+
+def array_of(image: Image.Image) -> np.ndarray:
+    """Return a picture of Pillow's as uint8 ``[H, W, 1 or 3]``; raises ValueError."""
+    grey = image.mode in GREY
+    if image.mode[0] in "IF":
+        deep = np.asarray(image)
+        if deep.min() < 0 or deep.max() > 65535:
+            raise ValueError("its numbers are not of 16 bits")
+        return _of_16_bits(deep)[..., None]
+    if image.has_transparency_data:
+        return opaque(np.asarray(image.convert("LA" if grey else "RGBA")))
+    pixels = np.asarray(image.convert("L" if grey else "RGB"))
+    return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def shape_of(source: str | Path | bytes) -> tuple[int, int, int]:
+    """Return the shape ``(H, W, 1 or 3)`` that `decode` gives, from the head of a file alone."""
+    with _opened(source) as file:
+        height, width = file.height, file.width
+        # Of a PNG without that entry before its pixels, Pillow would decode all to look for it.
+        has_exif = file.format != "PNG" or "exif" in file.info
+        if has_exif and file.getexif().get(ORIENTATION, 1) > 4:  # lies on its side
+            height, width = width, height
+        return height, width, 1 if file.mode in GREY or file.mode[0] in "IF" else 3
+
+
+@contextlib.contextmanager
+def _opened(source: str | Path | bytes) -> Iterator[Image.Image]:
+    if not isinstance(source, bytes) and os.path.exists(source) and not os.path.isfile(source):
         raise ValueError("not a file")  # to open a pipe would be to wait for its other end
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, "r", FORMATS) as f:
         if math.prod(f.size) > MAX_PIXELS:
             raise ValueError(f"{f.width}x{f.height} pixels are more than {MAX_PIXELS:,}")
-        image = ImageOps.exif_transpose(f)
-        grey = image.mode in ("1", "L", "LA", "La")
-        if image.mode[0] in "IF":
-            deep = np.asarray(image)
-            if deep.min() < 0 or deep.max() > 65535:
-                raise ValueError("its numbers are not of 16 bits")
-            return _of_16_bits(deep)[..., None]
-        if image.has_transparency_data:
-            return opaque(np.asarray(image.convert("LA" if grey else "RGBA")))
-        pixels = np.asarray(image.convert("L" if grey else "RGB"))
-        return pixels.reshape(*pixels.shape[:2], -1)
+        yield f
 
 
 def why_not(error: Exception) -> str:
@@ -185,40 +215,84 @@ def as_bytes(arrays: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str]
 
     Raises UserError for numbers of which it is not clear what is black and white.
     """
+    change, note = scaling(arrays)
+    made = {}
     for name, array in arrays.items():
-        if array.dtype.kind not in "buif":
-            raise UserError(f"The {name} images are of type {array.dtype}; numbers are read.")
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            row = int(np.argmin(np.isfinite(array).reshape(len(array), -1).all(1)))
-            raise UserError(
-                f"The {name} images hold NaN or infinity, first at example {row}. Leave it out."
-            )
-    filled = [array for array in arrays.values() if array.size]
-    low = min((float(array.min()) for array in filled), default=0.0)
-    high = max((float(array.max()) for array in filled), default=0.0)
-    whole = all(array.dtype.kind != "f" for array in filled)
-    about, scale = f"The pixels, {low:g} to {high:g}", None
+        made[name] = np.empty(array.shape, np.uint8)
+        for block in _blocks(array):
+            made[name][block] = change(array[block])
+            release(getattr(array, "_mmap", None))
+    return made, note
+
+
+def _blocks(array: np.ndarray) -> Iterator[slice]:
+    """Yield places of an array that together are all of it; a change needs memory for one only."""
+    step = max(1, BLOCK_BYTES // max(1, array[:1].nbytes))
+    return (slice(start, start + step) for start in range(0, len(array), step))
+
+
+def scaling(arrays: dict[str, np.ndarray]) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
+    """Return what makes the images of all splits uint8 0..255, and what is said of it, or "".
+
+    Raises UserError for numbers of which it is not clear what is black and white.
+    """
+    found = [_Range.of(name, array) for name, array in arrays.items() if array.size]
+    low = min((one.low for one in found), default=0.0)
+    high = max((one.high for one in found), default=0.0)
+    whole = all(one.kind != "f" for one in found)
+    about = f"The pixels, {low:g} to {high:g}"
     if low >= 0 and 0 < high <= 1:
         scale, note = (lambda a: a * np.float32(255)), f"{about}, were multiplied by 255."
     elif -1 <= low < -0.9 and 0.9 < high <= 1 and not whole:
         scale, note = (lambda a: (a + 1) * np.float32(127.5)), f"{about}, were scaled to 0..255."
     elif low >= 0 and high <= 255:
-        note = ""
-        if any(a.dtype.kind == "f" and np.any(a != np.rint(a)) for a in filled):
-            note = f"{about}, were rounded to whole numbers."
+        rounded = any(one.broken for one in found)
+        scale, note = None, f"{about}, were rounded to whole numbers." * rounded
     elif whole and low >= 0 and 2**14 <= high < 2**16:
         scale, note = _of_16_bits, f"{about}, of 16 bits, were scaled to 0..255."
     else:
-        name, row = next(
-            (name, int(np.argmax(bad.reshape(len(array), -1).any(1))))
-            for name, array in arrays.items()
-            if (bad := (array < 0) | (array > 255)).any()
-        )
+        name, row = next((one.name, one.outside) for one in found if one.outside >= 0)
         raise UserError(
             f"{about}, are in no known range (first at example {row} of {name}): 0..255, 0..1, "
             "-1..1 and 16 bits are. Store them as uint8, 0..255."
         )
-    return {name: _rounded(a if scale is None else scale(a)) for name, a in arrays.items()}, note
+    return (lambda a: _rounded(a if scale is None else scale(a))), note
+
+
+@dataclass
+class _Range:
+    """What numbers the images of a split hold; found block by block, as they may lie in a file."""
+
+    name: str
+    kind: str  # of the dtype
+    low: float = math.inf
+    high: float = -math.inf
+    broken: bool = False  # there is one that is not whole
+    outside: int = -1  # the first example with one outside of 0..255
+
+    @classmethod
+    def of(cls, name: str, array: np.ndarray) -> _Range:
+        if array.dtype.kind not in "buif":
+            raise UserError(f"The {name} images are of type {array.dtype}; numbers are read.")
+        found = cls(name, array.dtype.kind)
+        for place in _blocks(array):
+            start, block = place.start, array[place]
+            if found.kind == "f" and not np.isfinite(block).all():
+                row = start + int(np.argmin(np.isfinite(block).reshape(len(block), -1).all(1)))
+                raise UserError(
+                    f"The {name} images hold NaN or infinity, first at example {row}. Leave it out."
+                )
+            found.low = min(found.low, float(block.min()))
+            found.high = max(found.high, float(block.max()))
+            if found.outside < 0 and (found.low < 0 or found.high > 255):
+                bad = ((block < 0) | (block > 255)).reshape(len(block), -1).any(1)
+                found.outside = start + int(bad.argmax())
+            found.broken |= found.kind == "f" and bool(np.any(block != np.rint(block)))
+            release(getattr(array, "_mmap", None))
+            if array.dtype == np.uint8 and found.high > 1:
+                found.low, found.high = 0.0, 255.0  # nothing that follows can change what they are
+                break
+        return found
 
 
 def _rounded(array: np.ndarray) -> np.ndarray:

@@ -59,19 +59,44 @@ def epoch_plan(
     augment: tuple[tuple[str, Augmentation], ...] = (),
     views: int = 1,
     limit: int | None = None,
+    first: int | None = None,
+    classes: np.ndarray | None = None,
 ) -> EpochPlan:
     """Make the plan of one epoch (0-based): each of the ``examples`` exactly once.
 
-    Each of ``views`` has draws of its own. ``limit`` keeps the first so many batches.
+    Each of ``views`` has draws of its own. ``limit`` keeps the first so many batches. ``first`` is
+    the number of the first example where they come in an order of their own. With the ``classes
+    [N]`` of the examples, each class comes equally often instead, see `balanced`.
     """
-    order = generator(seed, epoch, "order").permutation(examples).astype(np.int32)
+    if classes is not None:
+        order = balanced(classes, generator(seed, epoch, "order")).astype(np.int32)
+    elif first is None:
+        order = generator(seed, epoch, "order").permutation(examples).astype(np.int32)
+    else:
+        order = np.arange(first, first + examples)
     draws = {}
     for (name, augmentation), view in product(augment, range(views)):
         name = name_in_view(name, view)
-        drawn = draws_of(name, augmentation, seed, epoch, order, image_shape)
+        drawn = draws_of(name, augmentation, seed, epoch, order % examples, image_shape)
         draws[name] = _batches(drawn, batch_size)[:limit]
     valid = _valid(examples, batch_size)
     return EpochPlan(_batches(order, batch_size)[:limit], valid[:limit], draws)
+
+
+def balanced(classes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return as many examples as ``classes [N]`` are of, of each class equally many.
+
+    Or one more, where that cannot be. Within a class, none comes again before all others have.
+    """
+    labels = rng.permutation(np.unique(classes))
+    share, rest = divmod(len(classes), len(labels))
+    chosen = []
+    for place, label in enumerate(labels):
+        members = np.flatnonzero(classes == label)
+        count = share + (place < rest)
+        turns = [rng.permutation(members) for _ in range(-(-count // len(members)))]
+        chosen.append(np.concatenate(turns)[:count] if turns else members[:0])
+    return rng.permutation(np.concatenate(chosen))
 
 
 def name_in_view(name: str, view: int) -> str:

@@ -47,6 +47,10 @@ def load(
     """
     pixels = pixels or Pixels()
     check_name(data)
+    if data.startswith("tfds:"):
+        options = {"data_dir": data_dir, "download": not is_offline(), "pixels": pixels}
+        found = tfds.load(data.removeprefix("tfds:"), **options)
+        return _changed(found, pixels) if found.name == tfds.FASHION_MNIST else found
     if not is_place(data):
         return _changed(_load(data, data_dir, seed), pixels)
     kind, _, place = data.partition(":")
@@ -68,8 +72,6 @@ def load(
 
 
 def _load(data: str, data_dir: str | Path | None, seed: int) -> ImageData:
-    if data.startswith("tfds:"):
-        return tfds.load(data.removeprefix("tfds:"), data_dir=data_dir, download=not is_offline())
     if data == "synthetic":
         if data_dir is not None:
             raise UserError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import mmap
 import re
 from pathlib import Path, PurePath
 from typing import Any
@@ -16,13 +17,17 @@ import numpy as np
 from fmnist_keras3.data.dataset import ImageData
 from fmnist_keras3.data.found import Found, assemble, files_in
 from fmnist_keras3.data.pixels import SUFFIXES, Pixels
+from fmnist_keras3.data.source import LetGo, identity_of_files
 from fmnist_keras3.ground.errors import UserError
+from fmnist_keras3.ground.files import atomic, write_errors
+from fmnist_keras3.runtime import cache_dir
 
 LABELS = ("label", "labels", "class", "target", "y", "category", "fine_label", "class_name")
 IMAGES = ("image", "img", "images", "path", "file", "file_name", "filename", "image_path", "png")
 NEEDED = "Needed are a label and pixels (label,pixel1,pixel2,...), or path,label in each row."
 CSV = (".csv", ".csv.gz", ".tsv", ".txt")
 PARQUET = (".parquet", ".parq")
+READ_BYTES = 2**28  # of a Parquet file that is read into memory
 
 
 def read_csv(path: Path, pixels: Pixels) -> ImageData:
@@ -48,22 +53,23 @@ def _read(kind: str, path: Path, pixels: Pixels, suffixes: Any, load: Any) -> Im
         parts = []
         for file in files:
             try:
-                table = load(arrow, file)
+                table, mapping = load(arrow, file)
             except (OSError, EOFError, arrow.ArrowException) as error:
                 text = getattr(error, "strerror", None) or str(error).split("\n")[0]
                 raise UserError(f"{file} cannot be read as {kind}: {text}") from error
             if not table.num_rows:
                 raise UserError(f"{file} has no rows. {NEEDED}")
             names = names or _class_names(table)
-            parts.append(_examples(arrow, table, file, labelled=split == "train"))
+            parts.append(_examples(arrow, table, file, mapping, labelled=split == "train"))
         if len({type(part.images) for part in parts}) > 1:
             raise UserError(f"{path} has files of {split} with pixels and others with paths.")
         first = parts[0]
+        if len(parts) > 1 and not isinstance(first.images, np.ndarray):
+            first.images = Joined([part.images for part in parts])
         for part in parts[1:]:
             if isinstance(first.images, np.ndarray):
                 first.images = _joined(first.images, part.images, path)
-            else:
-                first.images = first.images + part.images
+            first.files = (*first.files, *part.files) if first.files and part.files else ()
             if first.labels is not None and part.labels is not None:
                 first.labels = first.labels + part.labels
         found[split] = first
@@ -80,6 +86,7 @@ def _arrow(kind: str) -> Any:
     try:
         import pyarrow
         import pyarrow.csv
+        import pyarrow.ipc
         import pyarrow.parquet
     except ImportError as error:
         raise UserError(
@@ -88,7 +95,7 @@ def _arrow(kind: str) -> Any:
     return pyarrow
 
 
-def _csv(arrow: Any, file: Path) -> Any:
+def _csv(arrow: Any, file: Path) -> tuple[Any, None]:
     content = file.read_bytes()
     if file.suffix == ".gz":
         content = gzip.decompress(content)
@@ -116,11 +123,31 @@ def _csv(arrow: Any, file: Path) -> Any:
         table = parsed(min(len(content) + 1, 2**31 - 1))
     if any(map(arrow.types.is_binary, table.schema.types)):
         raise UserError(other)
-    return table
+    return table, None
 
 
-def _parquet(arrow: Any, file: Path) -> Any:
-    return arrow.parquet.read_table(file)
+def _parquet(arrow: Any, file: Path) -> tuple[Any, mmap.mmap | None]:
+    """Return the table of a file, and a mapped file that it lies in, if it is large.
+
+    A row of Parquet cannot be read alone. So a large one is written once as Arrow's own file, into
+    the cache, where each can.
+    """
+    if file.stat().st_size <= READ_BYTES:
+        return arrow.parquet.read_table(file), None
+    copy = cache_dir() / "tables" / f"{identity_of_files(file.parent, [file])[:32]}.arrow"
+    if not copy.exists():
+        with write_errors(copy):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            arrow.parquet.ParquetFile(file, buffer_size=2**20, pre_buffer=False) as rows,
+            atomic(copy) as beside,
+            arrow.ipc.new_file(str(beside), rows.schema_arrow) as written,
+        ):
+            for batch in rows.iter_batches(batch_size=256):
+                written.write_batch(batch)
+    with open(copy, "rb") as opened:
+        mapping = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    return arrow.ipc.open_file(arrow.py_buffer(mapping)).read_all(), mapping
 
 
 def _is_number(text: str) -> bool:
@@ -131,7 +158,7 @@ def _is_image(text: str) -> bool:
     return PurePath(text).suffix.lower() in SUFFIXES
 
 
-def _examples(arrow: Any, table: Any, file: Path, *, labelled: bool) -> Found:
+def _examples(arrow: Any, table: Any, file: Path, mapping: Any, *, labelled: bool) -> Found:
     """Return what the rows of a table hold, by the names and types of its columns."""
     types, names = arrow.types, table.column_names
     by_name = {name.lower(): name for name in reversed(names)}
@@ -143,6 +170,7 @@ def _examples(arrow: Any, table: Any, file: Path, *, labelled: bool) -> Found:
         texts = types.is_string(kind) or types.is_large_string(kind)
         return encoded or (texts and _is_image(str(table[name][0])))
 
+    files: tuple[Path, ...] = ()
     images = [name for name in names if name != label and holds_images(name)]
     images.sort(key=lambda name: name.lower() not in IMAGES)
     numeric = [n for n in names if n != label and _is_numeric(types, table.schema.field(n).type)]
@@ -150,9 +178,12 @@ def _examples(arrow: Any, table: Any, file: Path, *, labelled: bool) -> Found:
     if images:
         rest = [name for name in names if name not in images]
         label = label or (rest[0] if len(rest) == 1 else None)
-        values = [_encoded(value, file) for value in table[images[0]].to_pylist()]
-        if None in values:
-            raise UserError(f"{file} has no image in row {values.index(None)} (the first is 0).")
+        values: Any = Encoded(table[images[0]], file, mapping)
+        looked = [values[i] for i in range(1 if mapping else len(values))]
+        if None in looked:
+            raise UserError(f"{file} has no image in row {looked.index(None)} (the first is 0).")
+        if all(isinstance(value, bytes) for value in looked):
+            files = (file,)  # else the images have files of their own
     else:
         if label is None and (unnamed or (labelled and len(names) == len(numeric) + 1)):
             label = next((n for n in names if n not in numeric), names[0])
@@ -167,7 +198,7 @@ def _examples(arrow: Any, table: Any, file: Path, *, labelled: bool) -> Found:
             f"{file} has no column of labels, only {', '.join(names[:5])}"
             f"{', ...' * (len(names) > 5)}. Name one of them: {', '.join(LABELS[:4])}."
         )
-    return Found(values, None if label is None else table[label].to_pylist())
+    return Found(values, None if label is None else table[label].to_pylist(), files)
 
 
 def _is_index(name: str) -> bool:
@@ -195,12 +226,40 @@ def _pixels(table: Any, names: list[str], file: Path) -> np.ndarray:
     return result
 
 
-def _encoded(value: Any, file: Path) -> Path | bytes | None:
-    if isinstance(value, dict):  # as Hugging Face stores an image
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, str):
-        return file.parent / value
-    return value
+class Encoded:
+    """The images in a column of a table, as paths or bytes; each is taken when it is asked for.
+
+    ``mapping`` is the file that the table lies in, if it is not in memory.
+    """
+
+    def __init__(self, column: Any, file: Path, mapping: mmap.mmap | None) -> None:
+        self._column, self._file = column, file
+        self._let_go, self._each = LetGo(mapping), column.nbytes // max(1, len(column))
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def __getitem__(self, index: int) -> Path | bytes | None:
+        value = self._column[index].as_py()
+        self._let_go.after(1, self._each)
+        if isinstance(value, dict):  # as Hugging Face stores an image
+            value = value.get("bytes") or value.get("path")
+        return self._file.parent / value if isinstance(value, str) else value
+
+
+class Joined:
+    """Sequences, one after the other."""
+
+    def __init__(self, parts: list[Any]) -> None:
+        self._parts = parts
+        self._starts = np.cumsum([0, *(len(part) for part in parts)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> Any:
+        which = int(np.searchsorted(self._starts, index, "right")) - 1
+        return self._parts[which][index - int(self._starts[which])]
 
 
 def _class_names(table: Any) -> tuple[str, ...]:

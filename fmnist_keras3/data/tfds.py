@@ -1,13 +1,14 @@
 """TensorFlow Datasets as a source: Fashion-MNIST and any other set of labelled images.
 
 TFDS prepares a set once, under ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``, as
-``NAME[/CONFIG]/VERSION/dataset_info.json`` and record files, and reads it with TensorFlow. Both
-are imported only when a set is loaded.
+``NAME[/CONFIG]/VERSION/dataset_info.json`` and record files, which `records` reads. TFDS and
+TensorFlow are imported only when a set is loaded.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib.util
 import logging
@@ -20,13 +21,18 @@ from typing import Any
 
 import numpy as np
 
-from fmnist_keras3.data import idx
-from fmnist_keras3.data.dataset import ImageData, Split
+from fmnist_keras3.data import idx, records
+from fmnist_keras3.data.dataset import ImageData
+from fmnist_keras3.data.each import Chosen, Found
+from fmnist_keras3.data.found import assemble
 from fmnist_keras3.data.mirrors import Unreachable, reach
+from fmnist_keras3.data.pixels import Pixels
 from fmnist_keras3.ground.errors import UserError, nearest
+from fmnist_keras3.runtime import import_tensorflow_for_data
 
 FASHION_MNIST = "fashion_mnist"
 log = logging.getLogger(__name__)
+SPLITS = ("train", "test", "validation")
 OTHER = "Use a set like tfds:cifar10."
 NAME = re.compile(r"(?P<name>[a-z]\w*)(/(?P<config>\w[\w+.-]*))?(:(?P<version>\d+\.\d+\.\d+))?")
 
@@ -36,12 +42,19 @@ def is_prepared(name: str = FASHION_MNIST, data_dir: str | Path | None = None) -
     return _prepared(name, _root(data_dir)) is not None
 
 
-def load(name: str, *, data_dir: str | Path | None = None, download: bool = True) -> ImageData:
+def load(
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    download: bool = True,
+    pixels: Pixels | None = None,
+) -> ImageData:
     """Return the TFDS set ``NAME[/CONFIG][:VERSION]``, prepared in ``data_dir`` if it is not yet.
 
-    Images are uint8 ``[N, H, W, C]``, labels int32 ``[N]``; test is the split "test", else
-    "validation". Fashion-MNIST comes in the order of the IDX files, so that a seed means the
-    same run from either; other sets in TFDS' order. For ``sha256`` see `idx.combine`.
+    Images are uint8 ``[N, H, W, C]`` as ``pixels`` asks for, labels int32 ``[N]``; what does not
+    fit is read when it is needed. For splits see `found.assemble`. Fashion-MNIST comes as it is, in
+    the order of the IDX files, so that a seed means the same run from either, with the ``sha256``
+    of `idx.combine`; other sets in TFDS' order.
     Raises Unreachable when it has to be downloaded and cannot be (or ``download`` is False),
     UserError for an unknown name, a set of another kind, a damaged copy, a missing package.
     """
@@ -62,11 +75,28 @@ def load(name: str, *, data_dir: str | Path | None = None, download: bool = True
         import tensorflow_datasets as tfds
 
         folder = _prepared(name, root) or _prepare(tfds, name, root, download)
+        import_tensorflow_for_data()  # before TFDS does, who would let it take a GPU
+        is_fashion = match["name"] == FASHION_MNIST
         try:
             builder: Any = tfds.builder_from_directory(folder)
             _check_features(builder, name)
-            test_split = _test_split(builder, name)
-            train, test = (_read(tfds, builder, split) for split in ("train", test_split))
+            infos = builder.info.splits.items()
+            splits = [s for s in SPLITS if any(s == n and info.num_examples for n, info in infos)]
+            if "train" not in splits:
+                raise UserError(
+                    f"tfds:{name} has the splits {', '.join(n for n, _ in infos)}; train is needed."
+                    f" {OTHER}"
+                )
+            found = {split: records.read(builder, split) for split in splits}
+            if is_fashion:
+                found = {split: _unshuffled(part, split) for split, part in found.items()}
+            data = assemble(
+                f"tfds:{name}",
+                folder,
+                found,
+                Pixels() if is_fashion or pixels is None else pixels,
+                classes=tuple(builder.info.features["label"].names),
+            )
         except UserError:
             raise
         except Exception as error:  # whatever TFDS and TensorFlow raise for a damaged copy
@@ -74,15 +104,14 @@ def load(name: str, *, data_dir: str | Path | None = None, download: bool = True
                 f"The TFDS copy in {folder} cannot be read ({type(error).__name__}: "
                 f"{_first_line(error)}). Delete that folder; it is prepared again."
             ) from error
-    note = None if test_split == "test" else "The set has no test split: validation is used."
-    is_fashion = match["name"] == FASHION_MNIST
-    if is_fashion:
-        train, test = _unshuffle(train, "train"), _unshuffle(test, "test")
-    digests, classes = idx.digests(train, test), tuple(builder.info.features["label"].names)
-    if is_fashion and digests != list(idx.FILES.values()):
+    data = dataclasses.replace(data, source=f"TFDS, {folder}")
+    if not is_fashion:
+        return data
+    digests, note = idx.digests(data.train, data.test), None
+    if digests != list(idx.FILES.values()):
         note = "This TFDS copy differs from the genuine Fashion-MNIST release."
-    name, source = FASHION_MNIST if is_fashion else f"tfds:{name}", f"TFDS, {folder}"
-    return ImageData(name, source, train, test, classes, idx.combine(digests), note)
+    sha256 = idx.combine(digests)
+    return dataclasses.replace(data, name=FASHION_MNIST, sha256=sha256, note=note)
 
 
 def _root(data_dir: str | Path | None) -> Path:
@@ -125,6 +154,7 @@ def _prepare(tfds: Any, name: str, root: Path, download: bool) -> Path:
         # TFDS itself tries ten times, for minutes. Neither it nor this imports TensorFlow so far.
         reach(urls[0])
     _check_features(builder, name)
+    import_tensorflow_for_data()
     # Refuses a URL without a registered SHA-256; fashion_mnist comes over plain http.
     options = {"force_checksums_validation": True, "try_download_gcs": False}
     try:
@@ -138,7 +168,7 @@ def _prepare(tfds: Any, name: str, root: Path, download: bool) -> Path:
 
 
 def _check_features(builder: Any, name: str) -> None:
-    """Raise UserError unless these are labelled uint8 images of one size."""
+    """Raise UserError unless these are labelled uint8 images."""
     features = builder.info.features
     found = {key: type(features[key]).__name__ for key in features}
     if found.get("image") != "Image" or found.get("label") != "ClassLabel":
@@ -147,33 +177,13 @@ def _check_features(builder: Any, name: str) -> None:
             f"and label (ClassLabel) and has {found}. {OTHER}"
         )
     image = features["image"]
-    if image.np_dtype != np.uint8 or None in image.shape:
+    if image.np_dtype != np.uint8:
         raise UserError(
-            f"tfds:{name} has images of shape {image.shape} and type {image.np_dtype.__name__}; "
-            f"one fixed shape and uint8 are needed. {OTHER}"
+            f"tfds:{name} has images of type {image.np_dtype.__name__}; uint8 is needed. {OTHER}"
         )
 
 
-def _test_split(builder: Any, name: str) -> str:
-    splits = [split for split, info in builder.info.splits.items() if info.num_examples]
-    test_split = next((split for split in ("test", "validation") if split in splits), None)
-    if "train" not in splits or test_split is None:
-        raise UserError(
-            f"tfds:{name} has the splits {', '.join(splits)}; train and test (or validation) are "
-            f"needed. {OTHER}"
-        )
-    return test_split
-
-
-def _read(tfds: Any, builder: Any, split: str) -> Split:
-    wanted = tfds.decode.PartialDecoding({"image": True, "label": True})
-    batch = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1, decoders=wanted))
-    if batch["label"].min() < 0:
-        raise UserError(f"The split {split!r} of {builder.name} has no labels. Use another set.")
-    return Split(batch["image"], batch["label"].astype(np.int32))
-
-
-def _unshuffle(split: Split, name: str) -> Split:
+def _unshuffled(found: Found, name: str) -> Found:
     """Return the examples in the order they were given to TFDS, who sorts by hashes of keys.
 
     The keys are 0, 1, 2..., the hash is the MD5 of split name and key (TFDS core/hashing.py).
@@ -182,7 +192,8 @@ def _unshuffle(split: Split, name: str) -> Split:
     def hashed(key: int) -> bytes:
         return hashlib.md5(f"{name}{key}".encode(), usedforsecurity=False).digest()
 
-    return split.take(np.argsort(sorted(range(len(split)), key=hashed)))
+    order = np.argsort(sorted(range(len(found.images)), key=hashed))
+    return Found(Chosen(found.images, order), found.labels[order], found.files)
 
 
 @contextlib.contextmanager

@@ -28,6 +28,10 @@ def weighted(data: DataModule, class_weight: Any) -> DataModule:
     """
     if class_weight is None:
         return data
+    if data.sampling == "balanced":
+        raise UserError(
+            "class_weight and sampling 'balanced' would both balance the classes. Leave one out."
+        )
     y = data.setup().train.y
     if isinstance(y, np.ndarray) and y.shape[1:] == (1,):
         y = y[:, 0]

@@ -185,7 +185,8 @@ class ModuleStep:
 
 def example_of(split: Split) -> dict[str, Any]:
     """Return shape and dtype of an example, for a run's config; of arrays only."""
-    parts = {"x": split.x, "y": split.y, "weight": split.weight}
+    first = split.read(slice(1))
+    parts = {"x": first.x, "y": first.y, "weight": first.weight}
     found = {
         name: {"shape": list(a.shape[1:]), "dtype": a.dtype.name}
         for name, a in parts.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fmnist_keras3.data.dataset import Split
+from fmnist_keras3.data.source import Rows
 from fmnist_keras3.evaluation import plots
 from fmnist_keras3.evaluation.metrics import Evaluation, as_logits, evaluate_logits
 from fmnist_keras3.evaluation.mistakes import pictures
@@ -31,6 +33,8 @@ def write_test(
     drawn, leaves the figures alone: of a failure there is a warning. Raises UserError where the
     file system refuses. The caller holds the run's lock.
     """
+    if isinstance(tested.y, Rows):  # labels that come with the images are read once
+        tested = dataclasses.replace(tested, y=np.asarray(tested.y))
     summary = rundir.without_test(json.loads((run / rundir.SUMMARY).read_text()))
     names = [kind.format(name) for name in ("loss", "accuracy") for kind in KINDS]
     summary |= {f"test_{name}": logs[name] for name in names if name in logs}
@@ -68,6 +72,7 @@ def classified(y: Any, outputs: Any, class_names: tuple[str, ...]) -> Evaluation
     Without K ``class_names`` the classes are called by their numbers. Raises UserError for outputs
     that are not finite.
     """
+    y = np.asarray(y) if isinstance(y, Rows) else y
     arrays = isinstance(y, np.ndarray) and isinstance(outputs, np.ndarray)
     if not arrays or outputs.ndim != 2 or outputs.shape[1] < 2 or y.size != len(outputs):
         return None
@@ -96,7 +101,7 @@ def _draw(run: Path, summary: dict[str, Any], tested: Split, evaluation: Evaluat
 
 
 def _are_images(x: Any) -> bool:
-    return isinstance(x, np.ndarray) and x.ndim == 4 and x.shape[3] in (1, 3)
+    return isinstance(x, np.ndarray | Rows) and x.ndim == 4 and x.shape[3] in (1, 3)
 
 
 def write_predictions(run: Path, labels: np.ndarray, outputs: np.ndarray) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import mmap
 import os
 import re
 import secrets
@@ -85,6 +86,12 @@ def save(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as JSON, atomically; floats keep every bit."""
     write(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def release(mapping: mmap.mmap | None) -> None:
+    """Let go of what was read of a mapped file; it is read again when it is needed."""
+    if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def sync_directory(path: Path) -> None:

@@ -23,6 +23,7 @@ from fmnist_keras3.ground.tree import leaves
 from fmnist_keras3.layers.keras_private import all_layers
 
 SHOWN = 5  # rows in a message
+FIRST = 16  # examples of a split that is read when it is needed
 SPARSE = {"SparseCategoricalCrossentropy", "sparse_categorical_crossentropy"}
 CATEGORICAL = {
     *("CategoricalCrossentropy", "categorical_crossentropy"),
@@ -33,13 +34,16 @@ CATEGORICAL = {
 def check_examples(model: keras.Model, data: DataModule, *, goes_around: bool) -> None:
     """Raise UserError for training or validation data that does not suit the model or holds NaN.
 
-    NaN is only warned of where the training ``goes_around`` it.
+    NaN is only warned of where the training ``goes_around`` it. Of what is read when it is needed
+    the first examples are looked at; the others, as they come.
     """
-    check_split(model, data.train, "training")
-    found = not_finite(data.train, "training")
+    train = beginning(data.train)
+    check_split(model, train, "training")
+    found = not_finite(train, "training")
     if data.validation is not None:
-        check_split(model, data.validation, "validation", data.train)
-        found = found or not_finite(data.validation, "validation")
+        validation = beginning(data.validation)
+        check_split(model, validation, "validation", train)
+        found = found or not_finite(validation, "validation")
     if found and goes_around:
         warnings.warn(f"{found} Their steps will be left out.", stacklevel=4)
     elif found:
@@ -47,6 +51,11 @@ def check_examples(model: keras.Model, data: DataModule, *, goes_around: bool) -
             f"{found} Leave these examples out, mend them with np.nan_to_num, or train around "
             "them: on_nonfinite='rollback'."
         )
+
+
+def beginning(split: Split) -> Split:
+    """Return ``split``, or its first examples where it has to be read."""
+    return split if split.in_memory else split.read(slice(FIRST))
 
 
 def check_split(model: keras.Model, split: Split, name: str, like: Split | None = None) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 
 import keras
 
-from fmnist_keras3.data.datamodule import DataModule, as_array, as_datamodule, limited
+from fmnist_keras3.data.datamodule import DataModule, as_array, limited
 from fmnist_keras3.data.dataset import Split
+from fmnist_keras3.data.given import as_datamodule
 from fmnist_keras3.engines.base import Engine
 from fmnist_keras3.engines.module_step import make_ready
 from fmnist_keras3.ground.errors import UserError
@@ -25,7 +26,7 @@ from fmnist_keras3.runs import checkpoint, rundir
 from fmnist_keras3.runs.lock import locked
 from fmnist_keras3.training import resume
 from fmnist_keras3.training.arguments import Amount, batches
-from fmnist_keras3.training.check_data import check_inputs, check_split, not_finite
+from fmnist_keras3.training.check_data import beginning, check_inputs, check_split, not_finite
 from fmnist_keras3.training.logger import Loggers
 from fmnist_keras3.training.loop import evaluate
 from fmnist_keras3.training.prepare import prepare
@@ -145,8 +146,9 @@ class Evaluator:
         views, (data, split) = parse_tta(tta), examples
         if views is not None and isinstance(model, Module):
             raise UserError("tta is for a compiled model. Leave it out, or predict with it.")
-        check_split(model, split, split_name)
-        if found := not_finite(split, split_name):
+        first = beginning(split)
+        check_split(model, first, split_name)
+        if found := not_finite(first, split_name):
             raise UserError(f"{found} Leave these examples out, or mend them with np.nan_to_num.")
         with self._engine_of(model, _VERBS[split_name], data.train, data.batch_size) as engine:
             verb = _VERBS[split_name]
@@ -227,7 +229,7 @@ class Evaluator:
 
     def _engine_for(self, session: Session, split: Split, batch_size: int) -> Engine:
         """Return the engine of the session's model; its chunks are cut for batches of ``split``."""
-        make_ready(session.model, split.take(slice(1)))
+        make_ready(session.model, split.read(slice(1)))
         prepare(session, self)
         engine = self.programs.engine_for(session.model, split, self._engine_options())
         if self.precision not in (None, "32") and engine.device.kind == "cpu":

@@ -9,6 +9,7 @@ so gives equal bits.
 
 from __future__ import annotations
 
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -20,14 +21,19 @@ import numpy as np
 from fmnist_keras3.data.augment import Augmentation, augmented, is_mixing, partners
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.data.plan import EpochPlan, name_in_view
+from fmnist_keras3.data.source import read
+from fmnist_keras3.data.stream import stream_of
 from fmnist_keras3.engines.base import Engine
 from fmnist_keras3.engines.chunk import Chunk
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.tree import leaves, mapped, packed
+from fmnist_keras3.training.check_data import check_split
 from fmnist_keras3.training.pace import Pace
 
 # Steps that tf.data gathers at once: a call for each would cost 0.6 ms a step.
 GROUP_STEPS = 16
+# What is read from a source: a group's size, and that of all groups that are read at once.
+GROUP_BYTES, AHEAD_BYTES = 2**24, 2**27
 
 
 class Feed(ABC):
@@ -142,7 +148,7 @@ class ResidentFeed(Feed):
     name = "resident"
 
     def __init__(self, split: Split, engine: Engine, augment=(), **options: Any) -> None:
-        super().__init__(split, engine, augment, **options)
+        super().__init__(split.read(), engine, augment, **options)
         if not engine.device.is_host:
             self._arrays = mapped(engine.put, self._arrays)
             self._gather = engine.program("gather", _gather)
@@ -174,7 +180,11 @@ def _gather(arrays: Any, indices: Any) -> Any:
 
 
 class StreamFeed(Feed):
-    """Gathers on the host with tf.data, prefetching while the device computes."""
+    """Gathers on the host with tf.data, prefetching while the device computes.
+
+    What is not in memory is read, decoded and resized there, in parallel and ahead; it is looked at
+    as it comes, as arrays are before a training.
+    """
 
     name = "stream"
 
@@ -187,20 +197,30 @@ class StreamFeed(Feed):
 
     def open(self, plan, start=0):
         tf, arrays = self._tf, leaves(self._arrays)
+        failed = self._failed = []
 
         def gather(indices):
             # NumPy's own indexing: the images need not be copied into a TensorFlow constant.
             def take(i):
-                return [array[i] for array in arrays]
+                try:
+                    return read(arrays, i)
+                except Exception as error:
+                    failed.append(error)  # TensorFlow makes another error of it
+                    raise
 
             return tuple(tf.numpy_function(take, [indices], [array.dtype for array in arrays]))
 
         self.close()
         self._plan, self._at = plan, start
+        group, calls, ahead = GROUP_STEPS, tf.data.AUTOTUNE, tf.data.AUTOTUNE
+        if not self.split.in_memory:
+            size = self.split.nbytes // len(self.split) * plan.indices.shape[1]
+            group = max(1, min(GROUP_STEPS, GROUP_BYTES // size))
+            calls, ahead = max(2, min(os.cpu_count() or 2, AHEAD_BYTES // (group * size))), 2
         with tf.device("CPU"):
-            steps = tf.data.Dataset.from_tensor_slices(plan.indices[start:]).batch(GROUP_STEPS)
-            groups = steps.map(gather, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-            self._groups = groups.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+            steps = tf.data.Dataset.from_tensor_slices(plan.indices[start:]).batch(group)
+            groups = steps.map(gather, num_parallel_calls=calls, deterministic=True)
+            self._groups = groups.prefetch(ahead).as_numpy_iterator()
 
     def take(self, count):
         steps = slice(self._at, self._at + count)
@@ -209,17 +229,83 @@ class StreamFeed(Feed):
         done = 0
         while done < count:
             if not self._ready or not len(self._ready[0]):
-                self._ready = next(self._groups)
+                self._ready = self._next_group()
             part = slice(done, done + min(count - done, len(self._ready[0])))
             used = part.stop - part.start
             for row, array in zip(rows, self._ready, strict=True):
                 row[part] = array[:used]
             self._ready = tuple(array[used:] for array in self._ready)
             done = part.stop
+        if not self.split.in_memory:
+            seen = [row[:count].reshape(-1, *row.shape[2:]) for row in rows]
+            name = f"streamed (from step {steps.start + 1} of the epoch on)"
+            check_split(self.engine.model, Split(*packed(self._arrays, seen)), name)
         for row in rows:
             row[count:] = 0
         return self._chunk(packed(self._arrays, [self.engine.put(row) for row in rows]), steps)
 
+    def _next_group(self) -> tuple[np.ndarray, ...]:
+        try:
+            return next(self._groups)
+        except self._tf.errors.OpError:
+            if self._failed:
+                raise self._failed[0] from None
+            raise
+
     def close(self):
         self._groups: Iterator[Any] = iter(())
         self._ready: tuple[Any, ...] = ()  # batches of a group that were not taken yet
+
+
+class PassingFeed(Feed):
+    """Takes the examples of a `tf.data.Dataset` as they come, from any place of it on."""
+
+    name = "dataset"
+
+    def __init__(self, split: Split, engine: Engine, augment=(), **options: Any) -> None:
+        super().__init__(split, engine, augment, **options)
+        self.close()
+
+    def open(self, plan, start=0):
+        self._plan, self._at = plan, start
+        if start == plan.steps:
+            return
+        place = int(plan.indices[start, 0])
+        stream = stream_of(self.split)
+        if stream is not None and place != self._place:
+            self._place, self._ready = place, []
+            self._batches = stream.batches(skip=place)
+
+    def take(self, count):
+        steps = slice(self._at, self._at + count)
+        self._at += count
+        arrays = leaves(self._arrays)
+        rows = [self._empty_like(array) for array in arrays]
+        size = self._plan.indices.shape[1]
+        flat = [row.reshape(-1, *row.shape[2:]) for row in rows]
+        valid = self._plan.valid[steps]
+        need, done = int(valid.sum()), 0
+        while done < need:
+            if not self._ready or not len(self._ready[0]):
+                self._ready = next(self._batches)
+            part = slice(done, done + min(need - done, len(self._ready[0])))
+            used = part.stop - part.start
+            for row, array in zip(flat, self._ready, strict=True):
+                row[part] = array[:used]
+            self._ready = [array[used:] for array in self._ready]
+            done = part.stop
+        self._place += need
+        for row in flat:
+            if need < count * size:  # the last batch, filled up with its own
+                own = row[(count - 1) * size : need]
+                row[need : count * size] = np.resize(own, (count * size - need, *own.shape[1:]))
+            row[count * size :] = 0
+        name = f"streamed (from step {steps.start + 1} of the epoch on)"
+        seen = packed(self._arrays, [row[: count * size] for row in flat])
+        check_split(self.engine.model, Split(*seen), name)
+        return self._chunk(packed(self._arrays, [self.engine.put(row) for row in rows]), steps)
+
+    def close(self):
+        self._batches: Iterator[Any] = iter(())
+        self._ready: list[Any] = []
+        self._place = -1

@@ -13,6 +13,7 @@ import numpy as np
 
 from fmnist_keras3.data.datamodule import DataModule
 from fmnist_keras3.data.plan import EpochPlan, epoch_plan
+from fmnist_keras3.data.stream import stream_of
 from fmnist_keras3.engines.base import Engine
 from fmnist_keras3.engines.chunk import StepLogs, StepPlan
 from fmnist_keras3.runs.jsonl import JSONLLogger
@@ -162,10 +163,13 @@ class Fit:
 
     def plan(self, limit: int | None = None) -> EpochPlan:
         """Return the plan of the epoch at the position, or of its first ``limit`` steps."""
+        stream, examples = stream_of(self.data.train), len(self.data.train)
         return epoch_plan(
             self.seed,
             self.position.epoch,
-            examples=len(self.data.train),
+            examples=examples,
+            first=None if stream is None else self.position.epoch * examples,
+            classes=self.data.balanced_by,
             batch_size=self.data.batch_size,
             image_shape=self.data.train.image_shape,
             augment=self.data.augment,
@@ -242,6 +246,7 @@ class Fit:
             "steps in an epoch": self.steps_in_epoch,
             **({"class_weight": self.data.class_weight} if self.data.class_weight else {}),
             **({"last_batch": self.last_batch} if self.last_batch == "fill" else {}),
+            **({"sampling": "balanced"} if self.data.sampling == "balanced" else {}),
             **({"views": self.data.train.views} if self.data.train.views > 1 else {}),
         }
 

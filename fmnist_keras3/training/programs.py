@@ -27,7 +27,7 @@ class Programs:
         learns = engine is not None and not engine.step.known and split.y is not None
         changed = options != self._made_with or learns
         if engine is None or engine.model is not model or changed or not engine.is_current():
-            engine = make_engine(model, example=split.take(slice(1)), **options)
+            engine = make_engine(model, example=split.read(slice(1)), **options)
             self.engine, self._made_with = engine, options
         return engine
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from fmnist_keras3.data.datamodule import DataModule, limited
 from fmnist_keras3.data.dataset import Split
+from fmnist_keras3.data.stream import stream_of
 from fmnist_keras3.engines.base import Engine
 from fmnist_keras3.ground import screen
 from fmnist_keras3.ground.errors import UserError
@@ -20,7 +21,7 @@ from fmnist_keras3.runs.rundir import RunDirectory
 from fmnist_keras3.training.accumulation import Accumulation
 from fmnist_keras3.training.arguments import batches, batches_in_epoch
 from fmnist_keras3.training.callback import Callback
-from fmnist_keras3.training.feeds import Feed, ResidentFeed, StreamFeed
+from fmnist_keras3.training.feeds import Feed, PassingFeed, ResidentFeed, StreamFeed
 from fmnist_keras3.training.fit import ENDLESS, Fit
 from fmnist_keras3.training.module_hooks import ModuleHooks
 from fmnist_keras3.training.schedules import Schedule, make_schedule
@@ -30,9 +31,10 @@ from fmnist_keras3.training.signals import StopSignals
 if TYPE_CHECKING:
     from fmnist_keras3.training.trainer import Trainer
 
-PIPELINES = {"resident": ResidentFeed, "stream": StreamFeed}
+PIPELINES = {"resident": ResidentFeed, "stream": StreamFeed, "dataset": PassingFeed}
 RESIDENT_BYTES = 2 * 2**30  # the largest training split that "auto" puts on the device
 CHUNK_BYTES = 256 * 2**20
+READ_CHUNK_BYTES = CHUNK_BYTES // 4  # of data that is not to fill the memory
 
 
 def make_fit(
@@ -155,8 +157,16 @@ def make_feed(
     training: bool = False,
 ) -> Feed:
     """Return what gives the batches of ``split``, through a `Trainer`'s ``pipeline``."""
-    if pipeline == "auto":
-        pipeline = "resident" if split.nbytes <= RESIDENT_BYTES else "stream"
+    if stream_of(split) is not None:
+        if pipeline == "resident":
+            raise UserError(
+                "pipeline is 'resident', for a dataset that is streamed, as it does not fit into "
+                "memory or never ends. Leave pipeline out."
+            )
+        pipeline = "dataset"
+    elif pipeline == "auto":
+        small = split.in_memory and split.nbytes <= RESIDENT_BYTES
+        pipeline = "resident" if small else "stream"
     # Within a fit the examples of another verb may come in larger batches.
     steps = min(engine.chunk_steps, steps_in_memory(split, batch_size))
     return PIPELINES[pipeline](split, engine, augment, chunk_steps=steps, training=training)
@@ -172,4 +182,5 @@ def make_accumulation(trainer: Trainer, data: DataModule) -> Accumulation:
 
 def steps_in_memory(split: Split, batch_size: int) -> int:
     """Return how many batches of ``split`` a chunk may have for its bytes, at least one."""
-    return max(1, CHUNK_BYTES // max(1, batch_size * split.nbytes // len(split)))
+    most = CHUNK_BYTES if split.in_memory else READ_CHUNK_BYTES
+    return max(1, most // max(1, batch_size * split.nbytes // len(split)))

@@ -15,9 +15,9 @@ import keras
 
 from fmnist_keras3.data.datamodule import (
     DataModule,
-    as_datamodule,
     overfitted,
 )
+from fmnist_keras3.data.given import as_datamodule
 from fmnist_keras3.data.weights import weighted
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.leaves import leaf
@@ -257,7 +257,7 @@ class Trainer(Evaluator):
             )
         self._finished = None
         with Session(model, "fit") as session, contextlib.ExitStack() as folders:
-            data = as_datamodule(data, validation_data, model)
+            data = as_datamodule(data, validation_data, model, self.limit_train_batches)
             if self.overfit_batches:
                 data = overfitted(data, self.overfit_batches)
             data = weighted(data, class_weight)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fmnist_keras3.data.dataset import Split
+from fmnist_keras3.data.source import Rows
 from fmnist_keras3.ground.errors import UserError, nearest
 
 VIEWS = ("mirror", "shift")
@@ -47,6 +48,11 @@ class TTA:
         logits it is the mean of the logits, as in airbench. Raises UserError for anything but
         images and one row of outputs for each.
         """
+        if isinstance(x, Rows):
+            raise UserError(
+                f"tta needs the images in memory; these, {x.nbytes / 2**30:.1f} GB, are read as "
+                "they are needed. Leave tta out."
+            )
         rows = isinstance(outputs, np.ndarray) and outputs.ndim == 2
         if not (rows and isinstance(x, np.ndarray) and x.ndim == 4):
             raise UserError(

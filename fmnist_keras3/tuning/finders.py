@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fmnist_keras3.data.datamodule import DataModule, as_datamodule, overfitted
+from fmnist_keras3.data.datamodule import DataModule, overfitted
+from fmnist_keras3.data.given import as_datamodule
 from fmnist_keras3.data.plan import EpochPlan, epoch_plan
 from fmnist_keras3.engines import out_of_memory
 from fmnist_keras3.engines.base import Engine
@@ -279,10 +280,8 @@ class Tuner:
         return BatchSizeFinder(results, limit)
 
     def _speed(self, session, data, size: int, steps: int) -> float | None:
-        """Return the images a second in batches of ``size``, or None where memory is too small.
-
-        With an engine of its own, which takes its programs with it when it goes.
-        """
+        """Return the images a second in batches of ``size``, or None where memory is too small."""
+        # With an engine of its own, which takes its programs with it when it goes.
         trainer, data = copy.copy(self.trainer), copy.copy(data)
         trainer.programs, data.batch_size = Programs(), size
         try:
@@ -326,6 +325,7 @@ class Tuner:
             augment=data.augment,
             views=data.train.views,
             limit=limit,
+            classes=data.balanced_by,
         )
 
 

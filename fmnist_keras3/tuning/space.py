@@ -36,7 +36,9 @@ NO_PARAMETERS = {
     "overfit_batches": _MEASURE,
     "seed": "would choose a lucky draw: give --seeds 3 for a mean over seeds",
     "recipe": "stands below the other settings: give --recipe, and settings of it as parameters",
-    **dict.fromkeys(("tta", "limit_test_batches", "num_sanity_val_steps", "pipeline"), _NOTHING),
+    **dict.fromkeys(
+        ("tta", "limit_test_batches", "num_sanity_val_steps", "pipeline", "cache"), _NOTHING
+    ),
     **dict.fromkeys(("fast_dev_run", "barebones", "checkpoint_every", "keep_top"), _NOTHING),
     "deterministic": _NOTHING,
     **{name: _NOTHING for name, setting in SETTINGS.items() if setting.group == "records"},

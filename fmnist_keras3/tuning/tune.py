@@ -9,7 +9,8 @@ from typing import Any
 import optuna
 
 from fmnist_keras3 import runtime
-from fmnist_keras3.data.datamodule import DataModule, as_datamodule
+from fmnist_keras3.data.datamodule import DataModule
+from fmnist_keras3.data.given import as_datamodule
 from fmnist_keras3.ground import screen
 from fmnist_keras3.ground.errors import UserError, nearest
 from fmnist_keras3.recipes import layered

@@ -44,8 +44,10 @@ def photos(folder):
 def test_what_the_readme_shows(inside, capsys, monkeypatch):
     monkeypatch.setenv("FMNIST_FAST_DEV_RUN", "1")
     part = (ROOT / "README.md").read_text().split("### Your own images")[1].split("\n## ")[0]
-    (commands,), (program,) = (
-        re.findall(f"```{kind}\n(.*?)```", part, re.DOTALL) for kind in ("bash", "python")
+    part, larger = part.split("### Larger than memory")
+    (commands,), (program,), (source,) = (
+        re.findall(f"```{kind}\n(.*?)```", text, re.DOTALL)
+        for kind, text in (("bash", part), ("python", part), ("python", larger))
     )
     photos(inside / "photos")
     write(inside / "tables", "csv", *examples())
@@ -66,6 +68,7 @@ def test_what_the_readme_shows(inside, capsys, monkeypatch):
     assert "2 red" in text
     assert "The labels are texts; their classes are 0 blue, 1 green, 2 red." in text
     exec(compile(program, "README.md", "exec"), {})
+    exec(compile(source, "README.md", "exec"), {})
 
 
 @pytest.mark.parametrize("model", ["resnet:depth=8,width=4", "airnet:widths=8-16,whiten=2"])

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from fmnist_keras3 import ArrayData, DataModule, UserError, seed_everything
-from fmnist_keras3.data import datamodule
-from fmnist_keras3.data.datamodule import as_datamodule
+from fmnist_keras3.data import given
+from fmnist_keras3.data.given import as_datamodule
 
 N = 200
 
@@ -89,10 +89,10 @@ def test_a_dataset_of_unknown_length_is_read_so_far(tf, monkeypatch):
     signature = (tf.TensorSpec((100,), tf.float32), tf.TensorSpec((), tf.int32))
     dataset = tf.data.Dataset.from_generator(endless, output_signature=signature)
     assert len(as_datamodule(dataset.take(20)).train) == 18
-    monkeypatch.setattr(datamodule, "MAX_EXAMPLES", 50)
+    monkeypatch.setattr(given, "MAX_EXAMPLES", 50)
     with pytest.raises(UserError, match=r"read for 51 examples .*take\(N\).*assert_cardinality"):
         as_datamodule(dataset)
-    monkeypatch.setattr(datamodule, "MAX_BYTES", 10 * 404)
+    monkeypatch.setattr(given, "MAX_BYTES", 10 * 404)
     with pytest.raises(UserError, match="read for 11 examples"):
         as_datamodule(dataset)
     known = dataset.take(60).apply(tf.data.experimental.assert_cardinality(60))

@@ -4,7 +4,9 @@ import io
 import json
 import os
 import re
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ from PIL import Image
 from written import KINDS, encoded, examples, write
 
 from fmnist_keras3 import ArrayData, FashionMNIST, FolderData, TableData, Trainer, build_model
-from fmnist_keras3.data import idx, sources
+from fmnist_keras3.data import idx, sources, table
+from fmnist_keras3.data import source as limits
+from fmnist_keras3.data.decoded import Store
 from fmnist_keras3.data.pixels import Pixels, colored, resized
 from fmnist_keras3.ground.errors import UserError
 
@@ -56,6 +60,168 @@ def test_every_kind_of_file_gives_the_same_run(folders, from_memory, kind, pipel
     assert data.source.sha256 == sources.load(folders["npz"]).sha256
     assert np.array_equal(data.test.x, SET[2])
     assert data.source.note is None
+
+
+READ = ("npy", "list", "folder", "parquet")  # whose images need not be in memory
+
+
+@pytest.fixture
+def read_as_needed(monkeypatch, tmp_path):
+    monkeypatch.setattr(limits, "MEMORY_BYTES", 0)
+    monkeypatch.setattr(table, "READ_BYTES", 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_what_is_read_as_it_is_needed_gives_the_same_run(
+    folders, from_memory, kind, read_as_needed, monkeypatch
+):
+    data = FashionMNIST(data=folders[kind], batch_size=32, augment="flip,crop")
+    assert trained(data, "auto") == from_memory
+    assert (data.train.in_memory, data.describe()["read"]) == (False, "as it is needed")
+    assert "Images are read as they are needed" in data.source.note
+    again = sources.load(folders[kind])
+    assert again.sha256 == data.source.sha256
+    if kind in ("folder", "list"):
+        file = next(Path(folders[kind].partition(":")[2]).rglob("*.png"))
+        os.utime(file, ns=(1, 1))
+        assert sources.load(folders[kind]).sha256 != again.sha256
+        assert trained(data, "resident") == from_memory
+
+
+def test_the_files_of_a_split_come_one_after_the_other(tmp_path, read_as_needed):
+    import pyarrow
+    import pyarrow.parquet
+
+    x, y, *_ = SET
+    for part, start in enumerate(range(0, 200, 80)):
+        rows = slice(start, start + 80)
+        columns = {"image": [encoded(image) for image in x[rows]], "label": y[rows]}
+        pyarrow.parquet.write_table(
+            pyarrow.table(columns), tmp_path / f"train-{part}.parquet", row_group_size=30
+        )
+        pyarrow.parquet.write_table(
+            pyarrow.table({k: v[:9] for k, v in columns.items()}),
+            tmp_path / f"test-{part}.parquet",
+        )
+    found = sources.load(f"parquet:{tmp_path}")
+    assert not found.train.in_memory
+    assert np.array_equal(found.train.x, x)
+    assert np.array_equal(found.train.x[[199, 80, 79]], x[[199, 80, 79]])
+    assert np.array_equal(found.train.y, y)
+    assert len(found.test) == 27
+    assert len(list((tmp_path / "cache").rglob("*.arrow"))) == 6
+
+
+@pytest.mark.parametrize("kind", ["list", "folder", "parquet"])
+def test_decoded_images_are_kept_on_disk(folders, from_memory, kind, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def data():
+        return FashionMNIST(data=folders[kind], batch_size=32, augment="flip,crop", cache="disk")
+
+    small = data()
+    assert small.train.in_memory  # so it is read into memory, from the copy
+    assert small.source.sha256 == sources.load(folders["npz"]).sha256
+    assert "Decoded images are in" in small.source.note
+    monkeypatch.setattr(limits, "MEMORY_BYTES", 0)
+    monkeypatch.setattr("fmnist_keras3.data.found.decode", None)  # nothing is decoded again
+    kept = data()
+    assert not kept.train.in_memory
+    assert kept.source.sha256 != small.source.sha256
+    assert trained(kept, "auto") == from_memory
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    file = next(tmp_path.rglob("decoded/*/train.npy"))
+    content = file.read_bytes()
+    file.write_bytes(content)  # touched: its checksum is looked at
+    assert Store(file.parent.name).open() is not None
+    for damaged in (content[:-1], content[:-1] + bytes([content[-1] ^ 1])):
+        file.write_bytes(damaged)
+        assert Store(file.parent.name).open() is None
+    assert np.array_equal(data().train.x, small.train.x)  # made again
+    assert file.read_bytes() == content
+
+
+def test_a_copy_leaves_out_what_cannot_be_decoded(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    whole = encoded(grey(9))
+    data = images(tmp_path / "set", many(20) | {"cat/0.png": whole[: len(whole) // 2]})
+    for _ in range(2):  # made, and found there
+        found = sources.load(data, pixels=Pixels(cache="disk"))
+        assert "1 images that cannot be read are left out" in found.note
+        assert (len(found.train) + len(found.test), found.class_names) == (19, ("cat", "dog"))
+        values = np.concatenate([found.train.x, found.test.x])[:, 0, 0, 0]
+        assert sorted(values.tolist()) == list(range(1, 20))
+    assert [p.name for p in (tmp_path / "cache").rglob("*.tmp*")] == []
+    with pytest.raises(UserError, match=r"1 images .*0\.png.* --on_bad_file skip"):
+        sources.load(data, pixels=Pixels(cache="disk", on_bad_file="stop"))
+
+
+def test_memory_is_asked_for(folders, read_as_needed):
+    found = sources.load(folders["folder"], pixels=Pixels(cache="memory"))
+    assert found.train.in_memory
+
+
+FORMS = """
+import sys
+import numpy as np
+import tensorflow_datasets as tfds
+
+with np.load(sys.argv[1]) as arrays:
+    SET = dict(arrays)
+
+class Written(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        names = [str(i) for i in range(10)]
+        features = {"image": tfds.features.Image(shape=(28, 28, 1))}
+        features["label"] = tfds.features.ClassLabel(names=names)
+        features = tfds.features.FeaturesDict(features)
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    def _split_generators(self, manager):
+        return {split: self._generate_examples(split) for split in ("train", "test")}
+
+    def _generate_examples(self, split):
+        for i, image in enumerate(SET["x_" + split]):
+            yield i, {"image": image, "label": int(SET["y_" + split][i])}
+
+for form in ("tfrecord", "array_record"):
+    Written(data_dir=f"{sys.argv[2]}/{form}").download_and_prepare(file_format=form)
+"""
+
+
+@pytest.fixture(scope="module")
+def prepared(folders, tmp_path_factory):
+    root = tmp_path_factory.mktemp("prepared")
+    arguments = [folders["npz"].partition(":")[2], str(root)]
+    command = [sys.executable, "-c", FORMS, *arguments]
+    subprocess.run(command, check=True, capture_output=True, cwd=root)
+    return root
+
+
+@pytest.mark.parametrize("form", ["tfrecord", "array_record"])
+def test_a_set_of_tfds_gives_the_same_run(prepared, from_memory, form, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def data():
+        options = {"data": "tfds:written", "data_dir": prepared / form}
+        return FashionMNIST(**options, batch_size=32, augment="flip,crop")
+
+    resident = data()
+    assert trained(resident, "auto") == from_memory
+    assert resident.train.in_memory
+    index = next((tmp_path / "cache").rglob("records/*.npz"))
+    made = index.stat().st_mtime_ns
+    monkeypatch.setattr(limits, "MEMORY_BYTES", 0)
+    read = data()
+    assert trained(read, "auto") == from_memory
+    assert not read.train.in_memory
+    assert index.stat().st_mtime_ns == made
+    index.write_bytes(b"damaged")
+    assert np.array_equal(data().train.y, resident.train.y)
 
 
 def test_modules_of_python(folders):

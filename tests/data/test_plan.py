@@ -134,3 +134,22 @@ def test_the_order_of_a_seed_stays_over_versions():
     made = plan(seed=1, epoch=2, examples=10, batch_size=4)
     assert made.indices.tolist() == PINNED_ORDER
     assert {name: int(draws.sum()) for name, draws in made.draws.items()} == PINNED_SUMS
+
+
+@given(
+    counts=st.lists(st.integers(1, 40), min_size=1, max_size=6),
+    epoch=st.integers(0, 3),
+)
+def test_balanced_classes_come_equally_often(counts, epoch):
+    classes = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
+    options = {"examples": len(classes), "batch_size": 7}
+    plan = epoch_plan(0, epoch, classes=classes, **options)
+    order = plan.indices.reshape(-1)[: plan.valid.sum()]
+    assert len(order) == len(classes)
+    of_class = np.bincount(classes[order], minlength=len(counts))
+    assert of_class.max() - of_class.min() <= 1
+    for label in range(len(counts)):  # none comes again before all others have
+        seen = np.bincount(order, minlength=len(classes))[classes == label]
+        assert seen.max() - seen.min() <= 1
+    again = epoch_plan(0, epoch, classes=classes, **options)
+    assert np.array_equal(again.indices, plan.indices)

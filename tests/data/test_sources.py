@@ -3,12 +3,14 @@
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from fmnist_keras3.data import idx, mirrors, sources, synthetic, tfds
 from fmnist_keras3.data.dataset import FASHION_CLASSES, ImageData, Split
+from fmnist_keras3.data.pixels import Pixels
 from fmnist_keras3.ground.errors import UserError
 
 SPLIT = Split(np.zeros((10, 4, 4, 1), np.uint8), np.arange(10, dtype=np.int32))
@@ -171,14 +173,19 @@ def test_without_tensorflow_the_mirrors_are_used(monkeypatch):
 
 def test_tfds_names(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(tfds, "load", lambda name, **options: calls.append((name, options)))
+
+    def load(name, **options):
+        calls.append((name, options))
+        return SimpleNamespace(name=f"tfds:{name}")
+
+    monkeypatch.setattr(tfds, "load", load)
     sources.load("tfds:kmnist", tmp_path)
     monkeypatch.setenv("FMNIST_OFFLINE", "1")
     monkeypatch.setenv("FMNIST_DATA_DIR", "is not for these")
     sources.load("tfds:emnist/letters")
     assert calls == [
-        ("kmnist", {"data_dir": tmp_path, "download": True}),
-        ("emnist/letters", {"data_dir": None, "download": False}),
+        ("kmnist", {"data_dir": tmp_path, "download": True, "pixels": Pixels()}),
+        ("emnist/letters", {"data_dir": None, "download": False, "pixels": Pixels()}),
     ]
 
 

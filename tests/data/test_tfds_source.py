@@ -23,6 +23,7 @@ import contextlib, functools, hashlib, http.server, json, pathlib, sys, threadin
 import numpy as np
 
 from fmnist_keras3.data import idx, sources, tfds as source
+from fmnist_keras3.data.pixels import Pixels
 
 files, small = pathlib.Path(sys.argv[1]), sys.argv[2] == "small"
 result = {}
@@ -143,7 +144,7 @@ class Validated(Base):
 
 
 class OnlyTrain(Base):
-    SPLITS = {"train": [0, 1, 1]}
+    SPLITS = {"train": [0, 1] * 10}
 
 
 class Unlabelled(Base):
@@ -154,17 +155,26 @@ class Ragged(Colour):
     SHAPE = (None, None, 3)
 
 
+class Sizes(Base):
+    SHAPE, SPLITS = (None, 5, 3), {"train": [0, 1, 1], "test": [1, 0]}
+
+    def _generate(self, labels):
+        for i, label in enumerate(labels):
+            yield i, {"image": np.full((4 + label, 5, 3), 9, np.uint8), "label": label}
+
+
 class Regression(Colour):
     LABEL = np.float32
 
 
-for name in ("colour", "validated"):
+for name in ("colour", "validated", "only_train", "ragged"):
     data = source.load(name)
     result[name] = [data.name, data.note, list(data.class_names), data.train.x.shape]
     result[name] += [(data.train.x[:, 0, 0, 0] - 7 == data.train.y).all().item(), len(data.test)]
-for name in ("only_train", "unlabelled", "ragged", "regression", "colur", "emnist/leters"):
+for name in ("unlabelled", "sizes", "regression", "colur", "emnist/leters"):
     result[name] = refusal(name)
-result["ragged was prepared"] = source.is_prepared("ragged")
+result["sizes brought to one"] = source.load("sizes", pixels=Pixels("4,4")).train.x.shape
+result["regression was prepared"] = source.is_prepared("regression")
 result["emnist/letters"] = refusal("emnist/letters", download=False)
 result["colour:1.0.0"] = [source.is_prepared("colour:1.0.0"), source.is_prepared("colour:1.0.1")]
 record, = (source._prepared("colour", source._root(None))).glob("*test*tfrecord*")
@@ -254,15 +264,19 @@ def test_other_sets(result):
     name, note, *rest = result["validated"]
     assert (name, rest) == ("tfds:validated", [["cat", "dog"], shape, True, 2])
     assert "validation" in note
+    _, note, _, shape, right, test = result["only_train"]
+    assert (shape, right, test) == ([18, 4, 5, 3], True, 2)
+    assert "2 examples are held out" in note
+    assert result["ragged"][3:] == [[3, 6, 6, 3], True, 2]
+    assert result["sizes brought to one"] == [3, 4, 4, 3]
     assert result["colour:1.0.0"] == [True, False]
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("only_train", ["splits train;", "test"]),
         ("unlabelled", ["'test'", "no labels"]),
-        ("ragged", ["(None, None, 3)", "fixed shape"]),
+        ("sizes", ["5x5 (3), 4x5 (2)", "--image_size"]),
         ("regression", ["not for image classification", "label"]),
         ("colur", ["no set 'colur'", "Did you mean 'colour'?"]),
         ("emnist/leters", ["leters"]),
@@ -276,7 +290,7 @@ def test_sets_that_cannot_be_used(result, name, words):
 
 
 def test_a_set_of_another_kind_is_not_downloaded(result):
-    assert result["ragged was prepared"] is False
+    assert result["regression was prepared"] is False
     assert result["emnist/letters"][0] == "Unreachable"
 
 

@@ -8,6 +8,7 @@ from written import examples, write
 from fmnist_keras3 import ArrayData, Trainer, UserError, build_model, load_run
 from fmnist_keras3.cli import main
 from fmnist_keras3.data.weights import weighted
+from fmnist_keras3.training.feeds import ResidentFeed
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 X, Y, *_ = examples(120, 20, 10)
@@ -84,3 +85,29 @@ def test_on_the_command_line_it_is_a_setting_that_a_run_keeps(tmp_path, monkeypa
     (tmp_path / "factors.yaml").write_text("cat: 2\n")
     assert main(words) == 2
     assert "factors.yaml has no class 'cat'" in capsys.readouterr().err
+
+
+def test_balanced_sampling_trains_on_each_class_equally_often(monkeypatch):
+    seen, take = [], ResidentFeed.take
+
+    def watched(self, count):
+        chunk = take(self, count)
+        seen.append(np.asarray(chunk.y)[:count].reshape(-1))
+        return chunk
+
+    assert np.bincount(Y).max() > np.bincount(Y).min() + 1
+    monkeypatch.setattr(ResidentFeed, "take", watched)
+    options = {"validation": 0.0, "batch_size": 24}
+    balanced = trained(ArrayData(X, Y, sampling="balanced", **options))
+    epoch = np.concatenate(seen)[-len(Y) :]  # behind what was compiled with
+    assert np.bincount(epoch).tolist() == [30] * 4
+    assert balanced != trained(ArrayData(X, Y, **options))
+
+
+def test_what_cannot_be_balanced_is_told():
+    with pytest.raises(UserError, match="sampling is 'balanced', for labels that are classes"):
+        ArrayData(X, np.eye(4)[Y], batch_size=8, sampling="balanced").setup()
+    with pytest.raises(UserError, match=r"sampling is 'some'.*all, balanced"):
+        ArrayData(X, Y, sampling="some")
+    with pytest.raises(UserError, match="would both balance the classes"):
+        weighted(ArrayData(X, Y, batch_size=8, sampling="balanced"), "balanced")

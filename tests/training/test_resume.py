@@ -22,7 +22,7 @@ from everything import (
     trainer,
 )
 
-from fmnist_keras3 import Callback, ModelCheckpoint, UserError
+from fmnist_keras3 import Callback, ModelCheckpoint, SourceData, UserError
 from fmnist_keras3.ground.errors import Interrupted
 from fmnist_keras3.runs import checkpoint
 from fmnist_keras3.runs.rundir import read_metrics
@@ -84,7 +84,35 @@ def test_a_resumed_stream_equals_a_straight_run(straight, tmp_path, step, action
     stop_and_resume(tmp_path / "run", step, action, straight, "stream")
 
 
-def stop_and_resume(path, step, action, straight, pipeline):
+class Known:
+    """Examples by their numbers, whose labels come with them alone."""
+
+    identity = "known"
+
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return len(self.y)
+
+    def gather(self, indices):
+        return self.x[indices], self.y[indices]
+
+
+@pytest.mark.parametrize(("step", "action"), [(8, terminate), (8, kill)])
+def test_a_resumed_source_equals_a_straight_run(straight, tmp_path, step, action):
+    """The examples of the straight run, read by their numbers as batches need them."""
+    before = data().setup()
+
+    def of_source():
+        train, validation = (Known(s.x, s.y) for s in (before.train, before.validation))
+        options = {"batch_size": 32, "augment": "flip,crop,erase"}
+        return SourceData(train, validation=validation, **options)
+
+    stop_and_resume(tmp_path / "run", step, action, straight, "auto", of_source)
+
+
+def stop_and_resume(path, step, action, straight, pipeline, data=data):
     first = trainer(path, At(step, action), pipeline=pipeline)
     if action is kill:
         with pytest.raises(Interrupted):
