@@ -58,7 +58,7 @@ class TrainConfig:
     data: str = _fixed("auto", takers="FashionMNIST", parser="data.sources:check_name",
         group="data",
         help="auto, fashion_mnist, synthetic, tfds:NAME, or your own images: folder:PATH, "
-        "csv:PATH, npz:PATH, idx:PATH, parquet:PATH")
+        "csv:PATH, npz:PATH, idx:PATH, parquet:PATH, hf:NAME")
     data_dir: str | None = _setting(None, takers="FashionMNIST", unset="$FMNIST_DATA_DIR",
         help="folder with the IDX files")
     image_size: str | None = _fixed(None, takers="FashionMNIST", parser="data.pixels:parse_size",

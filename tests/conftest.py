@@ -59,6 +59,7 @@ ANY_BACKEND = (
         "inference/test_pictures",
         "tuning/",
         "data/test_own",
+        "data/test_hub",
     ),
     *("cli/test_own_images", "cli/test_runs", "training/test_across_backends", "examples/"),
 )

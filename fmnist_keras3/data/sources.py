@@ -23,6 +23,7 @@ KINDS = {
     "npz": "data.npz:read",
     "idx": "data.pairs:read",
     "parquet": "data.table:read_parquet",
+    "hf": "data.hub:read",
 }
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".npz": "npz", ".npy": "npz", ".parquet": "parquet"}
 FILES_OF_DATA = (".h5", ".pkl", ".mat", ".zip", ".json")
@@ -60,6 +61,8 @@ def load(
             "out --data_dir."
         )
     path = Path(place).expanduser().absolute()
+    if kind == "hf" and not path.exists() and not place.startswith(("/", ".", "~")):
+        return named(KINDS[kind])(place, pixels)  # the name of a set in the cache of `datasets`
     if not path.exists() and (kind != "idx" or not list(path.parent.glob(f"{path.name}*"))):
         raise UserError(f"--data {data}: {path} does not exist.")
     try:
@@ -117,7 +120,9 @@ def is_place(data: str) -> bool:
 def absolute(data: str) -> str:
     """Return ``data`` as it may be typed in any folder: the path of KIND:PATH made absolute."""
     kind, _, place = data.partition(":")
-    return f"{kind}:{Path(place).expanduser().absolute()}" if is_place(data) else data
+    path = Path(place).expanduser().absolute()
+    is_path = is_place(data) and (kind != "hf" or path.exists())
+    return f"{kind}:{path}" if is_path else data
 
 
 def cache_folder() -> Path:
