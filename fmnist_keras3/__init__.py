@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fmnist_keras3.callbacks import (
+        BackboneFinetuning,
         Callback,
         DeviceStatsMonitor,
         EarlyStopping,
@@ -71,15 +72,16 @@ _PUBLIC = {
     "training.view": "SessionView",
     "tuning.finders": "Tuner",
     "tuning.tune": "tune",
-    "callbacks": "DeviceStatsMonitor EMAWeightAveraging EarlyStopping GradientNorm Lookahead "
-    "LearningRateMonitor ModelCheckpoint ModelSummary OptunaPruning RichProgressBar "
-    "StochasticWeightAveraging ThroughputMonitor Timer WeightAveraging",
+    "callbacks": "BackboneFinetuning DeviceStatsMonitor EMAWeightAveraging EarlyStopping "
+    "GradientNorm Lookahead LearningRateMonitor ModelCheckpoint ModelSummary OptunaPruning "
+    "RichProgressBar StochasticWeightAveraging ThroughputMonitor Timer WeightAveraging",
     "loggers": "CSVLogger MLFlowLogger TensorBoardLogger TrackioLogger WandbLogger",
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 
 __all__ = [
     "ArrayData",
+    "BackboneFinetuning",
     "CSVLogger",
     "Callback",
     "DataModule",

@@ -102,7 +102,8 @@ class Module(keras.Model):
 
         A schedule is a name that `Trainer` knows ("cosine"). The dict maps names to
         ``(optimizer, layers or variables)``, or ``(optimizer, layers or variables, every)`` for one
-        that makes an update at each ``every``-th step only.
+        that makes an update at each ``every``-th step only. Where `training_step` takes no name,
+        all update by its one loss, and their rates follow a schedule in proportion.
         """
         raise NotImplementedError
 
@@ -220,7 +221,8 @@ class Module(keras.Model):
         if isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], (str, type(None))):
             found, schedule = found
         if isinstance(found, dict):
-            found = make_group(found, self)
+            takes_name = len(inspect.signature(self.training_step).parameters) > 1
+            found = make_group(found, self, shared=not takes_name)
         if not isinstance(found, (keras.optimizers.Optimizer, OptimizerGroup)):
             raise UserError(
                 f"configure_optimizers of {type(self).__name__} returns {found!r}; it must return "

@@ -24,7 +24,7 @@ METHODS = {
 }
 # What an example may take as given.
 GIVEN = {"model", "data", "trainer", "result", "images", "x", "y", "x_val", "y_val"}
-GIVEN |= {"x_train", "y_train", "np", "trial"}
+GIVEN |= {"x_train", "y_train", "np", "keras", "trial"}
 
 
 def doc(name):

@@ -10,6 +10,7 @@ from fmnist_keras3.callbacks.averaging import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
+from fmnist_keras3.callbacks.backbone_finetuning import BackboneFinetuning
 from fmnist_keras3.callbacks.device_stats_monitor import DeviceStatsMonitor
 from fmnist_keras3.callbacks.early_stopping import EarlyStopping
 from fmnist_keras3.callbacks.gradient_norm import GradientNorm
@@ -35,6 +36,7 @@ MONITORS = {  # of --monitor
 
 __all__ = [
     "MONITORS",
+    "BackboneFinetuning",
     "Callback",
     "DeviceStatsMonitor",
     "EMAWeightAveraging",

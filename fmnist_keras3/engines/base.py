@@ -34,6 +34,7 @@ from fmnist_keras3.layers import keras_private
 from fmnist_keras3.layers.fast import pooled_convolutions, traced_for_xla_cpu
 from fmnist_keras3.module import Module
 from fmnist_keras3.optimizers import inner_optimizer
+from fmnist_keras3.optimizers.group import OptimizerGroup
 
 
 class Engine(ABC):
@@ -382,7 +383,7 @@ def _trains_all(model: keras.Model) -> bool:
     known = keras_private.trained_by(optimizer)
     now = model.trainable_variables
     if len(known) == len(now) and all(a is b for a, b in zip(known, now, strict=True)):
-        return True
+        return not isinstance(model.optimizer, OptimizerGroup)  # which has no `stateless_apply`
     needs_all = optimizer.use_ema or optimizer.gradient_accumulation_steps
     needs_all = needs_all or optimizer is not model.optimizer  # with loss scaling
     if needs_all or {id(v) for v in now} - {id(v) for v in known}:

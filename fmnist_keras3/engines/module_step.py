@@ -14,7 +14,7 @@ from keras import ops
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.engines.chunk import Batch
 from fmnist_keras3.engines.metrics import numbers
-from fmnist_keras3.engines.step import Losses, Phase, penalty_of
+from fmnist_keras3.engines.step import Losses, Phase, penalty_of, phases_of
 from fmnist_keras3.engines.user_code import explained_at
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.tree import mapped
@@ -62,12 +62,7 @@ class ModuleStep:
         self.progress: list[str] = []  # names on the progress bar
         self._without_loss: set[str] = set()  # verbs whose steps neither return nor log one
         make_ready(model, example)
-        optimizer = model.optimizer
-        self.phases = [Phase(None, optimizer, model.trainable_variables)]
-        if isinstance(optimizer, OptimizerGroup):
-            self.phases = [
-                Phase(p.name, p.optimizer, p.variables, p.every) for p in optimizer.parts
-            ]
+        self.phases = phases_of(model)
         for verb in STEPS:
             try:
                 self._look(verb)
@@ -274,10 +269,10 @@ def _traced(
     return found["loss"], found["logged"], found["updated"], found["made"]
 
 
-def make_ready(model: Any, example: Split) -> None:
+def make_ready(model: Any, example: Split, *, predicts: bool = False) -> None:
     """Make the weights of a Module, by running it on symbols, and its optimizers, once.
 
-    Nothing for another model.
+    Nothing for another model. ``predicts``: ``example`` holds what `predict_step` takes.
     """
     if not isinstance(model, Module):
         return
@@ -292,18 +287,24 @@ def make_ready(model: Any, example: Split) -> None:
         with warnings.catch_warnings():
             # `call` may leave layers to the steps, as the decoder of an autoencoder.
             warnings.filterwarnings("ignore", r"`build\(\)` was called on layer", UserWarning)
-            _build(model, example)
+            _build(model, example, predicts)
+        optimizer = getattr(model, "optimizer", None)
+        if optimizer is not None and not int(keras_private.batches_seen(optimizer)):
+            model.optimizer = None  # of a predict before the fit, whose data did not build all
     model.set_optimizers()
-    if isinstance(model.optimizer, OptimizerGroup) != _takes_optimizer(model):
+    if _takes_optimizer(model) and not isinstance(model.optimizer, OptimizerGroup):
         raise UserError(
-            f"{type(model).__name__} gives several optimizers exactly if its training_step takes "
-            "the name of one. Type def training_step(self, batch, optimizer) and return a dict "
-            "from configure_optimizers, or neither."
+            f"The training_step of {type(model).__name__} takes the name of an optimizer, of which "
+            "there is one only. Type def training_step(self, batch), or return a dict of several "
+            "from configure_optimizers."
         )
 
 
-def _build(model: Module, example: Split) -> None:
+def _build(model: Module, example: Split, predicts: bool) -> None:
     """Make the weights, by running all that there is on symbols."""
+    if predicts:  # first: other steps may take the inputs alone for something else
+        with contextlib.suppress(UserError), keras_private.layers_called(training=False):
+            keras_private.spec_of(lambda x: _call(model, "predict_step", x), _symbols(example.x))
     names: list[Any] = [None]
     if _takes_optimizer(model):
         given = model.configure_optimizers()

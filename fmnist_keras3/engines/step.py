@@ -20,6 +20,7 @@ from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.tree import leaves, mapped
 from fmnist_keras3.layers import keras_private
 from fmnist_keras3.layers.losses import log_likelihood, log_softmax
+from fmnist_keras3.optimizers.group import OptimizerGroup
 
 
 class Losses(NamedTuple):
@@ -41,6 +42,16 @@ class Phase(NamedTuple):
     optimizer: Any
     variables: list[keras.Variable]
     every: int = 1
+
+
+def phases_of(model: keras.Model) -> list[Phase]:
+    """Return the phases of a model's optimizer: one for each, unless several share a loss."""
+    optimizer, weights = model.optimizer, model.trainable_variables
+    if not isinstance(optimizer, OptimizerGroup):
+        return [Phase(None, optimizer, weights)]
+    if optimizer.shared:
+        return [Phase(None, optimizer, optimizer.trained(weights))]
+    return [Phase(p.name, p.optimizer, p.variables, p.every) for p in optimizer.parts]
 
 
 class Step(Protocol):
@@ -114,7 +125,7 @@ class CompiledStep:
         self.model, self.label_smoothing = model, label_smoothing
         self.metrics = Metrics(model, example)
         self.variables = self.metrics.variables
-        self.phases = [Phase(None, model.optimizer, model.trainable_variables)]
+        self.phases = phases_of(model)
         self.logged: list[str] = []
         self.progress: list[str] = []
         self.loss_obstacles = list(loss_obstacles(model, example))
@@ -266,6 +277,12 @@ def _check_trainable(model: keras.Model, label_smoothing: float) -> None:
         raise UserError(
             "The model is not compiled. Type model.compile(optimizer=..., loss=..., metrics=[...]) "
             "before Trainer.fit, or make it with build_model()."
+        )
+    if isinstance(model.optimizer, keras.optimizers.MultiOptimizer):
+        raise UserError(
+            "The model is compiled with Keras' MultiOptimizer, which has no learning rate and "
+            "freezes nothing. For other rates of some layers type make_optimizer('adam', 1e-3, "
+            "lr_groups={'backbone': 0.1}); for several optimizers make it a fmnist_keras3.Module."
         )
     for method in ("train_step", "test_step", "compute_metrics"):
         if getattr(type(model), method) is not getattr(keras.Model, method):

@@ -1,7 +1,12 @@
-"""Several optimizers of one model, each with weights of its own."""
+"""Several optimizers of one model, each with weights of its own.
+
+Keras' `MultiOptimizer` has no learning rate, which schedules need, and takes gradients of all
+weights only, so that none could be frozen.
+"""
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +27,46 @@ class Part:
 
 
 class OptimizerGroup:
-    """Several optimizers, with what a training asks of one: its state, and the first one's rate."""
+    """Several optimizers, with what a training asks of one: its state, and the first one's rate.
+
+    ``shared``: they update by the gradients of one loss, as PyTorch's parameter groups do; then all
+    learning rates follow the first's in proportion. The weights of parts by the names in ``frozen``
+    stay as they are.
+    """
 
     weight_decay = None
     gradient_accumulation_steps = None
     clipnorm = global_clipnorm = clipvalue = None
 
-    def __init__(self, parts: list[Part]) -> None:
-        self.parts = parts
+    def __init__(self, parts: list[Part], *, shared: bool = False) -> None:
+        self.parts, self.shared = parts, shared
+        self.frozen: frozenset[str] = frozenset()
+        # None: a schedule of Keras, which stays in charge.
+        rates = [keras_private.rate_or_schedule(part.optimizer) for part in parts]
+        self._peaks = [float(r) if isinstance(r, keras.Variable) else None for r in rates]
+
+    def freezing(self, *names: str) -> OptimizerGroup:
+        """Return a group of the same optimizers in which the parts of these names wait."""
+        group = copy.copy(self)
+        group.frozen = frozenset(names)
+        return group
+
+    def trained(self, variables: list[Any]) -> list[Any]:
+        """Return those of ``variables`` that are not frozen."""
+        waiting = {id(v) for part in self.parts if part.name in self.frozen for v in part.variables}
+        return [v for v in variables if id(v) not in waiting]
+
+    def apply(self, gradients: list[Any], variables: list[Any]) -> None:
+        """Let each part update those of its weights that are given, with their gradients."""
+        by_weight = {id(v): g for v, g in zip(variables, gradients, strict=True)}
+        rate, peak = self.learning_rate, self._peaks[0]
+        for part, own in zip(self.parts, self._peaks, strict=True):
+            mine = [v for v in part.variables if id(v) in by_weight]
+            if not mine:
+                continue
+            if part is not self.parts[0] and own is not None and peak:
+                part.optimizer.learning_rate.assign(own * (rate / peak))
+            part.optimizer.apply([by_weight[id(v)] for v in mine], mine)
 
     @property
     def variables(self) -> list[Any]:
@@ -80,8 +117,13 @@ class OptimizerGroup:
         }
 
 
-def make_group(given: dict[str, Any], model: keras.Model) -> OptimizerGroup:
-    """Return the optimizers of a dict of names to (optimizer, layers or variables[, every])."""
+def make_group(
+    given: dict[str, Any], model: keras.Model, *, shared: bool = False
+) -> OptimizerGroup:
+    """Return the optimizers of a dict of names to (optimizer, layers or variables[, every]).
+
+    ``shared`` as for `OptimizerGroup`. Raises UserError for what cannot be trained so.
+    """
     parts: list[Part] = []
     owners: dict[int, str] = {}
     for name, value in given.items():
@@ -101,7 +143,12 @@ def make_group(given: dict[str, Any], model: keras.Model) -> OptimizerGroup:
             raise UserError(
                 f"The optimizer {name!r} has every={every!r}; give a whole number >= 1."
             )
-        variables = _variables(of, name)
+        if shared and every > 1:
+            raise UserError(
+                f"The optimizer {name!r} has every={every}, which is for a training_step of each "
+                "optimizer. Type def training_step(self, batch, optimizer), or leave it out."
+            )
+        variables = _variables(of, name, model)
         for variable in variables:
             if (other := owners.setdefault(id(variable), name)) != name:
                 raise UserError(
@@ -117,10 +164,11 @@ def make_group(given: dict[str, Any], model: keras.Model) -> OptimizerGroup:
             f"configure_optimizers leaves {', '.join(left[:3]) or 'all weights'} to no optimizer. "
             "Name their layers, or freeze them: layer.trainable = False."
         )
-    return OptimizerGroup(parts)
+    return OptimizerGroup(parts, shared=shared)
 
 
-def _variables(of: Any, name: str) -> list[Any]:
+def _variables(of: Any, name: str, model: keras.Model) -> list[Any]:
+    """Return the weights of layers, in the order of the model, in which gradients come."""
     found: list[Any] = []
     for part in of if isinstance(of, (list, tuple)) else [of]:
         if isinstance(part, keras.layers.Layer):
@@ -133,4 +181,5 @@ def _variables(of: Any, name: str) -> list[Any]:
             )
     if not found:
         raise UserError(f"The optimizer {name!r} has nothing to train: no weight is trainable.")
-    return list({id(v): v for v in found}.values())
+    wanted = {id(v) for v in found}
+    return [v for v in model.trainable_variables if id(v) in wanted]

@@ -149,7 +149,11 @@ def _restore(model: keras.Model, path: Path) -> None:
     """
     model.optimizer.build(model.trainable_variables)
     variables = model.trainable_variables + model.non_trainable_variables
-    _assign(variables + model.optimizer.variables, path, ("model/", "optimizer/"))
+    several = checkpoints.read_manifest(path)["config"].get("optimizer", {}).get("class")
+    if several == "OptimizerGroup":  # of BackboneFinetuning; a model compiled alone has one
+        _assign(variables, path, ("model/",))
+    else:
+        _assign(variables + model.optimizer.variables, path, ("model/", "optimizer/"))
 
 
 def _assign(variables: list[Any], path: Path, kept: tuple[str, ...]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from fmnist_keras3.ground.lightning import CALLBACK_HOOKS, check_hooks
 
 if TYPE_CHECKING:
+    from fmnist_keras3.training.session import Session
     from fmnist_keras3.training.view import SessionView
 
 
@@ -49,6 +50,9 @@ class Callback:
         """
         every = getattr(self, "every_n_train_steps", None)
         return step + every - step % every if isinstance(every, int) and every > 0 else None
+
+    def prepare_model(self, session: Session) -> None:
+        """Before the engine of a fit is made: change ``session.model``, by `Session.set`."""
 
     def setup(self, fit: SessionView) -> None:
         """Before anything is restored: forget what an earlier fit left in this object."""

@@ -229,7 +229,8 @@ class Evaluator:
 
     def _engine_for(self, session: Session, split: Split, batch_size: int) -> Engine:
         """Return the engine of the session's model; its chunks are cut for batches of ``split``."""
-        make_ready(session.model, split.read(slice(1)))
+        predicts = session.verb == "predict"
+        make_ready(session.model, split.read(slice(1)), predicts=predicts)
         prepare(session, self)
         engine = self.programs.engine_for(session.model, split, self._engine_options())
         if self.precision not in (None, "32") and engine.device.kind == "cpu":

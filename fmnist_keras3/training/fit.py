@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -21,6 +22,7 @@ from fmnist_keras3.runs.keeper import Keeper
 from fmnist_keras3.runs.rundir import RunDirectory
 from fmnist_keras3.training.accumulation import Accumulation
 from fmnist_keras3.training.averaging import Averaging
+from fmnist_keras3.training.compilation import compile_programs
 from fmnist_keras3.training.feeds import Feed
 from fmnist_keras3.training.logger import Loggers
 from fmnist_keras3.training.profiler import Profiler
@@ -116,6 +118,7 @@ class Fit:
     step_logs: Any = None  # `StepLogs` of the last chunk
     stop_reason: str | None = None
     epoch_complete: bool = False
+    remake_engine: Callable[[], Engine] | None = None  # for what the session's model is now
     sound: bool = True  # the engine's state is that of the position
 
     @cached_property
@@ -143,6 +146,18 @@ class Fit:
     def of_epochs(self) -> str:
         """What is said after the number of an epoch: "/25", if an end is known."""
         return "" if self.endless else f"/{self.max_epochs}"
+
+    def recompile(self) -> None:
+        """Make the engine anew, for what the model is now; the state stays."""
+        assert self.remake_engine is not None
+        state = self.engine.export_state()
+        self.engine = self.remake_engine()
+        self.engine.import_state(state)
+        for feed in (self.feed, self.validation_feed):
+            if feed is not None:
+                feed.engine = self.engine
+        if not self.position.step_in_epoch and self.position.epoch < self.max_epochs:
+            compile_programs(self)
 
     def stop(self, reason: str, *, force: bool = False) -> None:
         """Ask the loop to end at the next boundary; the first reason is kept.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from functools import partial
 from typing import Any
@@ -18,6 +17,7 @@ from fmnist_keras3.runs import checkpoint, rundir
 from fmnist_keras3.runs.checkpoint import Checkpoint
 from fmnist_keras3.runs.result import FitResult
 from fmnist_keras3.training import averaging, resume, signals
+from fmnist_keras3.training.compilation import compile_programs
 from fmnist_keras3.training.fit import Fit, named
 from fmnist_keras3.training.loop import train
 
@@ -80,7 +80,7 @@ def _train(fit: Fit, peak: float) -> None:
             stacklevel=4,
         )
     else:
-        fit.run.update(compile_seconds=round(_compile(fit), 3))
+        compile_programs(fit)
         if fit.validation_feed is not None and fit.position.step == 0:
             _sanity_check(fit, fit.num_sanity_val_steps)
     roll_back = resume.Rollback(fit)
@@ -161,24 +161,6 @@ def _sanity_check(fit: Fit, steps: int) -> None:
     if feed is not None and steps:
         examples = len(feed.split) if steps < 0 else min(steps * size, len(feed.split))
         fit.engine.infer(feed.chunks(evaluation_plan(examples, size)))
-
-
-def _compile(fit: Fit) -> float:
-    """Compile the programs by running chunks of no steps, and return the seconds it took."""
-    steps = fit.step_plan(0)
-    plan = fit.open_epoch(0)  # at the position there may be no step left
-    starts = [0]
-    short = fit.feed.ends_at(plan, 0)  # a batch of another size is another program
-    if short < min(plan.steps, fit.max_steps or plan.steps):
-        starts.append(short)
-    with fit.profiler.section("compile"):
-        for start in starts:
-            fit.feed.open(plan, start)
-            fit.engine.train(dataclasses.replace(fit.feed.take(1), count=0), steps)
-        if (feed := fit.validation_feed) is not None:
-            feed.open(evaluation_plan(len(feed.split), fit.data.batch_size))
-            fit.engine.infer([dataclasses.replace(feed.take(1), count=0)])
-    return fit.profiler.sections["compile"].seconds
 
 
 def _describe(fit: Fit) -> dict[str, Any]:

@@ -24,6 +24,9 @@ def prepare(session: Session, trainer: Evaluator) -> None:
     model = session.model
     if getattr(model, "optimizer", None) is None:
         return  # the engine says what is missing
+    if session.verb == "fit":
+        for callback in trainer.callbacks:
+            callback.prepare_model(session)
     for part, fast in fast_classes(model):
         if fast is not Dropout:  # which draws other masks than Keras
             session.set(part, "__class__", fast)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -90,6 +91,7 @@ def make_fit(
         on_nonfinite=trainer.on_nonfinite,
         precision=trainer.precision or model.dtype_policy.name,
         profiles=trainer.profiler == "simple",
+        remake_engine=partial(trainer._engine_for, session, data.train, data.batch_size),
     )
 
 

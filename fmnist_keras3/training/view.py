@@ -149,6 +149,13 @@ class SessionView:
         """Return the learning rates of ``steps`` (0-based, int [n]), float32 [n]."""
         return self._fit.learning_rates(steps)
 
+    def recompile(self) -> None:
+        """Go on with programs for what the model is now, as after an unfreezing; the state stays.
+
+        Between two epochs; the weights, and their order, must be what they were.
+        """
+        self._fit.recompile()
+
     def stop(self, reason: str) -> None:
         """End the training at the next boundary, but not before ``min_epochs`` epochs."""
         self._fit.stop(reason)

@@ -168,33 +168,37 @@ def by_hand(module, phases):
             if number % every:
                 continue
             arguments = [tuple(map(ops.convert_to_tensor, batch)), *[name] * (name is not None)]
-            if keras.backend.backend() == "tensorflow":
-                import tensorflow as tf
-
-                with tf.GradientTape() as tape:
-                    loss = module.training_step(*arguments)
-                    loss = loss["loss"] if isinstance(loss, dict) else loss
-                gradients = tape.gradient(loss, [v.value for v in variables])
-            else:
-                import jax
-
-                state = [v for v in module.variables if all(v is not w for w in variables)]
-
-                def objective(weights, state=state, variables=variables, arguments=arguments):
-                    pairs = zip(variables, weights, strict=True)
-                    with keras.StatelessScope(pairs) as scope:
-                        loss = module.training_step(*arguments)
-                    after = [scope.get_current_value(v) for v in state]
-                    return (loss["loss"] if isinstance(loss, dict) else loss), after
-
-                weights = [v.value for v in variables]
-                (loss, after), gradients = jax.value_and_grad(objective, has_aux=True)(weights)
-                for variable, value in zip(state, after, strict=True):
-                    if value is not None:
-                        variable.assign(value)
+            loss, gradients = differentiated(module, arguments, variables)
             optimizer.apply(gradients, variables)
             losses[-1][name] = float(loss)
     return losses
+
+
+def differentiated(module, arguments, variables):
+    """Return the loss of a training step and its gradients, by the backend's own means."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            loss = module.training_step(*arguments)
+            loss = loss["loss"] if isinstance(loss, dict) else loss
+        return loss, tape.gradient(loss, [v.value for v in variables])
+    import jax
+
+    state = [v for v in module.variables if all(v is not w for w in variables)]
+
+    def objective(weights):
+        with keras.StatelessScope(zip(variables, weights, strict=True)) as scope:
+            loss = module.training_step(*arguments)
+        after = [scope.get_current_value(v) for v in state]
+        return (loss["loss"] if isinstance(loss, dict) else loss), after
+
+    weights = [v.value for v in variables]
+    (loss, after), gradients = jax.value_and_grad(objective, has_aux=True)(weights)
+    for variable, value in zip(state, after, strict=True):
+        if value is not None:
+            variable.assign(value)
+    return loss, gradients
 
 
 @pytest.fixture(autouse=True)
@@ -478,7 +482,7 @@ def adam():
         (lambda m: {"a": adam()}, r"for 'a'; it must be \(optimizer, layers"),
         (lambda m: {"a": (adam(), [m.encoder, m.decoder]), "b": (adam(), m.decoder)}, "both train"),
         (lambda m: {"a": (adam(), [m.encoder, m.decoder], 0)}, "every=0"),
-        (lambda m: {"a": (adam(), [m.encoder, m.decoder])}, "takes the name of one"),
+        (lambda m: {"a": (adam(), [m.encoder, m.decoder], 2)}, "a training_step of each"),
     ],
 )
 def test_mistaken_optimizers_are_told(given, message):
@@ -535,17 +539,20 @@ def test_inputs_alone_are_the_batch(tmp_path):
     assert re.fullmatch("completed", result.status)
 
 
-def test_the_module_of_the_readme_trains(tmp_path, monkeypatch):
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    [code] = re.findall(r"```python\n(import keras\n.*?class Autoencoder.*?)```", readme, re.DOTALL)
+@pytest.mark.parametrize("readme", ["README.md", "fmnist_keras3/training/README.md"])
+def test_the_module_of_a_readme_trains(tmp_path, monkeypatch, readme):
+    text = (Path(__file__).parents[2] / readme).read_text()
+    [code] = re.findall(r"```python\n(import keras\n[^`]*\(Module\).*?)```", text, re.DOTALL)
     images = RNG.integers(0, 256, (64, 28, 28, 1), np.uint8)
-    few = ArrayData(images, LABELS[:64], batch_size=32)
-    monkeypatch.setattr("fmnist_keras3.data.datamodule.FashionMNIST", lambda augment: few)
+    for image, label in zip(images, LABELS, strict=False):
+        image[4 * label : 4 * label + 4] = 255
+    few = ArrayData(images, LABELS[:64], test=(images[:9], LABELS[:9]), batch_size=32)
+    monkeypatch.setattr("fmnist_keras3.data.datamodule.FashionMNIST", lambda **options: few)
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
     [run] = tmp_path.glob("runs/*")
     losses = [r["train_loss"] for r in records(run, "train")]
-    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[0]
     assert len(losses) == 5
 
 
@@ -592,6 +599,24 @@ def test_two_views_are_drawn_apart_and_resumed(tmp_path, pipeline):
         trainer(tmp_path / "part", max_epochs=9).fit(
             Views(), data(**{**more, "views": 3}), ckpt_path="last"
         )
+
+
+def test_what_a_predict_could_not_build_is_trained_afterwards(tmp_path):
+    class Headed(Views):
+        def training_step(self, batch):
+            (one, _), _ = batch
+            return super().training_step((batch[0], None)) + ops.mean(self.head(self.net(one)))
+
+        def __init__(self):
+            super().__init__()
+            self.head = layers.Dense(2, kernel_initializer="ones")
+
+    asked, plain = Headed(), Headed()
+    assert trainer().predict(asked, IMAGES[:3]).shape == (3, 3)
+    for name, module in (("asked", asked), ("plain", plain)):
+        options = {"augment": "crop:2", "views": 2, "validation": 0.0}
+        trainer(tmp_path / name, limit_val_batches=0).fit(module, data(**options))
+    same(asked.get_weights(), plain.get_weights())
 
 
 def test_views_are_those_of_the_augmentation():
