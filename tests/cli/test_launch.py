@@ -19,9 +19,10 @@ TRAIN += ("--limit_train_batches", "20", "--limit_val_batches", "4", "--limit_te
 TRAIN += ("--log_every_n_steps", "1", "--checkpoint_every", "10", "--lr", "3e-4")
 
 
-def started(processes, *words):
+def started(processes, *words, restarts=0):
     """Start a training in so many processes."""
-    command = ["launch", "-n", str(processes), "--", *TRAIN, *words]
+    launched = ["launch", "-n", str(processes), "--restarts", str(restarts), "--"]
+    command = [*launched, *TRAIN, *words]
     if processes == 1:
         command = [*TRAIN, *words]
     return subprocess.Popen(
@@ -113,6 +114,20 @@ def test_a_process_that_is_killed_ends_the_others_with_one_message(tmp_path, whi
     resumed = started(1, "--run_dir", str(run), "--resume", "last", "--max_steps", "60")
     _, errors = resumed.communicate()
     assert resumed.returncode == 0, errors
+
+
+@pytest.mark.slow
+def test_all_start_again_where_one_has_died(tmp_path):
+    run = tmp_path / "run"
+    process = started(2, "--run_dir", str(run), "--epochs", "3", restarts=1)
+    wait_for_step(run, 25, process)
+    os.kill(children_of(process)[1], signal.SIGKILL)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert errors.count("starting again from the last checkpoint") == 1
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [record["step"] for record in records if record["event"] == "step"]
+    assert steps == list(range(1, 61))
 
 
 @pytest.mark.parametrize(
