@@ -1,6 +1,6 @@
 """`python -m bench [options]` measures; `compare A.json B.json` compares two results, `scaling`
-measures how cost grows with work, `study RECIPE` runs a recipe with several seeds, `tune` measures
-what a trial costs beside other tuners.
+measures how cost grows with work, `devices` how speed grows with devices, `study RECIPE` runs a
+recipe with several seeds, `tune` measures what a trial costs beside other tuners.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from bench import cells, study, tables, tuners
+from bench import devices as sharing
 from bench import scaling as growth
 from bench.cells import CONTESTANTS, DEVICES, PRECISIONS, Settings
 from fmnist_keras3 import recipes, runtime
@@ -228,6 +229,39 @@ def tuning(words: Sequence[str]) -> int:
     return 0 if any("error" not in cell for cell in found) else 1
 
 
+def devices(words: Sequence[str]) -> int:
+    """Measure how speed grows with devices; prints the table and writes the result."""
+    from rich.console import Console
+
+    made = Parser(
+        prog="python -m bench devices",
+        description="Measure training speed on 1, 2, 4 ... devices with JAX: one batch that they "
+        "share (strong scaling), and one of that size for each (weak scaling).",
+    )
+    add_option(made, "models", nargs="+", metavar="NAME", help="[lenet cnn]")
+    add_option(made, "counts", nargs="+", type=int, metavar="N", help="numbers of devices [1 2 4]")
+    add_option(made, "batch_size", type=int, metavar="N", help="that is shared [128]")
+    add_option(made, "epochs", type=int, metavar="N", help="timed, after one of warm-up [3]")
+    add_option(made, "rounds", type=int, metavar="N", help="of all cells, interleaved [1]")
+    add_option(made, "output", metavar="DIR", help="folder for the result [bench/results]")
+    default = {"models": ["lenet", "cnn"], "counts": [1, 2, 4], "batch_size": 128}
+    given = {**default, "epochs": 3, "rounds": 1, **vars(made.parse(words))}
+    path = output_folder(given) / "devices.json"
+    found = sharing.measure(
+        *(given[name] for name in ("models", "counts", "batch_size", "epochs", "rounds"))
+    )
+    rows = sharing.table(found)
+    result = {**about(), "settings": {k: v for k, v in given.items() if k != "output"}}
+    path.write_text(json.dumps({**result, "cells": found}, indent=1) + "\n")
+    path.with_suffix(".md").write_text(
+        "\n".join([*tables.markdown_table(sharing.COLUMNS, rows), "", f"`{result['command']}`", ""])
+    )
+    Console(width=None if sys.stdout.isatty() else 120).print(
+        tables.rich_table("Speed as devices are added", sharing.COLUMNS, rows, [str(path)])
+    )
+    return 0 if any("error" not in cell for cell in found) else 1
+
+
 def study_parser() -> Parser:
     """Return the parser of the study."""
     made = Parser(
@@ -357,7 +391,8 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run the bench and return its exit code: 0, 1 if no cell could be measured, 2 for misuse."""
     words = list(sys.argv[1:] if words is None else words)
     try:
-        commands = {"compare": compare, "scaling": scaling, "study": run_study, "tune": tuning}
+        commands = {"compare": compare, "devices": devices, "scaling": scaling}
+        commands |= {"study": run_study, "tune": tuning}
         with terminable():
             if words and words[0] in commands:
                 return commands[words[0]](words[1:])

@@ -192,7 +192,7 @@ def engine(spec: dict[str, Any]) -> dict[str, Any]:
 
     def chunk(x: np.ndarray, y: np.ndarray) -> Chunk:
         steps = len(x) // size
-        x, y = (runner.put(a.reshape(steps, size, *a.shape[1:])) for a in (x, y))
+        x, y = (runner.place(a.reshape(steps, size, *a.shape[1:])) for a in (x, y))
         return Chunk(x, y, np.full(steps, size, np.int32), steps)
 
     x, y, x_val, y_val = arrays(spec)

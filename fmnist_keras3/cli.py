@@ -321,6 +321,11 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None], Callable[[Any], int]]] 
     "data": ("fetch, verify and describe the data", preview_options, run_data),
     "models": ("the models, their options, parameters and MACs", models_options, run_models),
     "recipes": ("settings under a name, and their measured accuracy", no_options, run_recipes),
+    "launch": (
+        "a training in several processes of this machine",
+        lambda parser: named("commands.launch:options")(parser),
+        lambda options: named("commands.launch:run")(options),
+    ),
     "doctor": ("versions, backends, devices, and a short test of each", no_options, run_doctor),
 }
 

@@ -30,6 +30,9 @@ BACKENDS = ("jax", "tensorflow")
 _FUSION_FLAG = "--xla_cpu_experimental_ynn_fusion_type="
 _FUSION_FLAG_KNOWN = {"jax": ("jaxlib", "0.10."), "tensorflow": ("tensorflow", "2.21.")}
 
+JOIN_SECONDS = 120  # for the last of many processes to be there
+HEARTBEAT_SECONDS = 20  # after which the others take a silent process for dead
+
 _STARTED = time.perf_counter() - time.thread_time()  # of this program; see process_seconds
 
 _DRIVER_TALK = re.compile(
@@ -138,6 +141,88 @@ def _import_tensorflow():
 def _knows_fusion_flag(backend: str) -> bool:
     package, known = _FUSION_FLAG_KNOWN[backend]
     return (version(package) or "").startswith(known)
+
+
+def check_coordinator(address: str) -> None:
+    """Raise UserError unless ``address`` is HOST:PORT or auto."""
+    host, _, port = address.rpartition(":")
+    if address != "auto" and not (host and port.isdecimal() and 0 < int(port) < 65536):
+        raise UserError(
+            f"coordinator is {address!r}; it must be HOST:PORT of the first process, or auto. "
+            "Type --coordinator 10.0.0.1:12321 --num_processes 4 --process_id 0"
+        )
+
+
+def rank() -> int:
+    """Return which of the processes that train together this one is, from 0."""
+    jax = sys.modules.get("jax")
+    return jax.process_index() if jax is not None and jax.distributed.is_initialized() else 0
+
+
+def join_processes(address: str | None, count: int | None, number: int | None) -> None:
+    """Join the other processes of this training, before JAX computes anything.
+
+    ``address`` is None for a process alone, HOST:PORT of the first of ``count`` processes, or
+    "auto" for what SLURM, Open MPI, Kubernetes or torchrun have put into the environment. Raises
+    UserError where that is not enough, or the others do not come.
+    """
+    if address is None:
+        return
+    if prepare() != "jax":
+        raise UserError(
+            "coordinator is for KERAS_BACKEND=jax: on TensorFlow one process trains alone."
+        )
+    environment = os.environ
+    if address == "auto" and {"MASTER_ADDR", "RANK", "WORLD_SIZE"} <= environment.keys():
+        port = environment.get("MASTER_PORT", "12321")
+        address = f"{environment['MASTER_ADDR']}:{port}"
+        count, number = int(environment["WORLD_SIZE"]), int(environment["RANK"])
+    if address != "auto" and (count is None or number is None):
+        missing = "num_processes" if count is None else "process_id"
+        raise UserError(f"coordinator is given without {missing}. Type --{missing} N, too.")
+    if count is not None and number is not None and number >= count:
+        raise UserError(
+            f"process_id is {number}; of {count} processes it must be at most {count - 1}."
+        )
+    import jax
+
+    if jax.distributed.is_initialized():
+        return
+    # Signals are ours: JAX's own service would take SIGTERM.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            None if address == "auto" else address,
+            num_processes=count,
+            process_id=number,
+            initialization_timeout=JOIN_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"The processes did not come together at {address} within {JOIN_SECONDS} s: {reason}. "
+            "Give each the same --coordinator and --num_processes, and its own --process_id."
+        ) from error
+    from jax.experimental import multihost_utils
+
+    # At the first exchange Gloo greets its peers on the stdout of the system.
+    sys.stdout.flush()
+    with open(os.devnull, "w") as nowhere:
+        stdout = os.dup(1)
+        os.dup2(nowhere.fileno(), 1)
+        try:
+            multihost_utils.sync_global_devices("fmnist")
+        finally:
+            os.dup2(stdout, 1)
+            os.close(stdout)
+
+
+def leave_processes() -> None:
+    """Wait for the other processes, if there are any, so that none takes this one for dead."""
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():
+        jax.distributed.shutdown()
 
 
 def has_gpu_driver() -> bool:

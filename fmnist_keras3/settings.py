@@ -34,6 +34,8 @@ def _setting(default: Any, **row: Any) -> Any:
     return field(default=default, metadata=row)
 
 
+PROCESSES = ("coordinator", "num_processes", "process_id")  # which are of one start of a run
+
 _fixed = functools.partial(_setting, fixed=True)  # may not change on resume
 _switch = functools.partial(_setting, 0, choices=(0, 1), flag=1)
 
@@ -139,6 +141,19 @@ class TrainConfig:
         "none",
         more="with TensorFlow for the whole process")
 
+    devices: str | None = _setting(None, parser="training.arguments:devices", unset="one",
+        help="devices that share each batch: a number, or auto for all; with JAX",
+        more="or what your keras.distribution says")
+
+    coordinator: str | None = _setting(None, takers="", parser="runtime:check_coordinator",
+        group="processes", unset="one process",
+        help="HOST:PORT of the first of many processes that train together, or auto in a job of "
+        "SLURM, Open MPI, Kubernetes or torchrun; `fmnist launch` starts them on one machine")
+    num_processes: int | None = _setting(None, takers="", least=1, needs="coordinator",
+        help="how many processes there are")
+    process_id: int | None = _setting(None, takers="", least=0, needs="coordinator",
+        help="which of them this one is, from 0")
+
     epochs: int = _setting(25, takers="Trainer.max_epochs", least=1, group="length",
         help="epochs to train",
         more="10, or what ``max_steps`` takes; -1: no limit")
@@ -237,7 +252,8 @@ class TrainConfig:
         Without the recipe, whose settings are among them: it may be another one some day.
         """
         values = dataclasses.asdict(self)
-        del values["recipe"], values["run_dir"], values["resume"]
+        for name in ("recipe", "run_dir", "resume", *PROCESSES):
+            del values[name]
         if self.data_dir is not None:
             values["data_dir"] = str(Path(self.data_dir).resolve())
         values["data"] = named("data.sources:absolute")(self.data)

@@ -62,6 +62,7 @@ ANY_BACKEND = (
         "data/test_hub",
     ),
     *("cli/test_own_images", "cli/test_runs", "training/test_across_backends", "examples/"),
+    *("cli/test_launch", "training/test_world"),
 )
 
 
@@ -153,11 +154,11 @@ def compiled_once():
         yield
 
 
-class OtherBackend:
-    """A process on the backend that is not tested here, which runs functions of test files."""
+class Elsewhere:
+    """A process on a backend, with its own ``environment``, that runs functions of test files."""
 
-    def __init__(self) -> None:
-        self.name = {"jax": "tensorflow", "tensorflow": "jax"}[BACKEND]
+    def __init__(self, name: str, **environment: str) -> None:
+        self.name, self._environment = name, environment
         self._process = None
 
     def __call__(self, function, *args):
@@ -183,7 +184,8 @@ class OtherBackend:
             env={
                 **os.environ,
                 "KERAS_BACKEND": self.name,
-                "PYTHONPATH": f"{_ROOT}:{_ROOT / 'tests'}",
+                "PYTHONPATH": _PATH,
+                **self._environment,
             },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -219,9 +221,19 @@ for call in sys.stdin:
 @pytest.fixture(scope="session")
 def other_backend():
     """Run a test file's function on the other backend: ``other_backend(function, *args)``."""
-    other = OtherBackend()
+    other = Elsewhere({"jax": "tensorflow", "tensorflow": "jax"}[BACKEND])
     yield other
     other.close()
+
+
+@pytest.fixture(scope="module")
+def on_four_devices():
+    """Run a test file's function on JAX with a CPU that is four devices."""
+    if BACKEND != "jax":
+        pytest.skip("several devices are for JAX")
+    worker = Elsewhere("jax", XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    yield worker
+    worker.close()
 
 
 @pytest.fixture(scope="session")

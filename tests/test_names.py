@@ -20,6 +20,7 @@ TEXT = (ROOT / "fmnist_keras3/training/README.md").read_text()
 WHAT = {"model", "dropout", "l2", "data", "data_dir", "validation", "augment", "batch_size"}
 WHAT |= {"optimizer", "lr", "lr_groups", "weight_decay", "recipe", "resume", "monitor", "tta"}
 WHAT |= {"image_size", "color", "resize", "on_bad_file", "cache", "class_weight", "sampling"}
+WHAT |= {"coordinator", "num_processes", "process_id"}
 
 
 def table(name):

@@ -140,7 +140,9 @@ class ModelCheckpoint(Callback):
     def on_chunk_end(self, fit):
         steps, seconds = self.every_n_train_steps, self.train_time_interval
         due = steps is not None and fit.position.step % steps == 0
-        due |= seconds is not None and time.monotonic() - fit.keeper.saved_at >= seconds
+        if seconds is not None:
+            passed = time.monotonic() - fit.keeper.saved_at >= seconds
+            due |= bool(fit.engine.world.agree(passed))
         # At an epoch's last step the validation is still to come, and a checkpoint after it.
         if due and fit.position.step_in_epoch < fit.steps_in_epoch:
             self._ask(fit)

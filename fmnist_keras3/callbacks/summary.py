@@ -40,13 +40,17 @@ class Summary(Callback):
         self._write(fit)
 
     def _write(self, fit: SessionView) -> None:
+        rate = round(statistics.median(self._rates), 1) if self._rates else None
+        devices = fit.engine.device.count
+        each = round(rate / devices, 1) if rate is not None and devices > 1 else None
         fit.run.update(
             epochs=fit.position.epoch,
             steps=fit.position.step,
             **self._validation,
             epoch_seconds=self._seconds,
             epoch_images_per_second=self._rates,
-            images_per_second=round(statistics.median(self._rates), 1) if self._rates else None,
+            images_per_second=rate,
+            **({"images_per_second_per_device": each} if each else {}),
             total_seconds=self._total(),
             peak_memory_mb=fit.engine.peak_memory_mb() or runtime.peak_memory_mb(),
         )

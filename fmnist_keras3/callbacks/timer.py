@@ -61,7 +61,9 @@ class Timer(Callback):
         self._validation += time.monotonic() - self._validation_started
 
     def _stop_if_due(self, fit: SessionView) -> None:
-        if self.duration is not None and self.time_elapsed() >= self.duration:
+        if self.duration is None:
+            return
+        if fit.engine.world.agree(self.time_elapsed() >= self.duration):
             fit.stop(f"max_time of {self.duration:g} s reached")
 
     def on_fit_end(self, fit):

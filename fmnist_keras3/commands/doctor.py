@@ -127,5 +127,5 @@ def compiled_equals_eager(engine: Any) -> bool:
     def total(a, b):
         return ops.sum(ops.sum(ops.squeeze(a, 1) * b, axis=1))
 
-    a, b = engine.put(a), engine.put(b)
+    a, b = engine.place((a, b))
     return float(engine.jit(total)(a, b)) == float(total(a, b)) == n * 128 * 256

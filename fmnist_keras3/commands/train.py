@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shlex
 import warnings
@@ -15,7 +16,7 @@ from fmnist_keras3.ground import screen
 from fmnist_keras3.ground.errors import UserError, exit_code
 from fmnist_keras3.runs import checkpoint, rundir
 from fmnist_keras3.runs.lock import locked
-from fmnist_keras3.settings import SETTINGS, TrainConfig
+from fmnist_keras3.settings import PROCESSES, SETTINGS, TrainConfig
 from fmnist_keras3.training import profiler
 
 RUNS = Path("runs")
@@ -23,7 +24,13 @@ RUNS = Path("runs")
 
 def start(config: TrainConfig) -> int:
     """Train from the beginning; returns the exit code."""
+    _join(dataclasses.asdict(config))
     return _train(config, ckpt_path=None)
+
+
+def _join(chosen: dict[str, Any]) -> None:
+    """Join the other processes of this training, if it is one of many; the first prints."""
+    runtime.join_processes(*map(chosen.get, PROCESSES))
 
 
 def resume(chosen: dict[str, Any]) -> int:
@@ -31,6 +38,7 @@ def resume(chosen: dict[str, Any]) -> int:
 
     Raises UserError for a setting that may not change, and where there is nothing to resume.
     """
+    _join(chosen)
     which, run_dir = chosen["resume"], chosen.get("run_dir")
     if which in ("last", "best"):
         run_dir = run_dir or rundir.newest_run(RUNS)
@@ -54,7 +62,7 @@ def resume(chosen: dict[str, Any]) -> int:
 def _stored_config(run: Path, which: str) -> dict[str, Any]:
     """Return the settings that a checkpoint keeps; unlike config.yaml they have a checksum."""
     folder = run / rundir.CHECKPOINTS
-    with locked(run):
+    with locked(run) if runtime.rank() == 0 else contextlib.nullcontext():
         if checkpoint.is_name(which):
             manifest = checkpoint.read_manifest(folder / which)
         else:
@@ -82,9 +90,9 @@ def build(config: TrainConfig, console: Any) -> tuple[Any, Any, Any]:
 
 
 def _train(config: TrainConfig, ckpt_path: str | Path | None) -> int:
-    console = screen.console()
+    console = screen.console(quiet=runtime.rank() > 0)
     backend = runtime.prepare()
-    leaves = not (config.fast_dev_run or config.barebones)
+    leaves = not (config.fast_dev_run or config.barebones) and runtime.rank() == 0
     if ckpt_path is None and config.run_dir is not None and leaves:
         rundir.check_new(Path(config.run_dir))
     data, model, trainer = build(config, console)
@@ -108,7 +116,9 @@ def _train(config: TrainConfig, ckpt_path: str | Path | None) -> int:
             with contextlib.suppress(OSError):  # it is not empty, or was never made
                 Path(trainer.run_dir or "").rmdir()
             raise
-        return _conclude(console, config, trainer, model, data, result)
+        code = _conclude(console, config, trainer, model, data, result)
+    runtime.leave_processes()
+    return code
 
 
 def _conclude(

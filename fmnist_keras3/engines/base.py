@@ -3,8 +3,8 @@
 An engine compiles three kinds of program: `train` runs up to `chunk_steps` optimizer steps over a
 chunk of batches that is on the device already, `infer` runs the forward pass over such a chunk, and
 `jit` compiles what prepares a chunk (gathering, augmentation). The number of steps to run is an
-argument of the program, not a constant in it: a short chunk, or a chunk of no steps by which a
-program is compiled before the clock starts, is no second compilation.
+argument of the program: a short chunk, or one of no steps, by which a program is compiled before
+the clock starts, is no second compilation.
 
 The engine owns the state while a session is open. `export_state` and `import_state` move it as a
 list of named NumPy arrays; `sync_model` brings the Keras model up to date.
@@ -28,6 +28,7 @@ from fmnist_keras3.engines.chunk import Chunk, Device, StepLogs, StepPlan
 from fmnist_keras3.engines.hyperparameters import Hyperparameters
 from fmnist_keras3.engines.module_step import ModuleStep
 from fmnist_keras3.engines.step import CompiledStep, Losses, Step
+from fmnist_keras3.engines.world import World
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.tree import mapped
 from fmnist_keras3.layers import keras_private
@@ -38,16 +39,17 @@ from fmnist_keras3.optimizers.group import OptimizerGroup
 
 
 class Engine(ABC):
-    """Trains one compiled Keras model on one backend.
+    """Trains one Keras model on one backend.
 
     ``step`` says what is computed on a batch, by default what the model was compiled for (see
     `step.CompiledStep`, which takes the other ``options``). ``averaging`` keeps averages of the
     weights beside them, ``accumulation`` sums of gradients, and ``gradient_norms`` has the norms
-    reported. ``deterministic`` asks for programs that give the same bits each time, see
-    `determinism`.
+    reported. ``deterministic`` asks for programs that repeat to the bit, see `determinism`, and
+    ``devices`` for several ("auto": all) that share each batch.
     """
 
     device: Device
+    world: World = World()
     determinism_by: str  # what makes programs for a GPU deterministic
 
     def __init__(
@@ -60,12 +62,14 @@ class Engine(ABC):
         accumulation: bool = False,
         gradient_norms: bool = False,
         deterministic: bool | str | None = None,
+        devices: int | str | None = None,
         **options: Any,
     ):
         self.model = model
         self.step: Step = _step_of(model, **options) if step is None else step
         self.chunk_steps = chunk_steps
         self.deterministic = deterministic
+        self._devices_asked = devices
         self._norms_asked = gradient_norms
         self.optimizer = model.optimizer
         self.scales_loss = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
@@ -85,7 +89,7 @@ class Engine(ABC):
     def is_current(self) -> bool:
         """Tell whether the model is still what the programs were compiled from.
 
-        It is not after another `compile`, where a layer was frozen, in another precision, or with
+        Not so after another `compile`, in another precision, where a layer was frozen, or with
         another number that is not one of the `Hyperparameters`.
         """
         now = self._what_it_is()
@@ -111,10 +115,10 @@ class Engine(ABC):
         self.read_model()
         return True
 
-    def program(self, key: Hashable, function: Callable) -> Callable:
+    def program(self, key: Hashable, function: Callable, whole: bool = False) -> Callable:
         """Return ``function``, of arrays, compiled; the same one again for the same ``key``."""
         if key not in self._programs:
-            self._programs[key] = self.jit(function)
+            self._programs[key] = self.jit(function, whole)
         return self._programs[key]
 
     @property
@@ -165,16 +169,20 @@ class Engine(ABC):
         """Return what the programs will run on."""
 
     @abstractmethod
-    def jit(self, function: Callable) -> Callable:
-        """Compile a function of arrays, written with `keras.ops`."""
+    def jit(self, function: Callable, whole: bool = False) -> Callable:
+        """Compile a function of arrays; each device gets ``whole`` results, or may get parts."""
 
     @abstractmethod
     def trace(self, folder: Path) -> AbstractContextManager[Any]:
         """Return the context in which the backend's own profiler writes into ``folder``."""
 
     @abstractmethod
-    def put(self, array: np.ndarray) -> Any:
-        """Copy an array to the device."""
+    def place(self, tree: Any, batch_axis: int | None = None) -> Any:
+        """Copy arrays of the host to the devices, which share an axis of batches."""
+
+    def first(self, tree: Any, count: int) -> Any:
+        """Return the first ``count`` examples of the first batch in arrays ``[K, B, ...]``."""
+        return mapped(lambda array: array[:1, :count], tree)
 
     @abstractmethod
     def train(self, chunk: Chunk, plan: StepPlan) -> StepLogs:
@@ -215,7 +223,7 @@ class Engine(ABC):
         weights = [to_numpy(v) for v in averages.weights]
         others = [to_numpy(v) for v in self.model.non_trainable_variables]
         function = partial(batch_statistics, self.model, self.step.forward, averages.places)
-        program = self.program("statistics", function)
+        program = self.program("statistics", function, whole=True)
         sums, batches = [0.0] * len(averages.statistics), 0
         for chunk in chunks:
             with self.tracing(), averages.batches_alone():
@@ -323,7 +331,7 @@ class Engine(ABC):
         """Return what the optimizer's own schedule gives for ``iterations [K]``, float32."""
         rate = keras_private.rate_or_schedule(inner_optimizer(self.optimizer))
         schedule = partial(ops.vectorized_map, rate)
-        program = self.program("learning rates", schedule)
+        program = self.program("learning rates", schedule, whole=True)
         return to_numpy(program(iterations.astype(np.int32))).astype(np.float32)
 
     def set_learning_rate(self, rate: float) -> None:
@@ -332,10 +340,7 @@ class Engine(ABC):
             self.optimizer.learning_rate.assign(rate)
 
     def finish_optimizer(self) -> None:
-        """Let the optimizer have its last word on the weights, as Keras does at the end of a fit.
-
-        With ``use_ema`` they become their average.
-        """
+        """Let the optimizer have its last word on the weights (their average by ``use_ema``)."""
         self.sync_model()
         self.optimizer.finalize_variable_values(self.model.trainable_variables)
         self.read_model()
@@ -377,7 +382,7 @@ def _trains_all(model: keras.Model) -> bool:
     """Tell whether the optimizer was built for just the weights that are trained now.
 
     Raises UserError where it was built without one of them, as where a layer was unfrozen since,
-    or where it keeps more beside its weights than its updates, and so needs all of them.
+    or where it keeps more beside its weights than its updates.
     """
     optimizer = inner_optimizer(model.optimizer)
     known = keras_private.trained_by(optimizer)

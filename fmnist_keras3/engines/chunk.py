@@ -8,18 +8,32 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fmnist_keras3.ground.errors import UserError
+
 
 @dataclass(frozen=True)
 class Device:
     """What the programs run on.
 
     ``kind`` is "cpu" or "gpu", ``name`` what a person calls it, ``compiler`` "xla", or "eager"
-    where the backend runs its own kernels one by one.
+    where the backend runs its own kernels one by one. ``count``: how many share each batch.
     """
 
     kind: str
     name: str
     compiler: str = "xla"
+    count: int = 1
+
+    def check_batch(self, size: int) -> None:
+        """Raise UserError unless the devices can share batches of ``size`` equally."""
+        if size % self.count:
+            below = size // self.count * self.count
+            nearest = max(below + round((size - below) / self.count) * self.count, self.count)
+            share = max(n for n in range(1, self.count) if size % n == 0)
+            raise UserError(
+                f"batch_size is {size}, which {self.count} devices cannot share equally. Type "
+                f"--batch_size {nearest}, or --devices {share}."
+            )
 
     @property
     def is_host(self) -> bool:

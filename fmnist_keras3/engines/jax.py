@@ -12,9 +12,11 @@ import numpy as np
 
 from fmnist_keras3.engines.base import Engine, averaged
 from fmnist_keras3.engines.chunk import Batch, Device, StepLogs
+from fmnist_keras3.engines.mesh import Mesh, choose_devices, here
+from fmnist_keras3.engines.processes import Processes
 from fmnist_keras3.engines.step import Phase
 from fmnist_keras3.ground.errors import UserError
-from fmnist_keras3.ground.tree import mapped
+from fmnist_keras3.ground.tree import leaves, mapped, packed
 from fmnist_keras3.layers.keras_private import all_layers
 
 _OF_TENSORFLOW = (
@@ -68,25 +70,41 @@ class JaxEngine(Engine):
         lr = self.optimizer.learning_rate
         self._lr = next((i for i, v in enumerate(self.optimizer.variables) if v is lr), None)
         # Donation lets XLA update the state in place; the arrays passed in are gone afterwards.
-        self._train = self.jit(self._train_chunk, donate_argnums=0)
-        self._infer = self.jit(self._infer_chunk, donate_argnums=1, static_argnums=5)
+        self._train = self.jit(self._train_chunk, True, donate_argnums=0)
+        self._infer = self.jit(self._infer_chunk, True, donate_argnums=1, static_argnums=5)
         self.read_model()
 
     def find_device(self):
-        device = jax.devices()[0]
-        kind = device.platform
-        return Device(kind, "CPU" if kind == "cpu" else device.device_kind)
+        if jax.process_count() > 1:
+            self.world = Processes()
+        devices = choose_devices(self._devices_asked)
+        self._mesh = Mesh(devices) if len(devices) > 1 else None
+        kind = devices[0].platform
+        name = "CPU" if kind == "cpu" else devices[0].device_kind
+        return Device(kind, name, count=len(devices))
 
-    def jit(self, function, **options):
+    def jit(self, function, whole=False, **options):
         # A program's own option works at any time; XLA_FLAGS only before the backend starts.
         flags = {"xla_gpu_deterministic_ops": True} if self.deterministic else None
+        if whole and self._mesh is not None:
+            options["out_shardings"] = self._mesh.whole
         return jax.jit(function, compiler_options=flags, **options)
 
     def trace(self, folder):
         return jax.profiler.trace(str(folder), create_perfetto_trace=True)
 
-    def put(self, array):
-        return jnp.asarray(array)
+    def place(self, tree, batch_axis=None):
+        if self._mesh is None:
+            return mapped(jnp.asarray, tree)
+        return mapped(partial(self._mesh.place, batch_axis=batch_axis), tree)
+
+    def first(self, tree, count):
+        if self._mesh is None:
+            return super().first(tree, count)
+        arrays, key = leaves(tree), ("first", count)
+        if key not in self._programs:
+            self._programs[key] = self._mesh.first(arrays, count)
+        return packed(tree, self._programs[key](arrays))
 
     def train(self, chunk, plan):
         self._ahead = True
@@ -157,7 +175,8 @@ class JaxEngine(Engine):
         for i, gradient in zip(places, found, strict=True):
             gradients[i] = gradient
         if self._lr is not None:
-            optimizer = [*optimizer[: self._lr], batch.rate, *optimizer[self._lr + 1 :]]
+            rate = batch.rate.astype(optimizer[self._lr].dtype)
+            optimizer = [*optimizer[: self._lr], rate, *optimizer[self._lr + 1 :]]
         values = jnp.stack(self.step_values(losses, gradients, scale))
         if len(places) < len(trainable):
             trainable, optimizer = self._apply_in_place(phase, optimizer, found, trainable)
@@ -241,13 +260,14 @@ class JaxEngine(Engine):
         return self._results(self._state.metrics)
 
     def _results(self, values, verb: str = "train") -> dict[str, float]:
+        values = map(self._here, values)
         with keras.StatelessScope(zip(self._of.metrics, values, strict=True)):
             return self.step.results(verb)
 
     def _fresh_metrics(self) -> Arrays:
         with keras.StatelessScope([(v, v.value) for v in self._of.metrics]) as scope:
             self.step.reset()
-            return [jnp.array(value) for value in _read(scope, self._of.metrics)]
+            return [self._copied(value) for value in _read(scope, self._of.metrics)]
 
     def reset_metrics(self):
         self._ahead = True
@@ -255,8 +275,14 @@ class JaxEngine(Engine):
 
     def read_model(self):
         # Copies: the model keeps arrays of its own, which donation cannot take away.
-        self._state = State(*([jnp.array(v.value) for v in group] for group in self._of))
+        self._state = State(*([self._copied(v.value) for v in group] for group in self._of))
         self._ahead = False
+
+    def _copied(self, value: jax.Array) -> jax.Array:
+        return jnp.array(value) if self._mesh is None else self._mesh.place(np.array(value))
+
+    def _here(self, value: jax.Array) -> jax.Array:
+        return value if self._mesh is None else here(value)
 
     def sync_model(self):
         if not self._ahead:
@@ -265,7 +291,7 @@ class JaxEngine(Engine):
             return False  # a program that failed had them for its own
         for group, values in zip(self._of, self._state, strict=True):
             for variable, value in zip(group, values, strict=True):
-                variable.assign(jnp.array(value))
+                variable.assign(jnp.array(self._here(value)))
         self._ahead = False
         return True
 
@@ -274,9 +300,10 @@ class JaxEngine(Engine):
         return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
 
     def peak_memory_mb(self):
-        stats = jax.devices()[0].memory_stats() or {}
-        peak = stats.get("peak_bytes_in_use")
-        return None if peak is None else round(peak / 1e6, 1)
+        count = 1 if self._mesh is None else len(jax.local_devices())
+        stats = [device.memory_stats() or {} for device in jax.local_devices()[:count]]
+        peaks = [peak for s in stats if (peak := s.get("peak_bytes_in_use")) is not None]
+        return round(max(peaks) / 1e6, 1) if peaks else None
 
 
 def _read(scope: keras.StatelessScope, variables: list[keras.Variable]) -> Arrays:

@@ -22,6 +22,7 @@ from fmnist_keras3.engines import MAY_BE_INFINITE
 from fmnist_keras3.engines.base import Engine, averaged
 from fmnist_keras3.engines.chunk import Batch, Device, StepLogs
 from fmnist_keras3.engines.step import Phase
+from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.tree import mapped
 from fmnist_keras3.layers.fast import Dropout
 from fmnist_keras3.layers.keras_private import all_layers
@@ -40,13 +41,20 @@ class TensorFlowEngine(Engine):
         self._infer = self.jit(self._infer_chunk)
 
     def find_device(self):
+        if self._devices_asked not in (None, "auto", 1):
+            raise UserError(
+                f"devices is {self._devices_asked}; on TensorFlow it is 1. tf.distribute cannot "
+                "compile the loop over replicas with XLA, and batch normalisation, dropout and "
+                "metrics would see a replica's part of the batch. Type KERAS_BACKEND=jax fmnist "
+                "..., or leave devices out."
+            )
         if gpus := tf.config.list_physical_devices("GPU"):
             details = tf.config.experimental.get_device_details(gpus[0])
             return Device("gpu", details.get("device_name", "GPU"))
         # On a CPU Keras draws without XLA, whose random numbers are others.
         return Device("cpu", "CPU", "eager" if _draws(self.model) else "xla")
 
-    def jit(self, function):
+    def jit(self, function, whole=False):
         by_xla, without = (_function(function, jit_compile) for jit_compile in (True, False))
 
         def call(*arguments):
@@ -80,8 +88,8 @@ class TensorFlowEngine(Engine):
     def trace(self, folder):
         return tf.profiler.experimental.Profile(str(folder))
 
-    def put(self, array):
-        return tf.constant(array)
+    def place(self, tree, batch_axis=None):
+        return mapped(tf.constant, tree)
 
     def train(self, chunk, plan):
         batches = chunk.batches(plan)

@@ -11,7 +11,6 @@ from fmnist_keras3.ground.errors import UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_ONE = "a training runs in one process on one device"
 _SECOND = "data comes second, a DataModule or arrays: trainer.fit(model, data)"
 _BOTH = "the examples come second, together: trainer.fit(model, (x, y))"
 _PARTS = dict.fromkeys(("dataloaders", "train_dataloaders"), _SECOND)
@@ -57,7 +56,8 @@ OPTIONS = {
     **dict.fromkeys(("s", "randomseed", "randomstate"), "--seed"),
     **dict.fromkeys(("smoothing",), "--label_smoothing"),
     "backend": "the environment: KERAS_BACKEND=jax fmnist train (or tensorflow)",
-    **dict.fromkeys(("device", "devices", "gpu", "gpus", "cpu", "cuda", "accelerator"), _DEVICE),
+    **dict.fromkeys(("device", "gpu", "cpu", "cuda", "accelerator"), _DEVICE),
+    **dict.fromkeys(("gpus", "ndevices", "numdevices"), "--devices"),
     **dict.fromkeys(("q", "quiet", "silent", "v", "verbose", "verbosity"), _PRINTS),
     **dict.fromkeys(("workers", "numworkers", "j"), "nothing: the images stay on the device"),
 }
@@ -82,11 +82,11 @@ ARGUMENTS = {
     "Trainer": {
         "accelerator": "a GPU is used if there is one. For the CPU set JAX_PLATFORMS=cpu (with "
         "TensorFlow CUDA_VISIBLE_DEVICES=-1) before Python starts",
-        "devices": f"{_ONE}. Choose it by CUDA_VISIBLE_DEVICES=1 before Python starts",
-        "strategy": _ONE,
-        "num_nodes": _ONE,
-        "use_distributed_sampler": _ONE,
-        "sync_batchnorm": _ONE,
+        "strategy": "devices=N share each batch, and each holds all weights",
+        "num_nodes": "type `fmnist launch -n N -- train ...`, or call jax.distributed.initialize() "
+        "in each process before Keras is imported",
+        "use_distributed_sampler": "the devices share each batch, whatever the data",
+        "sync_batchnorm": "statistics are always those of the whole batch",
         "benchmark": "the backend looks for its fastest kernels by itself; deterministic=True asks "
         "for those that repeat to the bit",
         "inference_mode": "validate, test and predict compute no gradients",

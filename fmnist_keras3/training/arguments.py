@@ -53,6 +53,19 @@ def seconds(value: str | float | timedelta | dict[str, float]) -> float:
     return found
 
 
+def devices(value: str | int | None) -> int | str | None:
+    """Return how many devices are asked for, or "auto"; raises UserError for anything else."""
+    if value in (None, "auto"):
+        return value
+    text = str(value)
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(
+            f"devices is {value!r}; it must be a number, at least 1, or auto for all there are. "
+            "Type --devices 2"
+        )
+    return int(text)
+
+
 def batches(value: Amount | None, total: int) -> int:
     """Return how many of ``total`` batches ``value`` means; a fraction is at least one."""
     if value is None:

@@ -49,6 +49,7 @@ class Evaluator:
     limit_test_batches: Amount | None
     label_smoothing: float
     deterministic: bool | str | None
+    devices: int | str | None
     accumulate_grad_batches: int
     gradient_clip_val: float | None
     gradient_clip_algorithm: str
@@ -179,6 +180,7 @@ class Evaluator:
         check_inputs(model, examples.x)
         size = min(PREDICT_BATCH, len(examples))
         with self._engine_of(model, "predict", examples, size) as engine:
+            size = -(-size // engine.device.count) * engine.device.count
             _, outputs = self._evaluate(engine, examples, size, ckpt_path, "predict")
             if views is not None:
                 outputs = self._over_views(views, engine, examples, size, outputs)
@@ -250,6 +252,7 @@ class Evaluator:
         return {
             "label_smoothing": self.label_smoothing,
             "deterministic": self.deterministic,
+            "devices": self.devices,
             "averaging": "averages" in required,
             "accumulation": self.accumulate_grad_batches > 1,
             "gradient_norms": "gradient norms" in required,

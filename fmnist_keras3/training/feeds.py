@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from fmnist_keras3.data.augment import Augmentation, augmented, is_mixing, partners
+from fmnist_keras3.data.augment import Augmentation, augmented, is_mixing, ops, partners
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.data.plan import EpochPlan, name_in_view
 from fmnist_keras3.data.source import read
@@ -67,8 +67,9 @@ class Feed(ABC):
                 f"{self._mixing[0]} out of augment."
             )
         if augment:
-            key = (augment, split.views)
-            self._augment = engine.program(key, partial(_augment, dict(augment), split.views))
+            apart = engine.device.count > 1
+            function = partial(_augment, dict(augment), split.views, apart)
+            self._augment = engine.program((augment, split.views), function)
         self._plan: EpochPlan
 
     @abstractmethod
@@ -93,7 +94,8 @@ class Feed(ABC):
         self.open(plan)
         done = 0
         while done < plan.steps and not stop():
-            count, started = pace.steps(self.ends_at(plan, done) - done), time.perf_counter()
+            wanted, started = pace.steps(self.ends_at(plan, done) - done), time.perf_counter()
+            count = self.engine.world.agree(wanted)
             yield self.take(count)
             pace.measured(count, time.perf_counter() - started)
             done += count
@@ -121,23 +123,42 @@ class Feed(ABC):
         valid, mix = self._pad(self._plan.valid[steps]), None
         if self._augment is not None:
             draws = {name: self._pad(d[steps]) for name, d in self._plan.draws.items()}
-            on_device = {name: self.engine.put(d) for name, d in draws.items()}
+            on_device = self.engine.place(draws, batch_axis=1)
             x, partner = self._augment(x, y if self._mixing else None, on_device)
             if self._mixing is not None:
                 name, mixing = self._mixing
                 share = mixing.share(draws[name], *self.split.image_shape[:2])
-                mix = partner, self.engine.put(share)
+                mix = partner, self.engine.place(share, batch_axis=1)
         if not self._fills and self._plan.is_partial(steps):
-            x, y, weight, mix = mapped(lambda a: a[:1, : valid[0]], (x, y, weight, mix))
+            x, y, weight, mix = self.engine.first((x, y, weight, mix), int(valid[0]))
             valid = valid[:1]
         return Chunk(x, y, valid, steps.stop - steps.start, weight, mix)
 
 
 def _augment(
-    augment: dict[str, Augmentation], views: int, x: Any, y: Any, draws: dict[str, Any]
+    augment: dict[str, Augmentation],
+    views: int,
+    apart: bool,
+    x: Any,
+    y: Any,
+    draws: dict[str, Any],
 ) -> tuple[Any, Any]:
+    """Return the images of each view, and the labels that are mixed in.
+
+    The batches of a chunk are augmented in one go, or ``apart``, so that examples stay on the
+    device that has them; to the same bits, because augmentation counts in whole numbers.
+    """
+
     def seen(view: int) -> Any:
-        return augmented(augment, x, {name: draws[name_in_view(name, view)] for name in augment})
+        drawn = {name: draws[name_in_view(name, view)] for name in augment}
+        if not apart:
+            return augmented(augment, x, drawn)
+
+        def one(batch: Any) -> Any:
+            image, numbers = mapped(lambda array: array[None], batch)
+            return augmented(augment, image, numbers)[0]
+
+        return ops.vectorized_map(one, (x, drawn))
 
     return seen(0) if views == 1 else tuple(map(seen, range(views))), mapped(partners, y)
 
@@ -150,7 +171,7 @@ class ResidentFeed(Feed):
     def __init__(self, split: Split, engine: Engine, augment=(), **options: Any) -> None:
         super().__init__(split.read(), engine, augment, **options)
         if not engine.device.is_host:
-            self._arrays = mapped(engine.put, self._arrays)
+            self._arrays = engine.place(self._arrays)
             self._gather = engine.program("gather", _gather)
 
     def open(self, plan, start=0):
@@ -159,11 +180,11 @@ class ResidentFeed(Feed):
     def take(self, count):
         steps = slice(self._at, self._at + count)
         self._at += count
-        indices, put = self._plan.indices[steps], self.engine.put
+        indices, place = self._plan.indices[steps], partial(self.engine.place, batch_axis=1)
         if self.engine.device.is_host:
-            rows = mapped(lambda array: put(self._rows(array, indices)), self._arrays)
+            rows = mapped(lambda array: place(self._rows(array, indices)), self._arrays)
         else:
-            rows = self._gather(self._arrays, put(self._pad(indices)))
+            rows = self._gather(self._arrays, place(self._pad(indices)))
         return self._chunk(rows, steps)
 
     def _rows(self, array: np.ndarray, indices: np.ndarray) -> np.ndarray:
@@ -242,7 +263,8 @@ class StreamFeed(Feed):
             check_split(self.engine.model, Split(*packed(self._arrays, seen)), name)
         for row in rows:
             row[count:] = 0
-        return self._chunk(packed(self._arrays, [self.engine.put(row) for row in rows]), steps)
+        rows = self.engine.place(rows, batch_axis=1)
+        return self._chunk(packed(self._arrays, rows), steps)
 
     def _next_group(self) -> tuple[np.ndarray, ...]:
         try:

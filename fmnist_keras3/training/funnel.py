@@ -54,7 +54,7 @@ def run_fit(fit: Fit, found: Checkpoint | None) -> FitResult:
     finally:
         fit.feed.close()
     fit.loggers.finalize(status)
-    if fit.signals.received == signals.CHECKPOINT:
+    if fit.signals.received == signals.CHECKPOINT and fit.engine.world.rank == 0:
         signals.requeue()
     profile = fit.profiler.results() if fit.profiles else None
     if profile is not None:
@@ -95,6 +95,7 @@ def _train(fit: Fit, peak: float) -> None:
                 if fit.on_nonfinite == "stop":
                     raise
                 roll_back(failure)
+        fit.signals.agree()  # one may have come after the last step
         with fit.profiler.section("checkpoint"):
             fit.keeper.save_last(fit)  # to go on from, so before the optimizer's last word
         if not fit.signals.received:
@@ -169,6 +170,7 @@ def _describe(fit: Fit) -> dict[str, Any]:
     return {
         "backend": keras.backend.backend(),
         "device": fit.engine.device.name,
+        "devices": fit.engine.device.count,
         "deterministic": promised,
         "deterministic_because": why,
         "precision": fit.precision,

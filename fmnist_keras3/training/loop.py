@@ -30,6 +30,7 @@ def train(fit: Fit) -> None:
         fit.epoch_complete = False
         fit.notify("on_train_epoch_start")
         while True:
+            fit.signals.agree()
             fit.epoch_complete = fit.position.step_in_epoch == plan.steps
             if validation_due(fit, ending := stopping(fit) or fit.epoch_complete):
                 validate(fit, evaluation_pace, log=not ending)
@@ -39,7 +40,8 @@ def train(fit: Fit) -> None:
                 fit.feed.take(1)
                 fit.position.skip()
             else:
-                train_chunk(fit, plan, pace.steps(steps_to_boundary(fit, plan)), pace)
+                count = fit.engine.world.agree(pace.steps(steps_to_boundary(fit, plan)))
+                train_chunk(fit, plan, count, pace)
         if not fit.signals.received:
             end_epoch(fit)
 
@@ -98,7 +100,11 @@ def validate(fit: Fit, pace: Pace, log: bool) -> None:
     assert feed is not None
     fit.notify("on_validation_start")
     with fit.profiler.section("validation"):
-        stop = lambda: fit.signals.received is not None  # noqa: E731
+
+        def stop() -> bool:
+            fit.signals.agree()
+            return fit.signals.received is not None
+
         measure = partial(evaluate, fit.engine, feed, fit.data.batch_size, pace, stop)
         values = measure()[0]
         if fit.averaging is not None and fit.averaging.began(fit.view) and not stop():

@@ -72,10 +72,10 @@ def make_fit(
         ),
         run=run,
         keeper=Keeper(run.checkpoints, enabled=saves),
-        callbacks=_callbacks(trainer, session, saves),
+        callbacks=_callbacks(trainer, session, saves, writes=engine.world.rank == 0),
         jsonl=JSONLLogger(run.path),
         loggers=trainer.loggers,
-        signals=StopSignals(),
+        signals=StopSignals(engine.world),
         averaging=trainer._filling("averaging"),
         seed=trainer.seed,
         max_epochs=epochs,
@@ -121,7 +121,7 @@ def _schedule(
     return make_schedule(name, engine.learning_rate(), total, warmup)
 
 
-def _callbacks(trainer: Trainer, session: Session, saves: bool) -> list[Callback]:
+def _callbacks(trainer: Trainer, session: Session, saves: bool, writes: bool) -> list[Callback]:
     """Return the given callbacks and those that the Trainer brings, in the order of hooks."""
     callbacks = [leaf("summary")(), *trainer.callbacks]
     if isinstance(session.model, Module):
@@ -132,8 +132,8 @@ def _callbacks(trainer: Trainer, session: Session, saves: bool) -> list[Callback
         callbacks.append(leaf("timer")(trainer.max_time))
     wanted = {
         "checkpoints": saves,
-        "progress bar": trainer.enable_progress_bar,
-        "model summary": trainer.enable_model_summary and screen.on_screen(),
+        "progress bar": trainer.enable_progress_bar and writes,
+        "model summary": trainer.enable_model_summary and writes and screen.on_screen(),
     }
     for role, wants in wanted.items():
         if wants and trainer._filling(role) is None:

@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+from fmnist_keras3.engines.world import World
 from fmnist_keras3.ground.errors import Interrupted
 
 STOPS = ("SIGINT", "SIGTERM")
 CHECKPOINT = "SIGUSR1"  # what SLURM sends before a time limit: sbatch --signal=SIGUSR1@90
+ORDER = (None, CHECKPOINT, *STOPS)  # of many processes the one that heard the last of these decides
 
 
 class StopSignals:
@@ -26,12 +28,16 @@ class StopSignals:
     result, when the old state is gone already; so the loop looks at the flag between chunks. A
     second signal raises Interrupted all the same, after which nothing is saved; a third one ends
     the process. SIGUSR1 sets ``checkpoint_asked``; in a SLURM job it is a stop, too, see `requeue`.
-    Handlers are installed in the main thread only, and put back afterwards.
+    Handlers are installed in the main thread only, and put back afterwards. Of many processes of a
+    ``world`` each may get a signal, which holds for all from the next `agree` on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, world: World | None = None) -> None:
         self.received: str | None = None
         self.checkpoint_asked = False
+        self._world = world if world is not None and world.size > 1 else None
+        self._heard: str | None = None  # here; by one of many processes, not yet agreed upon
+        self._checkpoint_heard = False
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopSignals:
@@ -49,14 +55,28 @@ class StopSignals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if name == CHECKPOINT:
-            self.checkpoint_asked = True
+            self._checkpoint_heard = True
             if "SLURM_JOB_ID" in os.environ:
-                self.received = self.received or name
-        elif self.received in STOPS:
+                self._heard = self._heard or name
+        elif self._heard in STOPS:
             signal.signal(number, signal.SIG_DFL)
             raise Interrupted(name)
         else:
-            self.received = name
+            self._heard = name
+        if self._world is None:
+            self._take(ORDER.index(self._heard), self._checkpoint_heard)
+
+    def agree(self) -> None:
+        """Let what one of many processes heard hold for all; called by all, between two chunks."""
+        if self._world is not None:
+            heard = ORDER.index(self._heard), int(self._checkpoint_heard)
+            stop, asked = self._world.highest(*heard)
+            self._take(stop, bool(asked))
+
+    def _take(self, stop: int, checkpoint_asked: bool) -> None:
+        self.received = ORDER[stop] if self.received is None or stop else self.received
+        if checkpoint_asked:
+            self.checkpoint_asked, self._checkpoint_heard = True, False
 
 
 def requeue() -> None:

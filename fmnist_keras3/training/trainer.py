@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import shutil
 import tempfile
 from collections.abc import Sequence
 from datetime import timedelta
@@ -24,7 +25,7 @@ from fmnist_keras3.ground.leaves import leaf
 from fmnist_keras3.ground.lightning import explained
 from fmnist_keras3.runs import rundir
 from fmnist_keras3.runs.result import FitResult
-from fmnist_keras3.training import resume
+from fmnist_keras3.training import arguments, resume
 from fmnist_keras3.training.arguments import (
     Amount,
     check,
@@ -82,6 +83,8 @@ class Trainer(Evaluator):
       "16-mixed" with loss scaling; None: as the model is
     - ``deterministic``: programs that give the same bits each time, on a GPU too; warn: or say if
       there are none (one of True, warn, False); with TensorFlow for the whole process
+    - ``devices``: devices that share each batch: a number, or auto for all; with JAX; or what your
+      keras.distribution says
     Length:
     - ``max_epochs``: epochs to train (at least 1); 10, or what ``max_steps`` takes; -1: no limit
     - ``min_epochs``: epochs before which nothing stops early (at least 0)
@@ -153,6 +156,7 @@ class Trainer(Evaluator):
         enable_checkpointing: bool = True,
         pipeline: str = "auto",
         deterministic: bool | str | None = None,
+        devices: int | str | None = None,
         on_nonfinite: str = "stop",
         seed: int = 0,
         callbacks: OneOrMore[Callback | keras.callbacks.Callback] | None = None,
@@ -196,7 +200,7 @@ class Trainer(Evaluator):
         self.limit_train_batches, self.limit_val_batches = limit_train_batches, limit_val_batches
         self.pipeline, self.on_nonfinite, self.seed = pipeline, on_nonfinite, seed
         self.last_batch = last_batch
-        self.deterministic = deterministic
+        self.deterministic, self.devices = deterministic, arguments.devices(devices)
         self.callbacks = callbacks
         if sum(callback.role == "averaging" for callback in self.callbacks) > 1:
             raise UserError("There are two callbacks that average the weights. Give one.")
@@ -264,15 +268,20 @@ class Trainer(Evaluator):
             around = self.on_nonfinite == "rollback"
             check_examples(model, data, goes_around=around)
             engine = self._engine_for(session, data.train, data.batch_size)
+            engine.device.check_batch(data.batch_size)
             config = describe(self, model, data) if config is None else config
             config |= {} if hparams is None else {"hparams": check_hparams(hparams)}
             which = None
+            writes = engine.world.rank == 0
             if ckpt_path is not None:
                 path, which = rundir.locate(ckpt_path, self.run_dir)
-            elif leaves_files:
+            elif leaves_files and writes:
                 path = self._new_path(model, data)
             else:
                 path = Path(folders.enter_context(tempfile.TemporaryDirectory())) / "run"
+            if leaves_files and not writes:
+                path = self._copy(None if ckpt_path is None else path)
+            engine.world.barrier()  # nothing is written before every copy is made
             resumed = which is not None or (ckpt_path == "auto" and rundir.has_run(path))
             if leaves_files:
                 self._last_run = path
@@ -334,6 +343,19 @@ class Trainer(Evaluator):
         synthetic = data.describe()["name"] == "synthetic"
         backend = keras.backend.backend()
         return rundir.new_run_path(self.default_root_dir, model.name, backend, synthetic)
+
+    def _copy(self, run: Path | None) -> Path:
+        """Return a copy of ``run``, if any, that is this process's own as long as it lives.
+
+        Of many processes the first writes the run. The others do the same in such a folder, so
+        that all take the same way.
+        """
+        self.loggers = Loggers([])
+        self._own = tempfile.TemporaryDirectory(prefix="fmnist-")
+        path = Path(self._own.name) / "run"
+        if run is not None and run.exists():
+            shutil.copytree(run, path, ignore=shutil.ignore_patterns(".lock", rundir.PLOTS))
+        return path
 
     def _filling(self, role: str) -> Any:
         """Return the first of the given callbacks with this role, or None."""

@@ -53,7 +53,7 @@ def batches(tiny_data):
 def chunk_of(engine, batches, start=0, count=STEPS, valid=BATCH):
     """The batches from ``start`` on, filled up to the engine's chunk."""
     at = np.arange(start, start + engine.chunk_steps) % STEPS
-    x, y = (engine.put(np.ascontiguousarray(part[at])) for part in batches)
+    x, y = (engine.place(np.ascontiguousarray(part[at])) for part in batches)
     return Chunk(x, y, np.full(engine.chunk_steps, valid, np.int32), count)
 
 
@@ -326,7 +326,7 @@ def test_label_smoothing_is_that_of_keras(batches, column, weighted):
     weight = np.random.default_rng(0).random((STEPS, BATCH)).astype(np.float32)
     chunk = chunk_of(engine, batches, count=3, valid=5)
     y, w = (a[:3, :, None] if column else a[:3] for a in (batches[1], weight))
-    chunk = replace(chunk, y=engine.put(y), weight=engine.put(w) if weighted else None)
+    chunk = replace(chunk, y=engine.place(y), weight=engine.place(w) if weighted else None)
     logs = engine.train(chunk, rates(engine))
     for x, y, w in zip(*(part[:3, :5] for part in (*batches, weight)), strict=True):
         model.train_on_batch(x, np.eye(10, dtype=np.float32)[y], w if weighted else None)
@@ -349,8 +349,8 @@ def test_mixed_labels_are_those_of_keras(batches, smoothing, valid, weighted):
     engine = make_engine(build(l2=1e-2), chunk_steps=3, label_smoothing=smoothing)
     mixed = replace(
         chunk_of(engine, batches, count=3, valid=valid),
-        mix=(engine.put(other[:3]), engine.put(share[:3])),
-        weight=None if weight is None else engine.put(weight[:3]),
+        mix=(engine.place(other[:3]), engine.place(share[:3])),
+        weight=None if weight is None else engine.place(weight[:3]),
     )
     logs = engine.train(mixed, rates(engine))
     model = build(

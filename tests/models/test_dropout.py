@@ -20,7 +20,7 @@ def masks():
         return layer(x, training=True), layer(x, training=True), layer(x, training=False)
 
     with traced_for_xla_cpu():
-        return [np.asarray(y) for y in engine.jit(twice)(engine.put(np.ones(SHAPE, np.float32)))]
+        return [np.asarray(y) for y in engine.jit(twice)(engine.place(np.ones(SHAPE, np.float32)))]
 
 
 def test_the_share_that_is_kept_and_its_scale(masks):
@@ -44,7 +44,7 @@ def test_seeds_differ_and_the_file_names_the_plain_layer():
     config = keras.saving.serialize_keras_object(layer)
     assert (config["module"], config["class_name"]) == ("keras.layers", "Dropout")
     engine = make_engine(build_model("lenet"))
-    ones = engine.put(np.ones((64, 64), np.float32))
+    ones = engine.place(np.ones((64, 64), np.float32))
 
     def mask(seed):
         layer = Dropout(0.5, seed=seed)

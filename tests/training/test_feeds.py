@@ -19,6 +19,7 @@ from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.data.plan import epoch_plan, evaluation_plan
 from fmnist_keras3.engines import make_engine
 from fmnist_keras3.engines.chunk import Device
+from fmnist_keras3.engines.world import World
 from fmnist_keras3.training.feeds import ResidentFeed, StreamFeed
 
 CHUNK, BATCH, EXAMPLES = 3, 8, 50  # 7 steps, the last with 2 examples
@@ -75,10 +76,13 @@ class HostEngine:
     """An engine as far as a feed needs one: arrays stay where they are."""
 
     device = Device("cpu", "a processor")
-    step = SimpleNamespace(fills_evaluation=True)
+    step, world = SimpleNamespace(fills_evaluation=True), World()
 
     def __init__(self, chunk_steps):
-        self.chunk_steps, self.put = chunk_steps, np.asarray
+        self.chunk_steps = chunk_steps
+
+    def place(self, tree, batch_axis=None):
+        return tree
 
 
 @settings(deadline=None)

@@ -1,0 +1,325 @@
+"""Several devices share each batch: the run is the one of a single device, to rounding."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fmnist_keras3.ground.errors import UserError
+
+STEPS, BATCH, EXAMPLES = 6, 8, 46  # the last batch has 6 examples, which 4 devices cannot share
+
+
+def examples(count=EXAMPLES, seed=0):
+    rng = np.random.default_rng(seed)
+    y = np.arange(count, dtype=np.int32) % 3
+    x = rng.integers(0, 100, (count, 12, 12, 1), dtype=np.uint8)
+    for image, label in zip(x, y, strict=True):
+        image[4 * label : 4 * label + 3] += 120
+    return x, y
+
+
+def small_model(kind):
+    """Build "plain", whose short last batch is filled up, or "normalized", or a "module"."""
+    import keras
+
+    from fmnist_keras3 import Module
+    from fmnist_keras3.layers.initial import draw_weights
+
+    class Own(Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net, self.loss = net, keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+        def call(self, x, training=False):
+            return self.net(x, training=training)
+
+        def training_step(self, batch):
+            loss = self.loss(batch.y, self(batch.x, training=True))
+            self.log("loss", loss)
+            return loss
+
+        def validation_step(self, batch):
+            self.log("loss", self.loss(batch.y, self(batch.x)))
+
+        def configure_optimizers(self):
+            return keras.optimizers.Adam(3e-3)
+
+    from fmnist_keras3.layers.fast import BatchNormalization, Conv2D, Dropout, MaxPooling2D
+
+    parts = [
+        keras.Input((12, 12, 1)),
+        keras.layers.Rescaling(1 / 255),
+        Conv2D(4, 3, use_bias=False),
+        *[BatchNormalization()] * (kind == "normalized"),
+        keras.layers.Activation("tanh"),  # without corners, at which rounding would decide
+        MaxPooling2D(2),
+        keras.layers.Flatten(),
+        Dropout(0.2, seed=1),
+        keras.layers.Dense(3, kernel_regularizer="l2"),
+    ]
+    model = keras.Sequential(parts, name=kind)
+    draw_weights(model, 0)
+    if kind == "module":
+        return Own(model)
+    model.compile(
+        keras.optimizers.AdamW(3e-3, weight_decay=0.01),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    return model
+
+
+def trained(kind, devices, folder=None, ckpt_path=None, **options):
+    """Train; return the losses of all steps, validation, test, prediction, and what it ran on."""
+    from fmnist_keras3 import ArrayData, EMAWeightAveraging, Trainer
+
+    with tempfile.TemporaryDirectory() as temporary:
+        augment = options.pop("augment", "crop:1,rotate,mixup:0.4" if kind != "module" else "crop")
+        average = options.pop("ema", kind != "module")
+        run = Path(folder or f"{temporary}/run")
+        trainer = Trainer(
+            2,
+            devices=devices,
+            run_dir=run,
+            log_every_n_steps=1,
+            enable_progress_bar=False,
+            callbacks=[EMAWeightAveraging(0.8)] * average,
+            **options,
+        )
+        model = small_model(kind)
+        data = ArrayData(*examples(), validation=examples(21, 1), batch_size=BATCH, augment=augment)
+        result = trainer.fit(model, data, ckpt_path=ckpt_path)
+        records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        numbers = [record["loss"] for record in records]
+        numbers += [r["accuracy"] for r in records if "accuracy" in r]
+        if kind != "module":
+            tested = trainer.test(model, examples(13, 2))
+            numbers += [tested["loss"], tested["accuracy"]]
+        numbers += np.ravel(trainer.predict(model, examples(5, 3)[0])).tolist()
+        numbers += np.concatenate([np.ravel(w) for w in model.get_weights()]).tolist()
+        summary = result.summary
+        assert ("images_per_second_per_device" in summary) == (summary["devices"] > 1)
+        return numbers, summary["devices"]
+
+
+CASES = {
+    "filled": ("plain", {"gradient_clip_val": 0.5, "label_smoothing": 0.1}),
+    "true size": ("normalized", {"accumulate_grad_batches": 2}),
+    "streamed": ("normalized", {"pipeline": "stream", "augment": "none", "ema": False}),
+    "module": ("module", {}),
+}
+
+
+def test_a_run_on_several_devices_is_that_of_one(on_four_devices):
+    check_like_one(on_four_devices, "true size", (4,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_any_run_on_several_devices_is_that_of_one(on_four_devices, case):
+    check_like_one(on_four_devices, case, (2, 4))
+
+
+def check_like_one(on_four_devices, case, numbers):
+    kind, options = CASES[case]
+    alone, count = on_four_devices(several, kind, 1, options)
+    assert count == 1
+    for devices in numbers:
+        shared, count = on_four_devices(several, kind, devices, options)
+        assert count == devices
+        np.testing.assert_allclose(shared, alone, rtol=1e-5, atol=1e-6)
+
+
+def several(kind, devices, options):
+    return trained(kind, devices, **options)
+
+
+@pytest.mark.slow
+def test_in_bf16_it_is_that_of_one_to_its_precision(on_four_devices):
+    options = {"precision": "bf16-mixed", "ema": False, "max_steps": 4}
+    alone, _ = on_four_devices(several, "plain", 1, options)
+    shared, _ = on_four_devices(several, "plain", 2, options)
+    np.testing.assert_allclose(shared[:4], alone[:4], rtol=2e-2)
+
+
+def parts_of_a_chunk():
+    """Return how many rows of a batch lie on each device, and where the state and results do."""
+    from fmnist_keras3.data.augment import parse_augment
+    from fmnist_keras3.data.dataset import Split
+    from fmnist_keras3.data.plan import epoch_plan
+    from fmnist_keras3.engines import make_engine
+    from fmnist_keras3.training.feeds import ResidentFeed
+
+    split = Split(*examples())
+    augment = parse_augment("crop:1,cutmix")
+    engine = make_engine(
+        small_model("plain"), example=split.take(slice(1)), chunk_steps=3, devices=4
+    )
+    feed = ResidentFeed(split, engine, augment, training=True)
+    shape = split.image_shape
+    plan = epoch_plan(
+        0, 0, examples=len(split), batch_size=BATCH, image_shape=shape, augment=augment
+    )
+    feed.open(plan)
+    chunk = feed.take(3)
+    arrays = [chunk.x, chunk.y, *chunk.mix]
+    rows = [[part.data.shape[1] for part in array.addressable_shards] for array in arrays]
+    whole = [value.is_fully_replicated for values in engine._state for value in values]
+    return rows, whole
+
+
+def test_each_device_has_its_part_of_each_batch_and_all_weights(on_four_devices):
+    rows, whole = on_four_devices(parts_of_a_chunk)
+    assert rows == [[BATCH // 4] * 4] * 4
+    assert all(whole)
+
+
+def stopped_and_resumed(before, after):
+    """Train three steps on some devices and the rest on others; return what `trained` does."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = f"{folder}/run"
+        trained("plain", before, run, max_steps=3)
+        return trained("plain", after, run, ckpt_path="last")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_devices(on_four_devices):
+    straight, _ = on_four_devices(several, "plain", 1, {})
+    for before, after in ((4, 1), (1, 2)):
+        resumed, count = on_four_devices(stopped_and_resumed, before, after)
+        assert count == after
+        weights = slice(-150, None)  # the records of a run that was stopped amid an epoch are more
+        np.testing.assert_allclose(resumed[weights], straight[weights], rtol=1e-5, atol=1e-6)
+
+
+def refused(options, batch_size, distribution):
+    """Return the message of a refusal, and whether anything was left behind."""
+    import keras
+
+    from fmnist_keras3 import ArrayData, Trainer
+    from fmnist_keras3.engines import make_engine
+
+    if distribution:
+        keras.distribution.set_distribution(_distribution(distribution))
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = Trainer(1, run_dir=f"{folder}/run", enable_progress_bar=False, **options)
+            model = small_model("plain")
+            try:
+                if options.get("devices", "auto") == "auto":  # nothing to refuse but distributions
+                    return f"{make_engine(model, **options).device.count} devices", False
+                trainer.fit(model, ArrayData(*examples(), batch_size=batch_size))
+            except UserError as error:
+                return str(error), Path(f"{folder}/run").exists()
+            return "trained", False
+    finally:
+        keras.distribution.set_distribution(None)
+
+
+def _distribution(kind):
+    import keras
+
+    if kind == "data":
+        return keras.distribution.DataParallel(devices=["cpu:0", "cpu:1"])
+    mesh = keras.distribution.DeviceMesh((2, 2), ["batch", "model"])
+    layout = keras.distribution.LayoutMap(mesh)
+    return keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch")
+
+
+@pytest.mark.parametrize(
+    ("options", "batch_size", "distribution", "words"),
+    [
+        ({"devices": 4}, 10, None, "batch_size is 10, which 4 devices cannot share equally. Type "
+         "--batch_size 8, or --devices 2."),
+        ({"devices": 4}, 3, None, "--batch_size 4, or --devices 3."),
+        ({"devices": 5}, 10, None, "devices is 5, but JAX sees 4 (cpu) here."),
+        ({"devices": "auto"}, 12, None, "4 devices"),
+        ({}, 10, "data", "2 devices"),
+        ({"devices": 4}, 12, "data", "keras.distribution was set to 2 devices"),
+        ({}, 12, "model", "keras.distribution is a ModelParallel, which may split the weights"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_shared_is_refused_and_a_distribution_is_heeded(
+    on_four_devices, options, batch_size, distribution, words
+):
+    message, left = on_four_devices(refused, options, batch_size, distribution)
+    assert words in message
+    assert not left
+
+
+@pytest.mark.parametrize("value", [0, -1, "all", 1.5, "2,3"])
+def test_devices_are_a_number_or_auto(value):
+    from fmnist_keras3 import Trainer
+
+    with pytest.raises(UserError, match=r"devices is .* it must be a number, at least 1, or auto"):
+        Trainer(devices=value)
+
+
+def test_tensorflow_trains_on_one_device(backend):
+    if backend == "jax":
+        pytest.skip("of TensorFlow")
+    message, left = refused({"devices": 2}, 12, None)
+    assert "on TensorFlow it is 1" in message
+    assert not left
+
+
+# Every family, over 100 steps in float64, where rounding decides at fewer corners. `resnet` and
+# `wrn` are compared over the first steps: there any difference grows threefold a step, on one
+# device too (docs/traps.md).
+
+FAMILIES = {
+    "lenet": ("lenet", 100),
+    "baseline": ("baseline", 100),
+    "cnn": ("cnn", 100),
+    "airnet": ("airnet:widths=8-16,dirac=0", 100),
+    "resnet": ("resnet:depth=8", 5),
+    "wrn": ("wrn:depth=10,width=1", 5),
+}
+
+
+def in_float64(name, steps, devices):
+    """Return the losses of so many steps, all augmentation on, computed in 64 bits."""
+    import jax
+    import keras
+
+    from fmnist_keras3 import ArrayData, EMAWeightAveraging, Trainer, build_model
+
+    jax.config.update("jax_enable_x64", True)
+    keras.config.set_floatx("float64")
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (200, 28, 28, 1), dtype=np.uint8)
+    config = json.dumps(build_model(name, seed=0, dropout=0.2).get_config())
+    model = keras.Model.from_config(json.loads(config.replace('"float32"', '"float64"')))
+    model.set_weights(build_model(name, seed=0, dropout=0.2).get_weights())
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, dtype="float64")
+    model.compile(keras.optimizers.AdamW(1e-3), loss, metrics=["accuracy"])
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            max_steps=steps,
+            devices=devices,
+            run_dir=f"{folder}/run",
+            log_every_n_steps=1,
+            gradient_clip_val=1.0,
+            accumulate_grad_batches=2,
+            enable_progress_bar=False,
+            callbacks=[EMAWeightAveraging(0.9)],
+        )
+        augment = "altflip,crop:1,rotate,brightness,contrast,erase,cutout,mixup:0.2"
+        y = (np.arange(200) % 10).astype(np.int32)
+        trainer.fit(model, ArrayData(x, y, batch_size=8, augment=augment, validation=0.1))
+        lines = Path(folder, "run", "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return [r[k] for r in records for k in ("loss", "averaged_loss", "accuracy") if k in r]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_trains_alike_on_several_devices(on_four_devices, family):
+    name, steps = FAMILIES[family]
+    alone, *shared = (on_four_devices(in_float64, name, steps, n) for n in (1, 2, 4))
+    assert len(alone) > steps
+    for losses in shared:
+        np.testing.assert_allclose(losses, alone, rtol=1e-5)
