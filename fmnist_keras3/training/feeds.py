@@ -325,7 +325,8 @@ class PassingFeed(Feed):
         name = f"streamed (from step {steps.start + 1} of the epoch on)"
         seen = packed(self._arrays, [row[: count * size] for row in flat])
         check_split(self.engine.model, Split(*seen), name)
-        return self._chunk(packed(self._arrays, [self.engine.put(row) for row in rows]), steps)
+        rows = self.engine.place(rows, batch_axis=1)
+        return self._chunk(packed(self._arrays, rows), steps)
 
     def close(self):
         self._batches: Iterator[Any] = iter(())
