@@ -49,6 +49,7 @@ class JaxEngine(Engine):
     """Trains with `jax.jit` and a device loop; the state is a `State` of arrays, donated."""
 
     determinism_by = "each program is compiled with xla_gpu_deterministic_ops"
+    _mesh: Mesh | None = None  # of several devices
 
     def __init__(self, model: keras.Model, **options: Any) -> None:
         for layer in all_layers(model):

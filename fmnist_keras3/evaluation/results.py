@@ -16,7 +16,7 @@ from fmnist_keras3.evaluation import plots
 from fmnist_keras3.evaluation.metrics import Evaluation, as_logits, evaluate_logits
 from fmnist_keras3.evaluation.mistakes import pictures
 from fmnist_keras3.ground.errors import UserError
-from fmnist_keras3.ground.files import atomic, remove, write_errors, write_json
+from fmnist_keras3.ground.files import atomic, write_errors, write_json
 from fmnist_keras3.runs import rundir
 from fmnist_keras3.runs.jsonl import JSONLLogger
 
@@ -43,8 +43,7 @@ def write_test(
     metrics.drop("test")
     metrics.log(record)
     write_json(run / rundir.SUMMARY, summary)
-    for name in rundir.OF_A_TEST:  # not each test writes all of them
-        remove(run / name)
+    rundir.forget_test(run)  # not each test writes all of its files
     evaluation = None
     try:
         evaluation = classified(tested.y, outputs, class_names)
@@ -116,7 +115,7 @@ def read_predictions(run: Path) -> tuple[np.ndarray, np.ndarray] | None:
     Raises ValueError for a damaged file.
     """
     try:
-        with np.load(run / rundir.PREDICTIONS, allow_pickle=False) as file:
+        with np.load(run / rundir.PREDICTIONS) as file:
             labels, logits = file["labels"], file["logits"]
     except FileNotFoundError:
         return None

@@ -149,8 +149,10 @@ def _restore(model: keras.Model, path: Path) -> None:
     """
     model.optimizer.build(model.trainable_variables)
     variables = model.trainable_variables + model.non_trainable_variables
-    several = checkpoints.read_manifest(path)["config"].get("optimizer", {}).get("class")
-    if several == "OptimizerGroup":  # of BackboneFinetuning; a model compiled alone has one
+    optimizer = checkpoints.read_manifest(path)["config"].get("optimizer")  # of a command: a name
+    if (
+        isinstance(optimizer, dict) and optimizer.get("class") == "OptimizerGroup"
+    ):  # of BackboneFinetuning
         _assign(variables, path, ("model/",))
     else:
         _assign(variables + model.optimizer.variables, path, ("model/", "optimizer/"))

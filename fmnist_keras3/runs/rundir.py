@@ -125,8 +125,6 @@ class RunDirectory:
         if self.resumed:
             summary = read_json(self.path / SUMMARY)
             self.summary = without_test(summary) if isinstance(summary, dict) else {}
-            for name in OF_A_TEST:  # of weights that are trained on now
-                remove(self.path / name)
             for name, value in ((SUMMARY, summary), (CONFIG, self._old_config())):
                 # Without a checkpoint they need not be there yet: the run begins again.
                 if not isinstance(value, dict) and checkpoint.saved(self.checkpoints):
@@ -166,7 +164,16 @@ class RunDirectory:
                 model.save(beside)
             finally:
                 model.compiled = compiled
+        if name == MODEL:
+            forget_test(self.path)
         return path
+
+
+def forget_test(run: Path) -> None:
+    """Remove what a test wrote, of weights before."""
+    for path in (run / name for name in OF_A_TEST):
+        if path.is_file():  # what else is there is the user's
+            remove(path)
 
 
 def without_test(summary: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from fmnist_keras3.cli import COMMANDS, main
 from fmnist_keras3.data import idx
 from fmnist_keras3.data.dataset import FASHION_CLASSES, ImageData, Split
 from fmnist_keras3.ground.errors import UserError
-from fmnist_keras3.settings import SETTINGS, TrainConfig
+from fmnist_keras3.settings import PROCESSES, SETTINGS, TrainConfig
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 ROOT = Path(__file__).parents[2]
@@ -277,7 +277,8 @@ def test_a_fast_dev_run_leaves_nothing(folder, inside, capsys):
 
 
 def test_every_default_passes_its_own_checks():
-    assert TrainConfig().to_dict().keys() == SETTINGS.keys() - {"recipe", "run_dir", "resume"}
+    of_one_start = {"recipe", "run_dir", "resume", *PROCESSES}
+    assert TrainConfig().to_dict().keys() == SETTINGS.keys() - of_one_start
     with pytest.raises(UserError, match="keep_top is -2"):
         TrainConfig(keep_top=-2)
 
