@@ -135,6 +135,7 @@ def test_a_study_runs_stores_and_does_nothing_twice(tiny, tmp_path, capsys, monk
     assert (results / "jax-0" / "summary.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 @once
 def test_a_repetition_is_compared_value_by_value(tiny, tmp_path, capsys):
     words = ["study", tiny, "--seeds", "1", "--set", "data=synthetic", "--output", "out"]
@@ -158,6 +159,7 @@ def test_a_repetition_is_compared_value_by_value(tiny, tmp_path, capsys):
     assert "processor: another then, " in said
 
 
+@pytest.mark.slow
 @once
 def test_minutes_stop_within_a_run_which_goes_on(tiny, tmp_path, capsys):
     words = ["study", tiny, "--seeds", "1", "--output", "out"]
