@@ -155,10 +155,8 @@ def test_a_compiled_model_has_its_own_optimizer_again(tmp_path):
 
 @pytest.mark.parametrize(
     ("make", "stops"),
-    [
-        pytest.param(Tuned, (STEPS, STEPS + 2), id="module"),
-        pytest.param(compiled, (STEPS - 2,), id="compiled", marks=pytest.mark.slow),
-    ],
+    [(Tuned, (STEPS, STEPS + 2)), (compiled, (STEPS - 2,))],
+    ids=["module", "compiled"],
 )
 def test_a_resumed_run_is_equal_to_the_bit(tmp_path, make, stops):
     def fit(path, **options):
