@@ -43,6 +43,8 @@ class Summary(Callback):
         rate = round(statistics.median(self._rates), 1) if self._rates else None
         devices = fit.engine.device.count
         each = round(rate / devices, 1) if rate is not None and devices > 1 else None
+        if each is None:
+            fit.run.summary.pop("images_per_second_per_device", None)  # of a run on more devices
         fit.run.update(
             epochs=fit.position.epoch,
             steps=fit.position.step,

@@ -102,7 +102,8 @@ class JaxEngine(Engine):
     def first(self, tree, count):
         if self._mesh is None:
             return super().first(tree, count)
-        arrays, key = leaves(tree), ("first", count)
+        arrays = leaves(tree)
+        key = ("first", count, *(array.shape for array in arrays))
         if key not in self._programs:
             self._programs[key] = self._mesh.first(arrays, count)
         return packed(tree, self._programs[key](arrays))

@@ -29,20 +29,23 @@ def small_model(kind):
     from fmnist_keras3.layers.initial import draw_weights
 
     class Own(Module):
-        def __init__(self, net):
+        def __init__(self):
             super().__init__()
-            self.net, self.loss = net, keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+            self.net = model
+            self.entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
         def call(self, x, training=False):
             return self.net(x, training=training)
 
         def training_step(self, batch):
-            loss = self.loss(batch.y, self(batch.x, training=True))
+            x, y = batch
+            loss = self.entropy(y, self(x, training=True))
             self.log("loss", loss)
             return loss
 
         def validation_step(self, batch):
-            self.log("loss", self.loss(batch.y, self(batch.x)))
+            x, y = batch
+            self.log("loss", self.entropy(y, self(x)))
 
         def configure_optimizers(self):
             return keras.optimizers.Adam(3e-3)
@@ -63,7 +66,7 @@ def small_model(kind):
     model = keras.Sequential(parts, name=kind)
     draw_weights(model, 0)
     if kind == "module":
-        return Own(model)
+        return Own()
     model.compile(
         keras.optimizers.AdamW(3e-3, weight_decay=0.01),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
