@@ -168,8 +168,6 @@ def collect(settings: Settings, work: Path, path: Path, console: Any) -> dict[st
 
 def scaling(words: Sequence[str]) -> int:
     """Measure how cost grows with images and epochs; prints the table and writes the result."""
-    from rich.console import Console
-
     given = vars(parser().parse(words))
     for name in ("contestants", "precisions", "batch_sizes", "limit_train", "peers", "quick"):
         if name in given:
@@ -177,22 +175,34 @@ def scaling(words: Sequence[str]) -> int:
     settings = settings_from({"models": ["lenet"], "epochs": 2 * growth.EARLY, **given})
     path = output_folder(given) / "scaling.json"
     found = growth.measure(settings)
-    rows = growth.table(found)
-    result = {**about(), "settings": dataclasses.asdict(settings), "cells": found}
+    content = {"settings": dataclasses.asdict(settings), "cells": found}
+    return keep(path, "Cost as work grows", growth.COLUMNS, growth.table(found), content)
+
+
+def keep(
+    path: Path,
+    title: str,
+    columns: tuple[str, ...],
+    rows: list[list[str]],
+    content: dict[str, Any],
+    said: Sequence[str] = (),
+) -> int:
+    """Write a result as JSON and Markdown, and print its table; returns 1 if all cells failed."""
+    from rich.console import Console
+
+    result = {**about(), **content}
     path.write_text(json.dumps(result, indent=1) + "\n")
-    path.with_suffix(".md").write_text(
-        "\n".join([*tables.markdown_table(growth.COLUMNS, rows), "", f"`{result['command']}`", ""])
-    )
+    below = [line for text in (*said, f"`{result['command']}`") for line in ("", text)]
+    table = tables.markdown_table(columns, rows)
+    path.with_suffix(".md").write_text("\n".join([*table, *below, ""]))
     Console(width=None if sys.stdout.isatty() else 170).print(
-        tables.rich_table("Cost as work grows", growth.COLUMNS, rows, [str(path)])
+        tables.rich_table(title, columns, rows, [*said, str(path)])
     )
-    return 0 if any("error" not in cell for cell in found) else 1
+    return 0 if any("error" not in cell for cell in result["cells"]) else 1
 
 
 def tuning(words: Sequence[str]) -> int:
     """Measure what a trial costs beside other tuners; prints the table and writes the result."""
-    from rich.console import Console
-
     made = Parser(
         prog="python -m bench tune",
         description="The same random search with `fmnist tune`, KerasTuner, and Optuna and "
@@ -216,23 +226,15 @@ def tuning(words: Sequence[str]) -> int:
     defaults = {"models": ["lenet"], "epochs": 2, "rounds": 1, "limit_train": 0, "timeout": 3600}
     settings = settings_from({**defaults, **given})
     path = output_folder(given) / "tuners.json"
-    console = Console(width=None if sys.stdout.isatty() else 170)
-    found = tuners.measure(settings, trials, lambda cell: console.print(tuners.told(cell)))
+    found = tuners.measure(settings, trials, lambda cell: print(tuners.line(cell), flush=True))
     synthetic = settings.data == "synthetic"
-    result = {**about(), "settings": dataclasses.asdict(settings), "trials": trials}
-    result |= {"synthetic": synthetic, "cells": found}
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    rows, said = tuners.table(found), [tables.SYNTHETIC] * synthetic + tuners.costs(found)
-    lines = [*tables.markdown_table(tuners.COLUMNS, rows), "", *said, "", f"`{result['command']}`"]
-    path.with_suffix(".md").write_text("\n".join([*lines, ""]))
-    console.print(tables.rich_table("Tuning", tuners.COLUMNS, rows, [*said, str(path)]))
-    return 0 if any("error" not in cell for cell in found) else 1
+    content = {"settings": dataclasses.asdict(settings), "synthetic": synthetic, "cells": found}
+    said = [tables.SYNTHETIC] * synthetic + tuners.costs(found)
+    return keep(path, "Tuning", tuners.COLUMNS, tuners.table(found), content, said)
 
 
 def devices(words: Sequence[str]) -> int:
     """Measure how speed grows with devices; prints the table and writes the result."""
-    from rich.console import Console
-
     made = Parser(
         prog="python -m bench devices",
         description="Measure training speed on 1, 2, 4 ... devices with JAX: one batch that they "
@@ -250,16 +252,9 @@ def devices(words: Sequence[str]) -> int:
     found = sharing.measure(
         *(given[name] for name in ("models", "counts", "batch_size", "epochs", "rounds"))
     )
-    rows = sharing.table(found)
-    result = {**about(), "settings": {k: v for k, v in given.items() if k != "output"}}
-    path.write_text(json.dumps({**result, "cells": found}, indent=1) + "\n")
-    path.with_suffix(".md").write_text(
-        "\n".join([*tables.markdown_table(sharing.COLUMNS, rows), "", f"`{result['command']}`", ""])
-    )
-    Console(width=None if sys.stdout.isatty() else 120).print(
-        tables.rich_table("Speed as devices are added", sharing.COLUMNS, rows, [str(path)])
-    )
-    return 0 if any("error" not in cell for cell in found) else 1
+    settings = {name: value for name, value in given.items() if name != "output"}
+    content, rows = {"settings": settings, "cells": found}, sharing.table(found)
+    return keep(path, "Speed as devices are added", sharing.COLUMNS, rows, content)
 
 
 def study_parser() -> Parser:

@@ -71,7 +71,7 @@ def table(found: list[dict[str, Any]]) -> list[list[str]]:
     return rows
 
 
-def told(cell: dict[str, Any]) -> str:
+def line(cell: dict[str, Any]) -> str:
     """Return a line on what was measured."""
     name = f"{cell['contestant']} {cell['backend']}"
     if "error" in cell:

@@ -143,6 +143,15 @@ def _knows_fusion_flag(backend: str) -> bool:
     return (version(package) or "").startswith(known)
 
 
+def check_joint(asked: str) -> None:
+    """Raise UserError for what was ``asked`` unless processes of the backend train together."""
+    if choose_backend() != "jax":
+        raise UserError(
+            f"{asked} is for KERAS_BACKEND=jax: on TensorFlow one process trains alone. Type "
+            "KERAS_BACKEND=jax before the command."
+        )
+
+
 def check_coordinator(address: str) -> None:
     """Raise UserError unless ``address`` is HOST:PORT or auto."""
     host, _, port = address.rpartition(":")
@@ -168,10 +177,8 @@ def join_processes(address: str | None, count: int | None, number: int | None) -
     """
     if address is None:
         return
-    if prepare() != "jax":
-        raise UserError(
-            "coordinator is for KERAS_BACKEND=jax: on TensorFlow one process trains alone."
-        )
+    check_joint("coordinator")
+    prepare()
     environment = os.environ
     if address == "auto" and {"MASTER_ADDR", "RANK", "WORLD_SIZE"} <= environment.keys():
         port = environment.get("MASTER_PORT", "12321")

@@ -10,6 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
+AXE = os.environ.get("AXE")  # the path of axe.min.js, of the npm package axe-core
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars")
 FLAGS += ("--no-first-run", "--disable-background-networking", "--disable-component-update")

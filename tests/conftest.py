@@ -79,6 +79,17 @@ def backend() -> str:
     return BACKEND
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """One browser for a file of tests, which are skipped where there is none."""
+    from browser import Browser, program
+
+    if program() is None:
+        pytest.skip("no Chromium")
+    with Browser() as one:
+        yield one
+
+
 @pytest.fixture(scope="session")
 def fashion_dir() -> Path:
     """The folder with the four genuine files; the test is skipped where there is none."""

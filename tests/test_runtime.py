@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,39 @@ def test_importing_the_package_imports_and_sets_nothing(tmp_path):
         "os.environ == before)"
     )
     assert python(code, tmp_path).split() == ["[]", "True"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "--data", "synthetic"],
+        ["evaluate", "run"],
+        ["predict", "run", "a.png"],
+        ["export", "run"],
+        ["serve", "run", "--port", "0"],
+        ["models"],
+        ["tune", "--data", "synthetic"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_command_chooses_the_backend_before_it_imports_keras(tmp_path, words, backend):
+    """Keras would take another one, and XLA would miss its flags."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text("{}")
+    code = f"""
+        import sys
+        from fmnist_keras3 import runtime
+        from fmnist_keras3.cli import main
+
+        def stop():
+            early = {{"keras", "jax", "tensorflow"}} & sys.modules.keys()
+            print(sorted(early), flush=True)
+            raise SystemExit
+
+        runtime.prepare = stop
+        main({words})
+    """
+    assert python(textwrap.dedent(code), tmp_path).splitlines()[-1:] == ["[]"]
 
 
 def test_the_users_flags_are_kept(tmp_path, backend):

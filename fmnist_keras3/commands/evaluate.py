@@ -125,12 +125,12 @@ def evaluate(
             temperature.write(path, model, warmth, len(held_out), evaluation, after)
             report.build(path)
         errors = (f"{100 * e.calibration_error:.2f} %" for e in (evaluation, after))
-        told = (
+        line = (
             f"{warmth:.3f}, fitted on {len(held_out):,} validation images: calibration error "
             f"{' -> '.join(errors)}, loss {evaluation.loss:.4f} -> {after.loss:.4f}; stored in "
             f"{path / rundir.TEMPERATURE}, for predict and export"
         )
-        console.print(screen.styled(("temperature ", "bold"), told), soft_wrap=True)
+        console.print(screen.styled(("temperature ", "bold"), line), soft_wrap=True)
     return 0
 
 

@@ -23,11 +23,11 @@ def export(
 
     The arguments are those of `inference.export.export`.
     """
+    runtime.prepare()
+    runtime.import_keras_alone()
     from fmnist_keras3.inference import export as exports
 
     exports.check(output, format, outputs, float(scale), quantize)
-    runtime.prepare()
-    runtime.import_keras_alone()
     try:
         options = {"outputs": outputs, "scale": float(scale), "quantize": quantize}
         options |= {"data": data, "data_dir": data_dir}
@@ -53,9 +53,9 @@ def export(
         table.add_row(name, f"{size / 1e6:.2f} MB", *cells)
     console = screen.console()
     console.print(table)
-    told = (
+    line = (
         f": {made.outputs} for raw pixels; largest difference from the model "
         f"{made.difference:.1e}, {made.changed} labels changed ({made.images} {made.data})"
     )
-    console.print(screen.styled((output, "bold"), told), soft_wrap=True)
+    console.print(screen.styled((output, "bold"), line), soft_wrap=True)
     return 0

@@ -112,11 +112,7 @@ def _check(words: list[str], processes: int, restarts: int) -> None:
     for option in ("--coordinator", "--num_processes", "--process_id"):
         if _value(words, option) is not None:
             raise UserError(f"launch gives {option} to each process itself. Leave it out.")
-    if runtime.choose_backend() != "jax":
-        raise UserError(
-            "launch is for KERAS_BACKEND=jax: on TensorFlow one process trains alone. Type "
-            "KERAS_BACKEND=jax fmnist launch ..."
-        )
+    runtime.check_joint("launch")
     if restarts and _value(words, "--run_dir") is None:
         raise UserError("restarts go on in the run's folder. Give it: -- train --run_dir DIR ...")
     if restarts and _value(words, "--resume") not in (None, "last", "auto"):
@@ -197,15 +193,15 @@ def _watch(everyone: list[Process]) -> tuple[int, str | None]:
         others = [p for p in everyone if p.running.poll() not in (None, *TOGETHER)]
         if not others:  # some may have been stopped before they came together
             _end([process for process in everyone if process.running.poll() is None])
-            _told(everyone[0] if everyone[0].running.returncode == code else first)
+            _pass_on_all(everyone[0] if everyone[0].running.returncode == code else first)
             return code, None
         first = min(others, key=lambda process: process.running.returncode)
     _end([process for process in everyone if process.running.poll() is None])
-    _told(first)
+    _pass_on_all(first)
     return 1, _death(first, len(everyone))
 
 
-def _told(process: Process) -> None:
+def _pass_on_all(process: Process) -> None:
     if process.reader is not None:
         process.reader.join(timeout=2)
     process.pass_on()

@@ -189,10 +189,10 @@ def read(path: Path) -> Row:
     dataset = summary.get("dataset")
     dataset = dataset if isinstance(dataset, dict) else {}
     wanted = ("status", "model", "backend", "epochs", "validation_accuracy", "test_accuracy")
-    told = {name: summary.get(name) for name in wanted}
+    known = {name: summary.get(name) for name in wanted}
     return {
         "run": os.path.relpath(path),
-        **told,
+        **known,
         "data": dataset.get("name"),
         "seconds": summary.get("total_seconds"),
         "bytes": sum(_bytes(Path(place) / n) for place, _, names in os.walk(path) for n in names),

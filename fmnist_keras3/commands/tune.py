@@ -68,7 +68,7 @@ def start(order: Order, final: bool) -> int:
     words += ["--trials", str(plan.trials), *["--final"] * final]
     again = command_line(backend, *words)
     console.print(
-        screen.styled("study ", (study.study_name, "bold"), f" in {folder}: ", _told(plan)),
+        screen.styled("study ", (study.study_name, "bold"), f" in {folder}: ", _described(plan)),
         soft_wrap=True,
     )
     if plan.final_validation is not None:
@@ -86,13 +86,13 @@ def start(order: Order, final: bool) -> int:
     except KeyboardInterrupt as error:
         stopped = getattr(error, "signal", "SIGINT")
         text = "; nothing is lost. To go on, or to join in from another process:\n  "
-        told = screen.styled((f"Stopped by {stopped}", "bold yellow"), text, again)
-        console.print(told, soft_wrap=True)
+        line = screen.styled((f"Stopped by {stopped}", "bold yellow"), text, again)
+        console.print(line, soft_wrap=True)
         return exit_code(stopped)
     return 0
 
 
-def _told(plan: Any) -> str:
+def _described(plan: Any) -> str:
     space = ", ".join(f"{name} {param}" for name, param in plan.space.items())
     how = f"sampler {plan.sampler}, pruner {plan.pruner}"
     seeds = f" of {plan.seeds} seeds" * (plan.seeds > 1)

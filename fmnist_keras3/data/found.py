@@ -284,15 +284,15 @@ def _stored(
             found.labels = labels[split]
         there = store.open()
         assert there is not None
-    arrays, told = there
-    if told["notes"] and pixels.on_bad_file == "stop":
-        raise UserError(f"{told['notes'][0]} Mend or remove them, or type --on_bad_file skip")
-    said += [*told["notes"], f"Decoded images are in {store.folder}."]
+    arrays, index = there
+    if index["notes"] and pixels.on_bad_file == "stop":
+        raise UserError(f"{index['notes'][0]} Mend or remove them, or type --on_bad_file skip")
+    said += [*index["notes"], f"Decoded images are in {store.folder}."]
     if gone := splits.keys() - arrays.keys():
         raise UserError(f"{path} has no image for {gone.pop()} that can be used. {said[0]}")
     result = {}
     for split, found in splits.items():
-        kept = told["kept"][split]
+        kept = index["kept"][split]
         own = found.files or tuple(files[split][i] for i in kept)
         result[split] = Found(arrays[split], [found.labels[i] for i in kept], own, ready=True)
     return result

@@ -58,12 +58,12 @@ def explained_at(owner: type, name: str) -> Iterator[None]:
             raise UserError(
                 f"{owner.__name__} has no {name}. Write it: def {name}(self, batch): ..."
             ) from None
-        raise _told(error, owner, name) from error
+        raise _explained(error, owner, name) from error
     except Exception as error:
-        raise _told(error, owner, name) from error
+        raise _explained(error, owner, name) from error
 
 
-def _told(error: Exception, owner: type, name: str) -> UserError:
+def _explained(error: Exception, owner: type, name: str) -> UserError:
     kinds = {kind.__name__ for kind in type(error).__mro__}
     text = str(error)
     what = next((how for kind, part, how in _KNOWN if kind in kinds and part in text), None)

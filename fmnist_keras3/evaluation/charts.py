@@ -81,7 +81,7 @@ def lines(
         body.append(_text(at, TOP - 8, mark[1], place, "marked"))
     for line in drawn:
         body += _drawn(frame, line, show, x)
-    return Chart(title, _svg(f"{title}. {_told(drawn, show)}", body), drawn, text)
+    return Chart(title, _svg(f"{title}. {_described(drawn, show)}", body), drawn, text)
 
 
 def calibration(bins: Mapping[str, Sequence[float]]) -> Chart:
@@ -101,10 +101,10 @@ def calibration(bins: Mapping[str, Sequence[float]]) -> Chart:
             )
             low, high = (percent(round(edge / size, 2)) for edge in (k, k + 1))
             right, share = (percent(round(v, 4)) for v in (accuracy, count / total))
-            told = f"confidence {low} to {high}: {right} right, {share} of the images"
+            tip = f"confidence {low} to {high}: {right} right, {share} of the images"
             rect = '<rect class="c0" x="{}" y="{}" width="{}" height="{}"><title>{}</title></rect>'
             sizes = map(_f, (x0 + 1, y0, x1 - x0 - 2, max(y1 - y0, 0)))
-            body.append(Markup(rect).format(*sizes, told))
+            body.append(Markup(rect).format(*sizes, tip))
     ends = map(_f, (frame.x(0), frame.y(0), frame.x(1), frame.y(1)))
     diagonal = '<line class="mark" x1="{}" y1="{}" x2="{}" y2="{}"/>'
     body.append(Markup(diagonal).format(*ends))
@@ -157,13 +157,13 @@ def _drawn(frame: _Frame, line: Line, show: Callable[[float], str], x: str) -> l
         circle = '<circle class="{}" cx="{}" cy="{}" r="{}"><title>{}</title></circle>'
         for at, value in line.points.items():
             if math.isfinite(value):
-                told = f"{line.label}, {x} {at:g}: {show(round(value, 4))}"
+                tip = f"{line.label}, {x} {at:g}: {show(round(value, 4))}"
                 place = (_f(frame.x(at)), _f(frame.y(value)), 5 if line.dot else 2.6)
-                made.append(Markup(circle).format(look, *place, told))
+                made.append(Markup(circle).format(look, *place, tip))
     return made
 
 
-def _told(drawn: Sequence[Line], show: Callable[[float], str]) -> str:
+def _described(drawn: Sequence[Line], show: Callable[[float], str]) -> str:
     """Say what lines show, for those who do not see them."""
     parts = []
     for line in drawn:

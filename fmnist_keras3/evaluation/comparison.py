@@ -61,7 +61,7 @@ def curves(runs: Sequence[Run]) -> dict[str, charts.Chart]:
 
 
 def _hidden(lines: dict[str, Points]) -> str:
-    """Say which lines cannot be told apart."""
+    """Say which lines cannot be stored apart."""
     values = [v for points in lines.values() for v in points.values() if math.isfinite(v)]
     limit = HIDES * (max(values) - min(values))
     said, names = [], list(lines)
@@ -118,8 +118,8 @@ def _tested(run: Run) -> tuple[np.ndarray, np.ndarray] | str:
             "of a run writes."
         )
     labels, predicted = found[0], found[1].argmax(axis=1)
-    told = run.summary.get("test_accuracy")
-    if not isinstance(told, float) or abs(np.mean(labels == predicted) - told) > 1e-3:
+    stored = run.summary.get("test_accuracy")
+    if not isinstance(stored, float) or abs(np.mean(labels == predicted) - stored) > 1e-3:
         return (
             f"{run.name} cannot be compared by image: predictions.npz is of another test than "
             "its summary."

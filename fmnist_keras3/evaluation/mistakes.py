@@ -50,7 +50,7 @@ def pictures(images: np.ndarray, labels: np.ndarray, evaluation: Evaluation) -> 
         second = min(len(of_pair[1]), EXAMPLES // 2)
         chosen += [*of_pair[0][: EXAMPLES - second], *of_pair[1][:second]]
 
-    def told(index: int) -> dict[str, Any]:
+    def example(index: int) -> dict[str, Any]:
         return {
             "true": int(labels[index]),
             "predicted": int(predicted[index]),
@@ -59,8 +59,8 @@ def pictures(images: np.ndarray, labels: np.ndarray, evaluation: Evaluation) -> 
         }
 
     return {
-        "mistakes": [told(index) for index in wrong[:SUREST]],
-        "confused": [told(index) for index in chosen],
+        "mistakes": [example(index) for index in wrong[:SUREST]],
+        "confused": [example(index) for index in chosen],
     }
 
 

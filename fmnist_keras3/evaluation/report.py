@@ -132,12 +132,12 @@ def _spoiled(run: Run, drawn: dict[str, charts.Chart]) -> None:
 
 def _calibrated(run: Run, drawn: dict[str, charts.Chart]) -> list[str]:
     """Add the chart of a run's calibration with its temperature, and return what it changed."""
-    told = _load(run, TEMPERATURE)
+    stored = _load(run, TEMPERATURE)
     try:
-        after = charts.calibration(told["calibration_after"])
+        after = charts.calibration(stored["calibration_after"])
         names = ("calibration_error_before", "calibration_error_after")
-        gaps = [f"{100 * told[name]:.2f}" for name in names]
-        warmth, images = f"{told['temperature']:.3f}", f"{told['validation_images']:,}"
+        gaps = [f"{100 * stored[name]:.2f}" for name in names]
+        warmth, images = f"{stored['temperature']:.3f}", f"{stored['validation_images']:,}"
     except (KeyError, TypeError, ValueError):
         run.notes.append(f"{TEMPERATURE} is damaged.")
         return []
@@ -172,9 +172,9 @@ def _examples(found: Any, names: list[str]) -> list[dict[str, Any]]:
     made = []
     for one in found if isinstance(found, list) else []:
         try:
-            told = {key: names[one[key]] for key in ("true", "predicted")}
+            labels = {key: names[one[key]] for key in ("true", "predicted")}
             if _PNG.fullmatch(one["image"]):
-                made.append(told | {"image": one["image"], "probability": one["probability"]})
+                made.append(labels | {"image": one["image"], "probability": one["probability"]})
         except (KeyError, TypeError, IndexError):
             continue
     return made
@@ -203,8 +203,8 @@ def curves(records: list[dict[str, Any]]) -> dict[str, charts.Chart]:
             points = {max(epochs or points): points[max(points)]} if dot else points
             drawn.append(charts.Line(at, points, looks[at], 0, dot))
         value = lines.get("validation", {}).get(marked)
-        told = percent(value) if key == "accuracy" else figure(value, 4)
-        mark = None if value is None else (marked, f"best epoch {marked}: {told}")
+        text = percent(value) if key == "accuracy" else figure(value, 4)
+        mark = None if value is None else (marked, f"best epoch {marked}: {text}")
         made[key] = charts.lines(key.capitalize(), drawn, show, mark)
     for key, name in (("lr", "Learning rate"), ("images_per_second", "Images per second")):
         points = series(records, "train", key)

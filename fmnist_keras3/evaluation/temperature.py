@@ -40,7 +40,7 @@ def write(
 
     It was fitted on ``images`` validation images; ``before`` and ``after`` are of the test split.
     """
-    told = {
+    stored = {
         "temperature": temperature,
         "validation_images": images,
         "weights": _fingerprint(model),
@@ -51,17 +51,17 @@ def write(
         },
         "calibration_after": after.to_dict()["calibration"],
     }
-    write_json(run / TEMPERATURE, told)
+    write_json(run / TEMPERATURE, stored)
 
 
 def read(run: Path, model: Any) -> float:
     """Return the temperature of a run's ``model``; 1 where none is stored for its weights."""
-    told = read_json(run / TEMPERATURE)
-    if told is None:
+    stored = read_json(run / TEMPERATURE)
+    if stored is None:
         return 1.0
     try:
-        temperature = float(told["temperature"])
-        mine = RANGE[0] <= temperature <= RANGE[1] and told["weights"] == _fingerprint(model)
+        temperature = float(stored["temperature"])
+        mine = RANGE[0] <= temperature <= RANGE[1] and stored["weights"] == _fingerprint(model)
     except (KeyError, TypeError, ValueError):
         return 1.0
     return temperature if mine else 1.0

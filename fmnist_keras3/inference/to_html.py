@@ -85,7 +85,7 @@ def write(
     coded = {**graph, "weights": base64.b64encode(weights).decode()}
     # A browser has to come as near as TensorFlow does with the same weights.
     apart = np.abs(_computer(coded)(about["examples"]) - expected).max()
-    told = {
+    described = {
         "shape": model.input_shape[1:],
         "size": size,
         "channels": channels or 1,
@@ -105,7 +105,7 @@ def write(
     from markupsafe import Markup
 
     # Inside of a script nothing is escaped, and only "<" could end it.
-    data = json.dumps(told, separators=(",", ":")).replace("<", "\\u003c")
+    data = json.dumps(described, separators=(",", ":")).replace("<", "\\u003c")
     script = "\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS)
     garments = tuple(about["classes"]) == FASHION_CLASSES
     page = render(
@@ -136,11 +136,11 @@ def read(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     return _computer(json.loads(found[1]))
 
 
-def _computer(told: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
+def _computer(described: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
     from fmnist_keras3.inference.to_saved_model import compute
 
     tf = runtime.import_tensorflow_for_data()
-    made = _unpacked(told)
+    made = _unpacked(described)
     return lambda pixels: compute(tf, made, pixels).numpy()
 
 
@@ -181,17 +181,17 @@ def _packed(made: list[Operation], dtype: str) -> tuple[dict[str, Any], bytes]:
     return {"operations": rows, "arrays": arrays}, bytes(content)
 
 
-def _unpacked(told: dict[str, Any]) -> list[Operation]:
-    content = base64.b64decode(told["weights"])
+def _unpacked(described: dict[str, Any]) -> list[Operation]:
+    content = base64.b64decode(described["weights"])
     arrays: list[np.ndarray] = []
-    for one in told["arrays"]:
+    for one in described["arrays"]:
         dtype = np.dtype(one["dtype"]).newbyteorder("<")
         count = int(np.prod(one["shape"]))
         values = np.frombuffer(content, dtype, count, one["at"]).astype(np.float32)
         values = values.reshape(one["shape"])
         arrays.append(values * arrays[one["scale"]] if "scale" in one else values)
     made = []
-    for one in told["operations"]:
+    for one in described["operations"]:
         options = {
             name: arrays[value["array"]] if isinstance(value, dict) else _tuples(value)
             for name, value in one["options"].items()

@@ -41,9 +41,20 @@ class OptimizerGroup:
     def __init__(self, parts: list[Part], *, shared: bool = False) -> None:
         self.parts, self.shared = parts, shared
         self.frozen: frozenset[str] = frozenset()
+        self.read_rates()
+
+    def read_rates(self) -> None:
+        """Take the proportions of the learning rates from what they are now."""
+        rates = [keras_private.rate_or_schedule(part.optimizer) for part in self.parts]
         # None: a schedule of Keras, which stays in charge.
-        rates = [keras_private.rate_or_schedule(part.optimizer) for part in parts]
         self._peaks = [float(r) if isinstance(r, keras.Variable) else None for r in rates]
+
+    def follow(self) -> None:
+        """Set the learning rates of the others in proportion to the first's, as a step does."""
+        first, *others = zip(self.parts, self._peaks, strict=True)
+        for part, own in others if self.shared and first[1] else ():
+            if own is not None:
+                part.optimizer.learning_rate.assign(own * (self.learning_rate / first[1]))
 
     def freezing(self, *names: str) -> OptimizerGroup:
         """Return a group of the same optimizers in which the parts of these names wait."""
@@ -59,14 +70,10 @@ class OptimizerGroup:
     def apply(self, gradients: list[Any], variables: list[Any]) -> None:
         """Let each part update those of its weights that are given, with their gradients."""
         by_weight = {id(v): g for v, g in zip(variables, gradients, strict=True)}
-        rate, peak = self.learning_rate, self._peaks[0]
-        for part, own in zip(self.parts, self._peaks, strict=True):
-            mine = [v for v in part.variables if id(v) in by_weight]
-            if not mine:
-                continue
-            if part is not self.parts[0] and own is not None and peak:
-                part.optimizer.learning_rate.assign(own * (rate / peak))
-            part.optimizer.apply([by_weight[id(v)] for v in mine], mine)
+        self.follow()
+        for part in self.parts:
+            if mine := [v for v in part.variables if id(v) in by_weight]:
+                part.optimizer.apply([by_weight[id(v)] for v in mine], mine)
 
     @property
     def variables(self) -> list[Any]:

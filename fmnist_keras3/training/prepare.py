@@ -34,6 +34,10 @@ def prepare(session: Session, trainer: Evaluator) -> None:
         set_precision(session, trainer.precision)
     if isinstance(model.optimizer, OptimizerGroup):
         _check_group(trainer)
+        if session.verb == "fit" and session.engine is None:  # at its begin
+            model.optimizer.read_rates()
+            # When a schedule has put back the first one's; the next fit begins with all of them.
+            session.at_end(model.optimizer.follow)
         return
     own = inner_optimizer(model.optimizer).gradient_accumulation_steps
     if trainer.accumulate_grad_batches > 1 and own:

@@ -39,8 +39,8 @@ def check_data(fit: Fit, found: Checkpoint) -> None:
     manifest = found.manifest
     now = {"seed": fit.seed, **fit.data_identity()}
     then = {"seed": manifest.get("seed"), **manifest.get("data", {})}
-    for name, value in now.items():
-        if then.get(name) != value:
+    for name in {**now, **then}:  # what is not named is as it is by default
+        if then.get(name) != (value := now.get(name)):
             source = fit.data.source
             which = f" The data is {source.name} from {source.source}." * (name == "sha256")
             raise UserError(

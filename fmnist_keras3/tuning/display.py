@@ -99,12 +99,12 @@ class Display:
         self.console: Any = console or screen.console()
         self._live: Any = None
         self._started, self._looked = time.monotonic(), 0.0
-        self._told: set[int] = set()
+        self._printed: set[int] = set()
         self._before = 0
 
     def __enter__(self) -> Display:
         done = [t.number for t in counted(self._study) if t.state.is_finished()]
-        self._told, self._before = set(done), len(done)
+        self._printed, self._before = set(done), len(done)
         if self.console.is_terminal:
             from rich.live import Live
 
@@ -139,8 +139,8 @@ class Display:
             self._live.update(Group(table, "", self._line(trials, best)), refresh=True)
         else:
             for trial in trials:
-                if trial.state.is_finished() and trial.number not in self._told:
-                    self._told.add(trial.number)
+                if trial.state.is_finished() and trial.number not in self._printed:
+                    self._printed.add(trial.number)
                     self._print(trial, trials, best)
         self._looked = time.monotonic()
 

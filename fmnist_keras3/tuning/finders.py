@@ -92,9 +92,9 @@ class LRFinder:
 
     def __repr__(self) -> str:
         rates, found = self.results["lr"], self.suggestion()
-        told = "no suggestion" if found is None else f"suggestion {found:.2g}"
+        suggestion = "no suggestion" if found is None else f"suggestion {found:.2g}"
         span = f"{rates[0]:.2g} to {rates[-1]:.2g}" if rates else "none"
-        return f"LRFinder({len(rates)} rates, {span}; {told})"
+        return f"LRFinder({len(rates)} rates, {span}; {suggestion})"
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,17 @@ def test_on_the_command_line_it_is_a_setting_that_a_run_keeps(tmp_path, monkeypa
     assert "factors.yaml has no class 'cat'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("options", [{"sampling": "balanced"}, {"class_weight": "balanced"}])
+def test_a_resume_without_it_is_refused(tmp_path, options):
+    weight = options.pop("class_weight", None)
+    made = Trainer(max_epochs=1, run_dir=tmp_path / "run", enable_progress_bar=False)
+    model = build_model("lenet", classes=4)
+    made.fit(model, ArrayData(X, Y, batch_size=16, **options), class_weight=weight)
+    more = Trainer(max_epochs=2, run_dir=tmp_path / "run", enable_progress_bar=False)
+    with pytest.raises(UserError, match=r"(sampling balanced|class_weight \[.*\]); it is None now"):
+        more.fit(model, ArrayData(X, Y, batch_size=16), ckpt_path="last")
+
+
 def test_balanced_sampling_trains_on_each_class_equally_often(monkeypatch):
     seen, take = [], ResidentFeed.take
 

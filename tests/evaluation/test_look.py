@@ -1,24 +1,13 @@
 """A report in a browser: nothing runs out of the page, and nothing is hard to read."""
 
-import os
 from pathlib import Path
 
 import pytest
-from browser import Browser, program
+from browser import AXE
 from test_report import make_run
 from test_words import run_of, two
 
 from fmnist_keras3.evaluation import report
-
-AXE = os.environ.get("AXE")  # the path of axe.min.js, of the npm package axe-core
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if program() is None:
-        pytest.skip("no Chromium")
-    with Browser() as one:
-        yield one
 
 
 @pytest.fixture(scope="module")

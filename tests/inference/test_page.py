@@ -3,14 +3,13 @@
 import base64
 import io
 import json
-import os
 import re
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-from browser import Browser, program
+from browser import AXE
 from keras import layers
 from PIL import Image
 from test_export import MODELS, SMALL, stirred
@@ -26,15 +25,6 @@ from fmnist_keras3.inference.preparation import fitted, prepared, shrunk
 
 ANSWERED = "typeof waiting === 'number' && waiting === 0"
 SLOW = ("cnn", "lenet", "wrn")
-AXE = os.environ.get("AXE")  # the path of axe.min.js, of the npm package axe-core
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if program() is None:
-        pytest.skip("no Chromium")
-    with Browser() as one:
-        yield one
 
 
 @pytest.fixture(scope="module")

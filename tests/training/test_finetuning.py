@@ -98,6 +98,27 @@ def test_a_dict_of_one_is_one_optimizer(tmp_path):
     same(named.get_weights(), plain.get_weights())
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_schedule_leaves_the_rates_of_all_optimizers_as_they_were(tmp_path, fails):
+    """Of a fit that ended, and of one that failed: the next one begins there."""
+
+    class Fails(Callback):
+        def on_train_epoch_end(self, fit):
+            if fails and fit.position.epoch == 2:
+                raise RuntimeError("mine")
+
+    model, backbones = compiled(), keras.optimizers.Adam(1e-3)
+    callbacks = [BackboneFinetuning(1, backbones), Fails()]
+    made = trainer(tmp_path / "run", callbacks=callbacks, max_epochs=3, schedule="cosine")
+    if fails:
+        with pytest.raises(RuntimeError, match="mine"):
+            made.fit(model, data())
+    else:
+        made.fit(model, data())
+    assert float(backbones.learning_rate) == float(np.float32(1e-3))
+    assert float(model.optimizer.learning_rate) == float(np.float32(2e-2))
+
+
 class Seen(Callback):
     """Keeps the backbone's first kernel of each epoch's end."""
 
