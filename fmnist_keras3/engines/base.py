@@ -352,7 +352,7 @@ class Engine(ABC):
         return [(name, to_numpy(variable)) for name, variable in self.variables]
 
     def import_state(self, arrays: list[tuple[str, np.ndarray]]) -> None:
-        """Set the whole state; names must be checked by the caller (`checkpoint.adopt`)."""
+        """Set the whole state; names must be checked by the caller (`matching.adopt`)."""
         for (_, variable), (_, array) in zip(self.variables, arrays, strict=True):
             variable.assign(array)
         self.read_model()

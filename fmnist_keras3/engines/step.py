@@ -13,6 +13,7 @@ import keras
 from keras import ops
 
 from fmnist_keras3.data.dataset import Split
+from fmnist_keras3.engines.check_model import build, check_loss, check_trainable, computes_loss
 from fmnist_keras3.engines.chunk import Batch
 from fmnist_keras3.engines.filling import NORMALIZATION, loss_obstacles, obstacles
 from fmnist_keras3.engines.metrics import Metrics, output_spec
@@ -113,15 +114,15 @@ class CompiledStep:
         label_smoothing: float = 0.0,
         fill_last_batch: bool = False,
     ) -> None:
-        _check_trainable(model, label_smoothing)
+        check_trainable(model, label_smoothing)
         if example is not None and example.views > 1:
             raise UserError(
                 f"views is {example.views}, for the training_step of a Module; {model.name} is a "
                 "compiled model. Leave it out."
             )
         if not model.built:
-            _build(model, example)
-        _check_loss(model, example)
+            build(model, example)
+        check_loss(model, example)
         self.model, self.label_smoothing = model, label_smoothing
         self.metrics = Metrics(model, example)
         self.variables = self.metrics.variables
@@ -246,11 +247,6 @@ def _rows(mask: Any, like: Any) -> Any:
     return ops.reshape(mask, (-1,) + (1,) * (len(like.shape) - 1))
 
 
-def computes_loss(model: keras.Model) -> bool:
-    """Tell whether the model has a `compute_loss` of its own."""
-    return type(model).compute_loss is not keras.Model.compute_loss
-
-
 def _fills(
     model: keras.Model, metrics: Metrics, example: Split | None, with_normalization: bool
 ) -> bool:
@@ -264,60 +260,3 @@ def _fills(
             "would count. Leave last_batch out, or give 'drop'."
         )
     return True
-
-
-def _build(model: keras.Model, example: Split | None) -> None:
-    if example is None:
-        raise UserError("The model is not built. Give it an Input, or call it on one batch first.")
-    model(mapped(ops.convert_to_tensor, example.x))
-
-
-def _check_trainable(model: keras.Model, label_smoothing: float) -> None:
-    if not getattr(model, "compiled", False):
-        raise UserError(
-            "The model is not compiled. Type model.compile(optimizer=..., loss=..., metrics=[...]) "
-            "before Trainer.fit, or make it with build_model()."
-        )
-    if isinstance(model.optimizer, keras.optimizers.MultiOptimizer):
-        raise UserError(
-            "The model is compiled with Keras' MultiOptimizer, which has no learning rate and "
-            "freezes nothing. For other rates of some layers type make_optimizer('adam', 1e-3, "
-            "lr_groups={'backbone': 0.1}); for several optimizers make it a fmnist_keras3.Module."
-        )
-    for method in ("train_step", "test_step", "compute_metrics"):
-        if getattr(type(model), method) is not getattr(keras.Model, method):
-            raise UserError(
-                f"{type(model).__name__} has a {method} of its own, which the compiled loop would "
-                f"not run. Make it a Module: class {type(model).__name__}(fmnist_keras3.Module) "
-                "with def training_step(self, batch), which returns the loss, and def "
-                "configure_optimizers(self), which returns keras.optimizers.Adam(1e-3). Or "
-                "override compute_loss instead."
-            )
-    plain = isinstance(model.loss, keras.losses.SparseCategoricalCrossentropy)
-    if label_smoothing and not (plain and model.loss.from_logits and not [*loss_obstacles(model)]):
-        raise UserError(
-            "label_smoothing needs a model of outputs [N, C] that is compiled with "
-            "keras.losses.SparseCategoricalCrossentropy(from_logits=True)."
-        )
-
-
-def _check_loss(model: keras.Model, example: Split | None) -> None:
-    """Raise UserError where there is nothing to minimise but the size of the weights."""
-    if any(getattr(loss, "reduction", "sum") in (None, "none") for loss in leaves(model.loss)):
-        raise UserError(
-            "A loss with reduction 'none' is a number for each example, and nothing to minimise. "
-            "Leave reduction out."
-        )
-    if computes_loss(model) or model.loss is not None:
-        return
-    added: list[Any] = []  # by add_loss, and by activity regularisers
-    if example is not None:
-        with keras.StatelessScope(collect_losses=True) as scope:  # the model stays as it is
-            model(mapped(ops.convert_to_tensor, example.x), training=True)
-        added = scope.losses
-    if not added:
-        raise UserError(
-            "The model is compiled without a loss, so there is nothing to train for. Type "
-            "model.compile(optimizer=..., loss=keras.losses."
-            "SparseCategoricalCrossentropy(from_logits=True)), or what your labels need."
-        )

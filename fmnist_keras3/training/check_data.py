@@ -16,8 +16,8 @@ import numpy as np
 
 from fmnist_keras3.data.datamodule import DataModule
 from fmnist_keras3.data.dataset import Split, fits
+from fmnist_keras3.engines.check_model import computes_loss
 from fmnist_keras3.engines.filling import exported_name
-from fmnist_keras3.engines.step import computes_loss
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.tree import leaves
 from fmnist_keras3.layers.keras_private import all_layers

@@ -22,7 +22,7 @@ from fmnist_keras3.ground.leaves import leaf
 from fmnist_keras3.ground.lightning import explained
 from fmnist_keras3.ground.tree import mapped
 from fmnist_keras3.module import Module
-from fmnist_keras3.runs import checkpoint, rundir
+from fmnist_keras3.runs import matching, rundir
 from fmnist_keras3.runs.lock import locked
 from fmnist_keras3.training import resume
 from fmnist_keras3.training.arguments import Amount, batches
@@ -210,7 +210,7 @@ class Evaluator:
                 )
             run, which = rundir.locate(ckpt_path, self._last_run)
             found = resume.find(run, which or "last", engine)
-            engine.import_state(checkpoint.adopt(found.state, engine.export_state()))
+            engine.import_state(matching.adopt(found.state, engine.export_state()))
         feed = make_feed(self.pipeline, split, engine, batch_size)
         try:
             return evaluate(engine, feed, batch_size, verb=verb)

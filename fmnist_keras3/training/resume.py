@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fmnist_keras3.engines.base import Engine
 from fmnist_keras3.ground.errors import Diverged, UserError
-from fmnist_keras3.runs import checkpoint, rundir
+from fmnist_keras3.runs import checkpoint, matching, rundir
 from fmnist_keras3.runs.checkpoint import Checkpoint
 from fmnist_keras3.training.fit import Fit, Position, named
 
@@ -20,10 +20,10 @@ def find(run: Path, which: str, engine: Engine) -> Checkpoint:
 
     Raises UserError where none is sound, or where it does not fit the engine's model.
     """
-    expected = checkpoint.describe(engine.export_state())
+    expected = matching.describe(engine.export_state())
 
     def load(path: Path) -> Checkpoint:
-        return checkpoint.load(path, lambda arrays: checkpoint.check_matches(arrays, expected))
+        return checkpoint.load(path, lambda arrays: matching.check_matches(arrays, expected))
 
     folder = run / rundir.CHECKPOINTS
     if checkpoint.is_name(which):
@@ -61,10 +61,10 @@ def restore(fit: Fit, found: Checkpoint) -> None:
                 stacklevel=3,
             )
     expected = fit.engine.export_state()
-    arrays = checkpoint.describe(found.state)
-    if changed := checkpoint.check_matches(arrays, checkpoint.describe(expected)):
+    arrays = matching.describe(found.state)
+    if changed := matching.check_matches(arrays, matching.describe(expected)):
         warnings.warn(f"The optimizer is another one ({changed}); it starts afresh.", stacklevel=3)
-    fit.engine.import_state(checkpoint.adopt(found.state, expected))
+    fit.engine.import_state(matching.adopt(found.state, expected))
     try:
         fit.position = Position(**manifest["position"])
         fit.logs = {k: math.nan if v is None else v for k, v in manifest["logs"].items()}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fmnist_keras3.ground.errors import Diverged, UserError
-from fmnist_keras3.runs import checkpoint
+from fmnist_keras3.runs import checkpoint, matching
 from fmnist_keras3.runs.checkpoint import Damaged
 
 
@@ -32,7 +32,7 @@ def save(folder, step, state, **manifest):
 
 
 def matches(state, expected):
-    return checkpoint.check_matches(checkpoint.describe(state), checkpoint.describe(expected))
+    return matching.check_matches(matching.describe(state), matching.describe(expected))
 
 
 def rewrite_manifest(path, **changes):
@@ -181,7 +181,7 @@ def test_a_mismatch_names_the_array(state, change, words):
 def test_another_optimizer_is_told_and_starts_afresh(state):
     sgd = [*state[:3], ("optimizer/sgd/iteration", np.array(0)), state[5]]
     assert "optimizer/adam/iteration" in matches(state, sgd)
-    adopted = checkpoint.adopt(state, sgd)
+    adopted = matching.adopt(state, sgd)
     assert [name for name, _ in adopted] == [name for name, _ in sgd]
     assert adopted[0][1].tobytes() == state[0][1].tobytes()
     assert adopted[3][1] == 0
@@ -191,12 +191,12 @@ def test_another_optimizer_is_told_and_starts_afresh(state):
 def test_whole_numbers_may_have_another_width_if_they_fit(state):
     wide = [(n, a.astype(np.int64) if a.dtype.kind in "iu" else a) for n, a in state]
     assert matches(state, wide) is None
-    adopted = checkpoint.adopt(wide, state)
+    adopted = matching.adopt(wide, state)
     assert [a.dtype for _, a in adopted] == [a.dtype for _, a in state]
     assert adopted[1][1].tolist() == [1, 2]
     wide[1][1][0] = 2**40
     with pytest.raises(UserError, match="model/seed"):
-        checkpoint.adopt(wide, state)
+        matching.adopt(wide, state)
 
 
 def test_another_format_is_refused(tmp_path, state):
@@ -243,9 +243,9 @@ def test_a_huge_state_is_refused_before_it_is_read(tmp_path, state):
     with pytest.raises(Damaged, match="bytes"):
         checkpoint.load(path)
     rewrite_manifest(path, arrays=[{**HUGE, "shape": [2**40]}])  # and a manifest that agrees
-    expected = checkpoint.describe(state)
+    expected = matching.describe(state)
     with pytest.raises(UserError, match="does not fit this model"):
-        checkpoint.load(path, lambda arrays: checkpoint.check_matches(arrays, expected))
+        checkpoint.load(path, lambda arrays: matching.check_matches(arrays, expected))
 
 
 def test_a_safetensors_header_that_lies_is_refused(tmp_path, state):
