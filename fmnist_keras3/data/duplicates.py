@@ -77,7 +77,8 @@ def near_pairs(
         for part in _parts(np.stack([places[i], places[j]], axis=1)):
             likeness = _correlation(flat[part[:, 0]], flat[part[:, 1]])
             keep = (likeness >= ALIKE) & (digests[part[:, 0]] != digests[part[:, 1]])
-            found.append(part[keep]), alike.append(likeness[keep])
+            found.append(part[keep])
+            alike.append(likeness[keep])
     pairs = np.sort(np.concatenate([np.zeros((0, 2), np.int64), *found]), axis=1)
     pairs, which = np.unique(pairs, axis=0, return_index=True)
     return pairs, np.concatenate([np.zeros(0), *alike])[which]
