@@ -276,14 +276,14 @@ def preview_options(parser: Parser) -> None:
     add_settings(parser, "data", "data_dir", *PIXELS)
     add_option(parser, "preview", metavar="PNG", help="draw examples of each class into a file")
     add_option(parser, "augment", help="augmentation of the preview, as for train [none]")
+    add_option(parser, "report", metavar="HTML", help="write a page: examples, means, duplicates")
 
 
 def run_data(options: argparse.Namespace) -> int:
-    given, names = vars(options), ("data", "data_dir", *PIXELS, "preview", "augment")
+    given = vars(options)
     for name in {*PIXELS, "data"} & given.keys():
         settings.SETTINGS[name].check(given[name])
-    chosen = {name: given[name] for name in names if name in given}
-    return named("commands.data:describe")(**chosen)
+    return named("commands.data:describe")(**given)
 
 
 def models_options(parser: Parser) -> None:

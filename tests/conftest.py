@@ -60,6 +60,8 @@ ANY_BACKEND = (
         "tuning/",
         "data/test_own",
         "data/test_hub",
+        "data/test_hostile_sets",
+        "data/test_survey",
     ),
     *("cli/test_own_images", "cli/test_runs", "training/test_across_backends", "examples/"),
     *("cli/test_launch", "training/test_world"),

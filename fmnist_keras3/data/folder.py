@@ -78,10 +78,10 @@ def _files(folder: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}.") from error
 
-    seen = set()
+    seen, top = set(), os.path.realpath(folder)
     for place, below, names in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(place)
-        if real in seen:  # a link that leads back
+        if real in seen or top.startswith(f"{real}{os.sep}"):  # a link that leads back
             below.clear()
             continue
         seen.add(real)

@@ -101,6 +101,8 @@ def assemble(
         said.append(f"The {split} split has no labels and is left out.")
         del splits[split]
     for split, found in splits.items():
+        if 0 in (np.ndim(found.labels), getattr(found.images, "ndim", 1)):
+            raise UserError(f"{source} has one number for {split}, where all examples should be.")
         if len(found.images) != len(found.labels):
             raise UserError(
                 f"{source} has {len(found.images):,} images but {len(found.labels):,} labels for "
@@ -171,6 +173,8 @@ def _check_sizes(source: Path, shapes: dict[str, list[tuple[int, ...]]], said: l
             )
         for shape in of_split:
             sizes[shape[1:3]] += shape[0]
+    if any(0 in size for size in sizes):
+        raise UserError(f"{source} has images without pixels.")
     if len(sizes) > 1:
         most = sizes.most_common(SHOWN)
         shown = ", ".join(f"{height}x{width} ({count:,})" for (height, width), count in most)

@@ -17,8 +17,9 @@ WHOLE = re.compile(r"[+-]?\d{1,18}")
 
 
 def readable(path: str | Path) -> str:
-    """Return a name of the file system as it can be printed, whatever bytes it is made of."""
-    return os.fsencode(path).decode(errors="replace")
+    """Return a name of the file system as it can be printed in a line, whatever it is made of."""
+    text = os.fsencode(path).decode(errors="replace")
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
 def natural(text: str) -> list[Any]:
@@ -88,13 +89,14 @@ def _plain(labels: Any, split: str) -> np.ndarray:
                 f"{y[row].tolist()[:SHOWN]}. Labels must name one class each."
             )
         return y.argmax(1)
-    if y.dtype.kind == "f" and (broken := y != np.rint(y)).any():
+    if y.dtype.kind == "f" and (broken := (y != np.rint(y)) | (abs(y) >= 2.0**63)).any():
         row = int(broken.argmax())
         raise UserError(
             f"The {split} labels hold {y[row]:g} (at example {row}); a class is a whole number or "
             "a text. Regression is not done here."
         )
-    return y.astype(np.int64)
+    large = y.dtype == np.uint64 and y.size and y.max() > np.iinfo(np.int64).max
+    return y.astype(str) if large else y.astype(np.int64)
 
 
 def _of_texts(values: list[Any], split: str) -> np.ndarray:

@@ -65,6 +65,8 @@ def _arrays(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         if not path.is_dir():
             # Opened here: NumPy leaves a file that is damaged open.
             with open(path, "rb") as file:
+                if file.peek(1)[:1] not in b"P\x93\x80":  # else NumPy says that it is a pickle
+                    raise ValueError("it is neither an .npz nor an .npy file")
                 archive = np.load(file)
                 if not isinstance(archive, np.lib.npyio.NpzFile):
                     raise UserError(f"{path} is a single array. Give a folder of several, or .npz.")

@@ -30,6 +30,7 @@ BLOCK_BYTES = 2**25  # of an array that are looked at at once
 CHANNELS = {"grey": 1, "rgb": 3}
 GREY = ("1", "L", "LA", "La")  # Pillow's modes, besides those of one deep number
 ORIENTATION = 274  # the number of that entry in EXIF data
+EXIF = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where Pillow looks for it
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ def decode(source: str | Path | bytes) -> np.ndarray:
     Raises whatever Pillow does for what is no image.
     """
     with _opened(source) as file:
-        return array_of(ImageOps.exif_transpose(file))
+        ImageOps.exif_transpose(file, in_place=True)
+        return array_of(file)
 
 
 def array_of(image: Image.Image) -> np.ndarray:
@@ -104,7 +106,8 @@ def array_of(image: Image.Image) -> np.ndarray:
         return _of_16_bits(deep)[..., None]
     if image.has_transparency_data:
         return opaque(np.asarray(image.convert("LA" if grey else "RGBA")))
-    pixels = np.asarray(image.convert("L" if grey else "RGB"))
+    mode = "L" if grey else "RGB"
+    pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
@@ -112,9 +115,9 @@ def shape_of(source: str | Path | bytes) -> tuple[int, int, int]:
     """Return the shape ``(H, W, 1 or 3)`` that `decode` gives, from the head of a file alone."""
     with _opened(source) as file:
         height, width = file.height, file.width
-        # Of a PNG without that entry before its pixels, Pillow would decode all to look for it.
-        has_exif = file.format != "PNG" or "exif" in file.info
-        if has_exif and file.getexif().get(ORIENTATION, 1) > 4:  # lies on its side
+        # Of a PNG without that entry before its pixels, Pillow would decode all to look for it; of
+        # others it would take time.
+        if file.info.keys() & EXIF and file.getexif().get(ORIENTATION, 1) > 4:  # lies on its side
             height, width = width, height
         return height, width, 1 if file.mode in GREY or file.mode[0] in "IF" else 3
 

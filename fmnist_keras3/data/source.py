@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import psutil
 
+from fmnist_keras3.data.labels import readable
 from fmnist_keras3.data.pixels import Pixels, colored, decode, why_not
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.files import release
@@ -172,7 +173,7 @@ class Decoded:
 
     def _one(self, index: int) -> np.ndarray:
         image = self.images[index]
-        at = image if isinstance(image, (str, Path)) else f"example {index}"
+        at = readable(image) if isinstance(image, (str, Path)) else f"example {index}"
         try:
             found = colored(self.pixels.one(decode(image)), self.shape[-1])
             if found.shape != self.shape:

@@ -10,6 +10,7 @@ import numpy as np
 
 from fmnist_keras3.data.datamodule import DataModule, split_of
 from fmnist_keras3.data.dataset import ImageData, Split
+from fmnist_keras3.data.plan import EpochPlan, epoch_plan
 from fmnist_keras3.data.source import Rows
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.tree import leaves, packed
@@ -63,6 +64,26 @@ def stream_of(split: Split) -> Stream | None:
     """Return the stream that the examples of ``split`` come from, or None."""
     source = getattr(leaves(split.x)[0], "source", None)
     return source if isinstance(source, Stream) else None
+
+
+def plan_of(data: DataModule, seed: int, epoch: int, limit: int | None = None) -> EpochPlan:
+    """Return the plan of an epoch of the training examples of ``data``, or of its first batches.
+
+    Those of a stream come in its own order, the others in that of chance.
+    """
+    examples = len(data.train)
+    return epoch_plan(
+        seed,
+        epoch,
+        examples=examples,
+        first=None if stream_of(data.train) is None else epoch * examples,
+        classes=data.balanced_by,
+        batch_size=data.batch_size,
+        image_shape=data.train.image_shape,
+        augment=data.augment,
+        views=data.train.views,
+        limit=limit,
+    )
 
 
 class StreamData(DataModule):

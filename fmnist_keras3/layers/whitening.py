@@ -7,6 +7,7 @@ https://github.com/KellerJordan/cifar10-airbench, after tysam-code/hlb-CIFAR10.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,14 +17,16 @@ if TYPE_CHECKING:
 
 LAYER = "whiten"
 IMAGES = 5_000  # enough for a covariance of a few numbers
+NUMBERS = 2**24  # of larger images fewer are taken: patches of so many take half a gigabyte
 EPSILON = 5e-4  # added to the eigenvalues, of pixels in 0..1
 
 
 def whiten(model: keras.Model, images: np.ndarray) -> bool:
     """Set the whitening layer of ``model``, if there is one, from raw ``images [N, H, W, C]``.
 
-    From the first 5,000 of them. The bias takes the mean patch away. Returns whether there is such
-    a layer. `Trainer.fit` does this for a model of `build_model` that was not whitened before.
+    From the first 5,000 of them, of large ones from fewer. The bias takes the mean patch away.
+    Returns whether there is such a layer. `Trainer.fit` does this for a model of `build_model` that
+    was not whitened before.
 
     Example: ``whiten(build_model("airnet"), FashionMNIST().setup().train.x)``
     """
@@ -31,7 +34,8 @@ def whiten(model: keras.Model, images: np.ndarray) -> bool:
     if layer is None:
         return False
     height, width, channels, filters = layer.kernel.shape
-    x = np.asarray(images[:IMAGES], np.float64) / 255
+    count = max(1, min(IMAGES, NUMBERS // math.prod(images.shape[1:])))
+    x = np.asarray(images[:count], np.float64) / 255
     windows = np.lib.stride_tricks.sliding_window_view(x, (height, width), (1, 2))
     patches = windows.transpose(0, 1, 2, 4, 5, 3).reshape(-1, filters // 2)
     mean = patches.mean(0)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from fmnist_keras3.data.datamodule import DataModule
-from fmnist_keras3.data.plan import EpochPlan, epoch_plan
-from fmnist_keras3.data.stream import stream_of
+from fmnist_keras3.data.plan import EpochPlan
+from fmnist_keras3.data.stream import plan_of
 from fmnist_keras3.engines.base import Engine
 from fmnist_keras3.engines.chunk import StepLogs, StepPlan
 from fmnist_keras3.runs.jsonl import JSONLLogger
@@ -178,19 +178,8 @@ class Fit:
 
     def plan(self, limit: int | None = None) -> EpochPlan:
         """Return the plan of the epoch at the position, or of its first ``limit`` steps."""
-        stream, examples = stream_of(self.data.train), len(self.data.train)
-        return epoch_plan(
-            self.seed,
-            self.position.epoch,
-            examples=examples,
-            first=None if stream is None else self.position.epoch * examples,
-            classes=self.data.balanced_by,
-            batch_size=self.data.batch_size,
-            image_shape=self.data.train.image_shape,
-            augment=self.data.augment,
-            views=self.data.train.views,
-            limit=min(self.steps_in_epoch, limit or self.steps_in_epoch),
-        )
+        limit = min(self.steps_in_epoch, limit or self.steps_in_epoch)
+        return plan_of(self.data, self.seed, self.position.epoch, limit)
 
     def open_epoch(self, start: int | None = None) -> EpochPlan:
         """Return the plan of the epoch at the position, and let the feed begin there.

@@ -21,7 +21,8 @@ import numpy as np
 
 from fmnist_keras3.data.datamodule import DataModule, overfitted
 from fmnist_keras3.data.given import as_datamodule
-from fmnist_keras3.data.plan import EpochPlan, epoch_plan
+from fmnist_keras3.data.plan import EpochPlan
+from fmnist_keras3.data.stream import plan_of
 from fmnist_keras3.engines import out_of_memory
 from fmnist_keras3.engines.base import Engine
 from fmnist_keras3.engines.chunk import Chunk, StepPlan
@@ -182,7 +183,7 @@ class Tuner:
             )
         if early_stop_threshold is not None and not early_stop_threshold > 1:
             raise UserError(f"early_stop_threshold is {early_stop_threshold}; it must be above 1.")
-        trainer, data = self.trainer, as_datamodule(data, model=model)
+        trainer, data = self.trainer, self._module_of(data, model)
         if trainer.overfit_batches:
             data = overfitted(data, trainer.overfit_batches)
         space = np.geomspace if mode == "exponential" else np.linspace
@@ -198,10 +199,10 @@ class Tuner:
             accumulation = make_accumulation(trainer, data)
             size, augment = data.batch_size, data.augment
             feed = make_feed(trainer.pipeline, data.train, engine, size, augment, training=True)
-            plan_of = partial(self._plan, data, limit=accumulation.steps_in_epoch)
+            plan_at = partial(plan_of, data, trainer.seed, limit=accumulation.steps_in_epoch)
             with _restored(engine, feed):
                 set_from_data(engine, data.train.x)
-                for chunk in _chunks(feed, num_training, plan_of):
+                for chunk in _chunks(feed, num_training, plan_at):
                     first = len(search.losses)
                     logs = engine.train(chunk, _step_plan(engine, accumulation, first, rates))
                     if not search.add(logs.loss):
@@ -249,7 +250,7 @@ class Tuner:
             max_trials=(max_trials, 1),
             max_val=(max_val, init_val),
         )
-        data = as_datamodule(data, model=model)
+        data = self._module_of(data, model)
         most = min(max_val, len(data.train))
         limit = f"max_val {max_val}"
         if most < max_val:
@@ -279,6 +280,9 @@ class Tuner:
                 limit = f"max_trials {max_trials}"
         return BatchSizeFinder(results, limit)
 
+    def _module_of(self, data: Any, model: keras.Model) -> DataModule:
+        return as_datamodule(data, model=model, steps=self.trainer.limit_train_batches)
+
     def _speed(self, session, data, size: int, steps: int) -> float | None:
         """Return the images a second in batches of ``size``, or None where memory is too small."""
         # With an engine of its own, which takes its programs with it when it goes.
@@ -289,7 +293,7 @@ class Tuner:
             pipeline, augment = trainer.pipeline, data.augment
             feed = make_feed(pipeline, data.train, engine, size, augment, training=True)
             try:
-                plan = self._plan(data, 0, engine.chunk_steps)
+                plan = plan_of(data, trainer.seed, 0, engine.chunk_steps)
                 rates = np.full(engine.chunk_steps, engine.learning_rate(), np.float32)
                 step_plan = _step_plan(engine, make_accumulation(trainer, data), 0, rates)
 
@@ -314,19 +318,6 @@ class Tuner:
             return None
         finally:
             session.engine = None  # its state is of the trial
-
-    def _plan(self, data: DataModule, epoch: int, limit: int) -> EpochPlan:
-        return epoch_plan(
-            self.trainer.seed,
-            epoch,
-            examples=len(data.train),
-            batch_size=data.batch_size,
-            image_shape=data.train.image_shape,
-            augment=data.augment,
-            views=data.train.views,
-            limit=limit,
-            classes=data.balanced_by,
-        )
 
 
 class _Search:
@@ -368,10 +359,10 @@ def _restored(engine: Engine, feed: Feed | None = None) -> Iterator[None]:
             feed.close()
 
 
-def _chunks(feed: Feed, steps: int, plan_of: Callable[[int], EpochPlan]) -> Iterator[Chunk]:
+def _chunks(feed: Feed, steps: int, plan_at: Callable[[int], EpochPlan]) -> Iterator[Chunk]:
     """Yield ``steps`` batches, over as many epochs as it takes."""
     for epoch in count():
-        for chunk in feed.chunks(plan_of(epoch), Pace(feed.chunk_steps, first=steps)):
+        for chunk in feed.chunks(plan_at(epoch), Pace(feed.chunk_steps, first=steps)):
             yield dataclasses.replace(chunk, count=min(chunk.count, steps))
             steps -= chunk.count
             if steps <= 0:

@@ -7,7 +7,7 @@ import pytest
 from kept import kept
 from written import examples
 
-from fmnist_keras3 import Trainer, UserError, build_model
+from fmnist_keras3 import Trainer, Tuner, UserError, build_model
 from fmnist_keras3.data import given
 from fmnist_keras3.data.plan import epoch_plan
 from fmnist_keras3.runtime import import_tensorflow_for_data
@@ -42,19 +42,24 @@ def weights(model):
     return [w.tobytes() for w in model.get_weights()]
 
 
-def test_the_order_is_the_datasets_own(tf):
-    """Over the end of a pass, and from epoch to epoch."""
-    seen, original = [], PassingFeed.take
+@pytest.fixture
+def seen(monkeypatch):
+    """The labels of all batches that were taken."""
+    labels, original = [], PassingFeed.take
 
     def watched(self, count):
         chunk = original(self, count)
-        seen.extend(np.asarray(chunk.y)[:count].reshape(-1).tolist())
+        labels.extend(np.asarray(chunk.y)[:count].reshape(-1).tolist())
         return chunk
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PassingFeed, "take", watched)
-        model = kept.model(build_model, "lenet")
-        result = trainer(max_epochs=2).fit(model, endless(tf))
+    monkeypatch.setattr(PassingFeed, "take", watched)
+    return labels
+
+
+def test_the_order_is_the_datasets_own(tf, seen):
+    """Over the end of a pass, and from epoch to epoch."""
+    model = kept.model(build_model, "lenet")
+    result = trainer(max_epochs=2).fit(model, endless(tf))
     order = np.arange(2 * STEPS * BATCH) % len(Y)
     assert seen[-len(order) :] == Y[order].tolist()
     assert result.summary["pipeline"] == "dataset"
@@ -74,6 +79,17 @@ def test_a_resume_goes_on_at_the_place(tf, tmp_path, step):
     again = trainer(tmp_path / "run")
     result = again.fit(model, endless(tf), ckpt_path="last", **options)
     assert (result.summary["steps"], weights(model)) == (3 * STEPS, expected)
+
+
+def test_a_search_takes_the_batches_in_that_order(tf, seen):
+    model = kept.model(build_model, "lenet")
+    Tuner(trainer()).lr_find(model, endless(tf), num_training=2 * STEPS, early_stop_threshold=None)
+    order = np.arange(2 * STEPS * BATCH) % len(Y)
+    assert seen == Y[order].tolist()
+    seen.clear()
+    found = Tuner(trainer()).scale_batch_size(model, endless(tf), max_val=4, steps_per_trial=2)
+    assert [result["batch_size"] for result in found.results] == [2, 4]
+    assert seen[:6] == Y[[0, 1, 0, 1, 2, 3]].tolist()  # one step to compile, then two
 
 
 def test_another_dataset_is_no_resume(tf, tmp_path):
