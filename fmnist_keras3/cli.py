@@ -10,15 +10,7 @@ from typing import Any
 
 from fmnist_keras3 import settings
 from fmnist_keras3.commands.parser import Parser, add_option, add_settings, setting_options
-from fmnist_keras3.ground.errors import (
-    EXIT_DIVERGED,
-    EXIT_USER,
-    Diverged,
-    UserError,
-    exit_code,
-    full_message,
-    nearest,
-)
+from fmnist_keras3.ground.errors import EXIT_USER, TOLD, UserError, nearest, told
 from fmnist_keras3.ground.leaves import named
 from fmnist_keras3.recipes import layered
 from fmnist_keras3.training.signals import terminable
@@ -348,17 +340,10 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         with terminable():
             return _dispatch(words)
-    except UserError as error:
-        print(f"fmnist: {full_message(error)}", file=sys.stderr)
-        return EXIT_USER
-    except Diverged as error:
-        print(f"fmnist: training diverged: {full_message(error)}", file=sys.stderr)
-        return EXIT_DIVERGED
-    except KeyboardInterrupt as error:
-        name = getattr(error, "signal", "SIGINT")
-        notes = [f"stopped at once by {name}", *getattr(error, "__notes__", [])]
-        print("fmnist: " + "\n".join(notes), file=sys.stderr)
-        return exit_code(name)
+    except TOLD as error:
+        message, code = told(error)
+        print(message, file=sys.stderr)
+        return code
     except BrokenPipeError:
         sys.stderr.close()  # the reader of a pipe left; Python would complain once more
         return 1

@@ -32,6 +32,8 @@ _FUSION_FLAG_KNOWN = {"jax": ("jaxlib", "0.10."), "tensorflow": ("tensorflow", "
 
 JOIN_SECONDS = 120  # for the last of many processes to be there
 HEARTBEAT_SECONDS = 20  # after which the others take a silent process for dead
+LEAVE_SECONDS = 5  # in which those that meet the same error end, before the first of them does
+LOST = re.compile(r"\b(Gloo|NCCL)\b|distributed service|coordination service", re.IGNORECASE)
 
 _STARTED = time.perf_counter() - time.thread_time()  # of this program; see process_seconds
 
@@ -230,6 +232,21 @@ def leave_processes() -> None:
     jax = sys.modules.get("jax")
     if jax is not None and jax.distributed.is_initialized():
         jax.distributed.shutdown()
+
+
+def end_one_of_many(code: int, lost: bool) -> None:
+    """End this process, one of many that train together, at once, after an error.
+
+    At an end of the usual kind JAX would wait for the others, which wait for this one. One that
+    has ``lost`` another lets JAX say which one it was, as it ends the process in C++.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if lost:
+        time.sleep(HEARTBEAT_SECONDS + LEAVE_SECONDS)
+    elif rank() == 0:
+        time.sleep(LEAVE_SECONDS)  # the end of the coordinator is that of all
+    os._exit(code)
 
 
 def has_gpu_driver() -> bool:

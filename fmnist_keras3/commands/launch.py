@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -17,14 +18,18 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from fmnist_keras3 import runtime
 from fmnist_keras3.ground.errors import EXIT_DIVERGED, EXIT_USER, UserError
 
+WATCHED = "WATCHED_BY_FMNIST"  # set for processes that are
 FOLLOW_SECONDS = 10.0  # for the others to come to the same end
 HOLD_SECONDS = 0.5
 _CHATTER = ("[Gloo]",)
+_TROUBLE = re.compile(r"Traceback|[EF]\d{4} \d\d:")  # of Python, or of JAX in C++
+_LEADER = re.compile(r"Socket closed|leader task|failed to connect", re.IGNORECASE)
 TOGETHER = (0, EXIT_USER, EXIT_DIVERGED, 130, 143)  # ends that all processes come to
 
 
@@ -49,9 +54,11 @@ class Process:
         self.reader = threading.Thread(target=collect, daemon=True)
         self.reader.start()
 
-    def pass_on(self, until: float = float("inf")) -> None:
-        """Print what it said before the time ``until``."""
+    def pass_on(self, until: float = float("inf"), trouble: bool = True) -> None:
+        """Print what it said before the time ``until``, or before it came to ``trouble``."""
         while self.said and self.said[0][0] < until:
+            if not trouble and _TROUBLE.match(self.said[0][1]):
+                break
             sys.stderr.write(self.said.pop(0)[1])
         sys.stderr.flush()
 
@@ -127,22 +134,60 @@ def _check(words: list[str], processes: int, restarts: int) -> None:
 
 def _run(words: list[str], count: int) -> tuple[int, str | None]:
     """Run all processes once; return the exit code, and what is to be said of one that died."""
-    asked: list[int] = []  # signals for all
+    with _processes() as (everyone, work):
+        address = f"127.0.0.1:{_free_port()}"
+        everyone += [_start(words, address, count, number, work) for number in range(count)]
+        return _watch(everyone)
+
+
+def watch(words: list[str]) -> int:
+    """Run the command ``words``, one process of many on several machines; return its exit code.
+
+    JAX ends it in C++ when another one is lost; here that comes to be one message, and code 1.
+    """
+    with _processes() as (everyone, work):
+        process = _process(0, words, {**os.environ, "TMPDIR": work}, None)
+        everyone.append(process)
+        while process.running.poll() is None:
+            time.sleep(0.1)
+            process.pass_on(trouble=False)
+        assert process.reader is not None
+        process.reader.join(timeout=2)
+        code = process.running.returncode
+        lost = "".join(line for _, line in process.said)
+        if code in TOGETHER or not runtime.LOST.search(lost):
+            process.pass_on()
+            if code < 0:
+                print(f"fmnist: this process {_death(process)}.", file=sys.stderr)
+            return code if code in TOGETHER else 1
+        named = sorted(set(re.findall(r"task:(\d+)", lost)), key=int)
+        if _LEADER.search(lost):
+            named = ["0, whose machine is the coordinator,"]
+        who = f"process {' and '.join(named)}" if named else "another process"
+        print(
+            f"fmnist: {who} of this training was lost: it ended, or its machine or the network "
+            "did. So this one was ended; to go on from the last checkpoint, start all again with "
+            "--resume auto and --run_dir.",
+            file=sys.stderr,
+        )
+        return 1
+
+
+@contextlib.contextmanager
+def _processes() -> Iterator[tuple[list[Process], str]]:
+    """Yield a list for processes, which get signals and are ended at last, and their folder."""
     everyone: list[Process] = []
 
     def hand_on(number: int, frame: object) -> None:
-        asked.append(number)
         for process in everyone:
             with contextlib.suppress(ProcessLookupError):
                 process.running.send_signal(number)
 
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     before = {number: signal.signal(number, hand_on) for number in numbers}
     work = tempfile.mkdtemp(prefix="fmnist-launch-")  # for what one that is killed leaves behind
     try:
-        address = f"127.0.0.1:{_free_port()}"
-        everyone += [_start(words, address, count, number, work) for number in range(count)]
-        return _watch(everyone)
+        yield everyone, work
     finally:
         _end([process for process in everyone if process.running.poll() is None])
         shutil.rmtree(work, ignore_errors=True)
@@ -157,12 +202,18 @@ def _start(words: list[str], address: str, count: int, number: int, work: str) -
     if gpus := environment.get("CUDA_VISIBLE_DEVICES"):
         mine = gpus.split(",")[number::count]
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+    return _process(number, [*words, *options], environment, subprocess.DEVNULL if number else None)
+
+
+def _process(
+    number: int, words: list[str], environment: dict[str, str], stdout: int | None
+) -> Process:
     process = Process(
         number,
         subprocess.Popen(
-            [sys.executable, "-m", "fmnist_keras3", *words, *options],
-            env=environment,
-            stdout=subprocess.DEVNULL if number else None,
+            [sys.executable, "-m", "fmnist_keras3", *words],
+            env={**environment, WATCHED: "1"},
+            stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
@@ -191,14 +242,16 @@ def _watch(everyone: list[Process]) -> tuple[int, str | None]:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.running.wait(wait)
         others = [p for p in everyone if p.running.poll() not in (None, *TOGETHER)]
-        if not others:  # some may have been stopped before they came together
+        told = code in (EXIT_USER, EXIT_DIVERGED)  # by one or by all; the others end of that
+        if told or not others:  # some may have been stopped before they came together
             _end([process for process in everyone if process.running.poll() is None])
             _pass_on_all(everyone[0] if everyone[0].running.returncode == code else first)
             return code, None
         first = min(others, key=lambda process: process.running.returncode)
     _end([process for process in everyone if process.running.poll() is None])
     _pass_on_all(first)
-    return 1, _death(first, len(everyone))
+    which = f"process {first.number} of {len(everyone)}"
+    return 1, f"{which} {_death(first)}, and the others were ended."
 
 
 def _pass_on_all(process: Process) -> None:
@@ -207,15 +260,12 @@ def _pass_on_all(process: Process) -> None:
     process.pass_on()
 
 
-def _death(process: Process, count: int) -> str:
+def _death(process: Process) -> str:
     code = process.running.returncode
     how = f"ended with exit code {code}"
     if code < 0:
         how = f"was killed by {signal.Signals(-code).name}"
-    return (
-        f"process {process.number} of {count} (number {process.running.pid} of the system) {how}, "
-        "and the others were ended."
-    )
+    return f"(number {process.running.pid} of the system) {how}"
 
 
 def _end(processes: list[Process]) -> None:

@@ -6,14 +6,18 @@ import contextlib
 import dataclasses
 import os
 import shlex
+import sys
+import traceback
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fmnist_keras3 import runtime
+from fmnist_keras3.commands import launch
 from fmnist_keras3.data.sources import is_place
 from fmnist_keras3.ground import screen
-from fmnist_keras3.ground.errors import UserError, exit_code
+from fmnist_keras3.ground.errors import TOLD, UserError, exit_code, told
 from fmnist_keras3.runs import checkpoint, rundir
 from fmnist_keras3.runs.lock import locked
 from fmnist_keras3.settings import PROCESSES, SETTINGS, TrainConfig
@@ -24,13 +28,31 @@ RUNS = Path("runs")
 
 def start(config: TrainConfig) -> int:
     """Train from the beginning; returns the exit code."""
-    _join(dataclasses.asdict(config))
-    return _train(config, ckpt_path=None)
+    with _together(dataclasses.asdict(config)):
+        return _train(config, ckpt_path=None)
 
 
-def _join(chosen: dict[str, Any]) -> None:
-    """Join the other processes of this training, if it is one of many; the first prints."""
+@contextlib.contextmanager
+def _together(chosen: dict[str, Any]) -> Iterator[None]:
+    """Join the other processes of this training, if it is one of many, and leave them at last.
+
+    Unless `launch` started it, this process watches over another one that does so.
+    """
+    if chosen.get("coordinator") is None:
+        yield
+        return
+    if launch.WATCHED not in os.environ and sys.argv[1:2] == ["train"]:
+        raise SystemExit(launch.watch(sys.argv[1:]))
     runtime.join_processes(*map(chosen.get, PROCESSES))
+    try:
+        yield
+        runtime.leave_processes()
+    except BaseException as error:
+        message, code = told(error) if isinstance(error, TOLD) else ("", 1)
+        lost = not message and runtime.LOST.search(str(error)) is not None
+        if not lost:
+            print(message or "".join(traceback.format_exception(error)), file=sys.stderr)
+        runtime.end_one_of_many(code, lost)
 
 
 def resume(chosen: dict[str, Any]) -> int:
@@ -38,7 +60,11 @@ def resume(chosen: dict[str, Any]) -> int:
 
     Raises UserError for a setting that may not change, and where there is nothing to resume.
     """
-    _join(chosen)
+    with _together(chosen):
+        return _resume(chosen)
+
+
+def _resume(chosen: dict[str, Any]) -> int:
     which, run_dir = chosen["resume"], chosen.get("run_dir")
     if which in ("last", "best"):
         run_dir = run_dir or rundir.newest_run(RUNS)
@@ -116,9 +142,7 @@ def _train(config: TrainConfig, ckpt_path: str | Path | None) -> int:
             with contextlib.suppress(OSError):  # it is not empty, or was never made
                 Path(trainer.run_dir or "").rmdir()
             raise
-        code = _conclude(console, config, trainer, model, data, result)
-    runtime.leave_processes()
-    return code
+        return _conclude(console, config, trainer, model, data, result)
 
 
 def _conclude(

@@ -176,9 +176,13 @@ class Engine(ABC):
     def trace(self, folder: Path) -> AbstractContextManager[Any]:
         """Return the context in which the backend's own profiler writes into ``folder``."""
 
+    def part(self, size: int) -> np.ndarray:
+        """Return which examples of a batch of ``size`` this process, of many, has to have."""
+        return np.arange(size)
+
     @abstractmethod
-    def place(self, tree: Any, batch_axis: int | None = None) -> Any:
-        """Copy arrays of the host to the devices, which share an axis of batches."""
+    def place(self, tree: Any, batch_axis: int | None = None, size: int | None = None) -> Any:
+        """Copy arrays to the devices, which share batches: all, or the `part` of a ``size``."""
 
     def first(self, tree: Any, count: int) -> Any:
         """Return the first ``count`` examples of the first batch in arrays ``[K, B, ...]``."""
@@ -359,11 +363,8 @@ class Engine(ABC):
 
 
 def _step_of(model: keras.Model, **options: Any) -> Step:
-    return (
-        ModuleStep(model, **options)
-        if isinstance(model, Module)
-        else CompiledStep(model, **options)
-    )
+    kind = ModuleStep if isinstance(model, Module) else CompiledStep
+    return kind(model, **options)
 
 
 def to_numpy(variable: Any) -> np.ndarray:

@@ -94,10 +94,13 @@ class JaxEngine(Engine):
     def trace(self, folder):
         return jax.profiler.trace(str(folder), create_perfetto_trace=True)
 
-    def place(self, tree, batch_axis=None):
+    def part(self, size):
+        return super().part(size) if self._mesh is None else self._mesh.part(size)
+
+    def place(self, tree, batch_axis=None, size=None):
         if self._mesh is None:
             return mapped(jnp.asarray, tree)
-        return mapped(partial(self._mesh.place, batch_axis=batch_axis), tree)
+        return mapped(partial(self._mesh.place, batch_axis=batch_axis, size=size), tree)
 
     def first(self, tree, count):
         if self._mesh is None:

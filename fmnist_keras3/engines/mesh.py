@@ -15,6 +15,7 @@ import keras
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from fmnist_keras3.engines.world import part_of
 from fmnist_keras3.ground.errors import UserError
 
 AXIS = "batch"
@@ -78,6 +79,7 @@ class Mesh:
 
     def __init__(self, devices: list[Any]) -> None:
         self.count = len(devices)
+        self._owners = [device.process_index for device in devices]
         self._mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
         self.whole = NamedSharding(self._mesh, PartitionSpec())  # the same on each device
 
@@ -91,12 +93,24 @@ class Mesh:
             return self.whole
         return NamedSharding(self._mesh, PartitionSpec(*(None,) * batch_axis, AXIS))
 
-    def place(self, array: Any, batch_axis: int | None = None) -> jax.Array:
-        """Copy an array of the host to the devices."""
+    def part(self, size: int) -> np.ndarray:
+        """Return which examples of a batch of ``size`` the devices of this process take."""
+        return part_of(size, self._owners, jax.process_index())
+
+    def place(
+        self, array: Any, batch_axis: int | None = None, size: int | None = None
+    ) -> jax.Array:
+        """Copy an array of the host to the devices.
+
+        Of batches of ``size`` it has what `part` says, or, where none is given, all.
+        """
         array = np.asarray(array)
         array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
-        sharding = self.sharding(array.shape, batch_axis)
-        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+        shape = list(array.shape)
+        if batch_axis is not None and size is not None:
+            shape[batch_axis] = size
+        sharding = self.sharding(tuple(shape), batch_axis)
+        return jax.make_array_from_process_local_data(sharding, array, tuple(shape))
 
     def first(self, tree: Any, count: int) -> Callable[[Any], Any]:
         """Return a program that gives of the first batch of each ``[K, B, ...]`` so many examples.

@@ -88,7 +88,7 @@ class TensorFlowEngine(Engine):
     def trace(self, folder):
         return tf.profiler.experimental.Profile(str(folder))
 
-    def place(self, tree, batch_axis=None):
+    def place(self, tree, batch_axis=None, size=None):
         return mapped(tf.constant, tree)
 
     def train(self, chunk, plan):

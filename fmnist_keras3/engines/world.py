@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+
 
 class World:
     """One process, which agrees with itself; `processes.Processes` are many.
@@ -23,3 +27,14 @@ class World:
 
     def barrier(self) -> None:
         """Wait until all processes are here."""
+
+
+def part_of(size: int, owners: Sequence[int], rank: int) -> np.ndarray:
+    """Return which examples of a batch of ``size`` the process ``rank`` has to have.
+
+    ``owners`` are the processes of the devices, in the order in which these share the batch. What
+    they cannot share equally each has whole.
+    """
+    if size % len(owners):
+        return np.arange(size)
+    return np.flatnonzero(np.repeat(np.array(owners) == rank, size // len(owners)))

@@ -41,6 +41,20 @@ def full_message(error: BaseException) -> str:
     return "\n".join([str(error), *getattr(error, "__notes__", [])])
 
 
+TOLD = (UserError, Diverged, KeyboardInterrupt)
+
+
+def told(error: BaseException) -> tuple[str, int]:
+    """Return what the command line says of an error, one of `TOLD`, and its exit code."""
+    if isinstance(error, UserError):
+        return f"fmnist: {full_message(error)}", EXIT_USER
+    if isinstance(error, Diverged):
+        return f"fmnist: training diverged: {full_message(error)}", EXIT_DIVERGED
+    name = getattr(error, "signal", "SIGINT")
+    notes = [f"stopped at once by {name}", *getattr(error, "__notes__", [])]
+    return "fmnist: " + "\n".join(notes), exit_code(name)
+
+
 def exit_code(signal_name: str) -> int:
     """Return the exit code for an end by a signal: 130 for SIGINT, 143 for SIGTERM."""
     return 128 + signal.Signals[signal_name].value

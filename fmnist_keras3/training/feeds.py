@@ -112,9 +112,16 @@ class Feed(ABC):
         missing = self.chunk_steps - len(array)
         return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) if missing else array
 
-    def _empty_like(self, array: np.ndarray) -> np.ndarray:
-        """Return an array for a whole chunk of batches of ``array``'s rows, ``[K, B, ...]``."""
-        size = self._plan.indices.shape[1]
+    def _mine(self, steps: slice) -> np.ndarray:
+        """Return the examples of ``steps`` that this process, of many, has to read ``[k, b]``."""
+        return self._plan.indices[steps][:, self.engine.part(self._plan.indices.shape[1])]
+
+    def _placed(self, rows: Any) -> Any:
+        """Copy examples as `_mine` names them to the devices."""
+        return self.engine.place(rows, batch_axis=1, size=self._plan.indices.shape[1])
+
+    def _empty_like(self, array: np.ndarray, size: int) -> np.ndarray:
+        """Return an array for a whole chunk of batches of ``array``'s rows, ``[K, size, ...]``."""
         return np.empty((self.chunk_steps, size, *array.shape[1:]), array.dtype)
 
     def _chunk(self, batches: tuple[Any, Any, Any], steps: slice) -> Chunk:
@@ -180,15 +187,15 @@ class ResidentFeed(Feed):
     def take(self, count):
         steps = slice(self._at, self._at + count)
         self._at += count
-        indices, place = self._plan.indices[steps], partial(self.engine.place, batch_axis=1)
+        indices = self._mine(steps)
         if self.engine.device.is_host:
-            rows = mapped(lambda array: place(self._rows(array, indices)), self._arrays)
+            rows = mapped(lambda array: self._placed(self._rows(array, indices)), self._arrays)
         else:
-            rows = self._gather(self._arrays, place(self._pad(indices)))
+            rows = self._gather(self._arrays, self._placed(self._pad(indices)))
         return self._chunk(rows, steps)
 
     def _rows(self, array: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        rows = self._empty_like(array)
+        rows = self._empty_like(array, indices.shape[1])
         np.take(array, indices, axis=0, out=rows[: len(indices)], mode="clip")
         rows[len(indices) :] = 0
         return rows
@@ -222,10 +229,11 @@ class StreamFeed(Feed):
         self._plan, self._at = plan, start
         group, calls, ahead = GROUP_STEPS, self._tf.data.AUTOTUNE, self._tf.data.AUTOTUNE
         if not self.split.in_memory:
-            size = self.split.nbytes // len(self.split) * plan.indices.shape[1]
+            size = self.split.nbytes // len(self.split) * self._mine(slice(1)).shape[1]
             group = max(1, min(GROUP_STEPS, GROUP_BYTES // size))
             calls, ahead = max(2, min(os.cpu_count() or 2, AHEAD_BYTES // (group * size))), 2
-        self._rows = [plan.indices[at : at + group] for at in range(start, plan.steps, group)]
+        firsts = range(start, plan.steps, group)
+        self._rows = [self._mine(slice(at, at + group)) for at in firsts]
         with self._tf.device("CPU"):
             self._groups = self._dataset(calls, ahead).as_numpy_iterator()
 
@@ -258,7 +266,8 @@ class StreamFeed(Feed):
     def take(self, count):
         steps = slice(self._at, self._at + count)
         self._at += count
-        rows = [self._empty_like(array) for array in leaves(self._arrays)]
+        size = self._mine(steps).shape[1]
+        rows = [self._empty_like(array, size) for array in leaves(self._arrays)]
         done = 0
         while done < count:
             if not self._ready or not len(self._ready[0]):
@@ -275,8 +284,7 @@ class StreamFeed(Feed):
             check_split(self.engine.model, Split(*packed(self._arrays, seen)), name)
         for row in rows:
             row[count:] = 0
-        rows = self.engine.place(rows, batch_axis=1)
-        return self._chunk(packed(self._arrays, rows), steps)
+        return self._chunk(packed(self._arrays, self._placed(rows)), steps)
 
     def _next_group(self) -> tuple[np.ndarray, ...]:
         try:
@@ -314,9 +322,8 @@ class PassingFeed(Feed):
     def take(self, count):
         steps = slice(self._at, self._at + count)
         self._at += count
-        arrays = leaves(self._arrays)
-        rows = [self._empty_like(array) for array in arrays]
         size = self._plan.indices.shape[1]
+        rows = [self._empty_like(array, size) for array in leaves(self._arrays)]
         flat = [row.reshape(-1, *row.shape[2:]) for row in rows]
         valid = self._plan.valid[steps]
         need, done = int(valid.sum()), 0
@@ -338,8 +345,10 @@ class PassingFeed(Feed):
         name = f"streamed (from step {steps.start + 1} of the epoch on)"
         seen = packed(self._arrays, [row[: count * size] for row in flat])
         check_split(self.engine.model, Split(*seen), name)
-        rows = self.engine.place(rows, batch_axis=1)
-        return self._chunk(packed(self._arrays, rows), steps)
+        mine = self.engine.part(size)
+        if len(mine) < size:  # a stream is passed through whole, by each process
+            rows = [row[:, mine] for row in rows]
+        return self._chunk(packed(self._arrays, self._placed(rows)), steps)
 
     def close(self):
         self._batches: Iterator[Any] = iter(())

@@ -38,6 +38,7 @@ def run_fit(fit: Fit, found: Checkpoint | None) -> FitResult:
         else:
             resume.restore(fit, found)
             checkpoint.point(fit.run.checkpoints, "last", found.path.name)
+        resume.check_processes(fit)
         done = fit.accumulation.updates(np.array(fit.position.step))
         fit.iterations_before = fit.engine.iterations() - int(done)
         _train(fit, peak)

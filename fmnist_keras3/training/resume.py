@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from pathlib import Path
+from zlib import crc32
 
 from fmnist_keras3.engines.base import Engine
 from fmnist_keras3.ground.errors import Diverged, UserError
@@ -47,6 +48,27 @@ def check_data(fit: Fit, found: Checkpoint) -> None:
                 f"The run was started with {name} {then.get(name)}; it is {value} now, and may not "
                 f"change on a resume.{which} Give what it was, or start a new run."
             )
+
+
+def check_processes(fit: Fit) -> None:
+    """Raise UserError, naming the field, unless all processes of the training began alike.
+
+    Each reads its own part of the batches, and updates weights of its own; nothing later tells.
+    """
+    world = fit.engine.world
+    if world.size == 1:
+        return
+    weights = [crc32(array.tobytes()) for _, array in fit.engine.export_state()]
+    fields = {"seed": fit.seed, **fit.data_identity(), "position": fit.position.place}
+    fields |= {"epochs": fit.max_epochs, "max_steps": fit.max_steps, "state of the model": weights}
+    sums = [crc32(repr(value).encode()) >> 1 for value in fields.values()]
+    highest = world.highest(*sums, *(-value for value in sums))  # and the lowest
+    ranges = zip(fields, highest, highest[len(sums) :], strict=False)
+    if others := [name for name, high, low in ranges if high != -low]:
+        raise UserError(
+            f"The {world.size} processes differ in {', '.join(others)}. Give each the same command "
+            "and the same data, a model with a seed, and a run directory that all of them see."
+        )
 
 
 def restore(fit: Fit, found: Checkpoint) -> None:

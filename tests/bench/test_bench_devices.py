@@ -20,6 +20,7 @@ def test_speeds_stand_beside_those_of_one_device():
         {"model": "lenet", "kind": "shared", "devices": 4, "batch_size": 128, "error": "too few"},
         cell("each", 2, 256, 180),
         cell("shared", 1, 128, 110),
+        cell("mesh", 1, 128, 196, 200, 204, plain=[190, 200, 210], exchange=None),
     ]
     rows = devices.table(found)
     assert [row[1:] for row in rows] == [
@@ -27,6 +28,7 @@ def test_speeds_stand_beside_those_of_one_device():
         ["shared", "2", "128", "150", "1.50", "25 %"],
         ["shared", "4", "128", "failed: too few", "-", "-"],
         ["each", "2", "256", "180", "1.80", "25 %"],
+        ["mesh", "1", "128", "200", "1.00", "-"],
     ]
     assert all(len(row) == len(devices.COLUMNS) for row in rows)
 

@@ -17,9 +17,11 @@ from fmnist_keras3.data.augment import augmented as augmented_batches
 from fmnist_keras3.data.augment import parse_augment
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.data.plan import epoch_plan, evaluation_plan
+from fmnist_keras3.data.source import Rows
 from fmnist_keras3.engines import make_engine
 from fmnist_keras3.engines.chunk import Device
-from fmnist_keras3.engines.world import World
+from fmnist_keras3.engines.world import World, part_of
+from fmnist_keras3.training.arguments import batches_in_epoch
 from fmnist_keras3.training.feeds import ResidentFeed, StreamFeed
 
 CHUNK, BATCH, EXAMPLES = 3, 8, 50  # 7 steps, the last with 2 examples
@@ -73,48 +75,122 @@ def test_a_device_of_its_own_gathers_the_same(engine, split, monkeypatch):
 
 
 class HostEngine:
-    """An engine as far as a feed needs one: arrays stay where they are."""
+    """An engine as far as a feed needs one: arrays stay where they are.
+
+    Of the process ``rank`` of those that devices belong to (``owners``).
+    """
 
     device = Device("cpu", "a processor")
-    step, world = SimpleNamespace(fills_evaluation=True), World()
+    world, model = World(), None
 
-    def __init__(self, chunk_steps):
-        self.chunk_steps = chunk_steps
+    def __init__(self, chunk_steps, fills=True, owners=(0,), rank=0):
+        self.chunk_steps, self._owners, self._rank = chunk_steps, owners, rank
+        self.step = SimpleNamespace(fills_evaluation=fills, fills_training=fills)
 
-    def place(self, tree, batch_axis=None):
+    def part(self, size):
+        return part_of(size, self._owners, self._rank)
+
+    def place(self, tree, batch_axis=None, size=None):
         return tree
 
+    def first(self, tree, count):
+        return tree  # which is but a part here; so a batch in its true size looks like a filled one
 
-@settings(deadline=None)
+
+# Of each device the process it belongs to, of 1 to 4 with 1 to 3 devices, in any order.
+owners = st.tuples(st.integers(1, 4), st.integers(1, 3)).flatmap(
+    lambda sizes: st.permutations([*range(sizes[0])] * sizes[1])
+)
+
+
+@settings(deadline=None, derandomize=True)
 @given(
     examples=st.integers(1, 60),
-    batch_size=st.integers(1, 20),
+    batch_size=st.integers(1, 24),
+    last_batch=st.sampled_from(["keep", "fill", "drop"]),
     epoch=st.integers(0, 3),
     stop=st.integers(0, 60),
     chunks=st.lists(st.integers(1, 5), min_size=1),
+    before=owners,
+    after=owners,
 )
-def test_each_example_once_wherever_the_epoch_was_stopped(
-    examples, batch_size, epoch, stop, chunks
+def test_each_example_once_on_any_devices_of_any_processes_wherever_it_was_stopped(
+    examples, batch_size, last_batch, epoch, stop, chunks, before, after
 ):
-    """What was taken before a stop and what a new feed gives after it make the epoch."""
+    """What was taken before a stop and what others give after it make the epoch.
+
+    Of each batch each process reads what its devices take, and together they have the batch.
+    """
     split = Split(np.arange(examples).reshape(-1, 1), np.arange(examples))
-    plan = epoch_plan(0, epoch, examples=examples, batch_size=batch_size)
-    stop = min(stop, plan.steps)
+    steps = batches_in_epoch(examples, batch_size, last_batch)
+    sizes = {"examples": examples, "batch_size": batch_size, "limit": steps}
+    plan, fills = epoch_plan(0, epoch, **sizes), last_batch == "fill"
     seen, step = [], 0
-    for end in (stop, plan.steps):
-        feed = ResidentFeed(split, HostEngine(max(chunks)))
-        feed.open(epoch_plan(0, epoch, examples=examples, batch_size=batch_size), step)
+    for end, devices in ((min(stop, steps), before), (steps, after)):
+        feeds = [
+            ResidentFeed(split, HostEngine(max(chunks), fills, devices, rank), training=True)
+            for rank in range(max(devices) + 1)
+        ]
+        for feed in feeds:
+            feed.open(epoch_plan(0, epoch, **sizes), step)
         for count in cycle(chunks):
-            count = min(count, end - step)
+            count = min(count, end - step, feeds[0].ends_at(plan, step) - step)
             if not count:
                 break
-            chunk = feed.take(count)
-            for batch, labels, valid in zip(chunk.x, chunk.y, chunk.valid[:count], strict=False):
-                np.testing.assert_array_equal(batch[:, 0], labels)
-                np.testing.assert_array_equal(labels, plan.indices[step])  # as if never stopped
-                seen += labels[:valid].tolist()
-                step += 1
-    assert sorted(seen) == list(range(examples))
+            parts = [feed.take(count) for feed in feeds]
+            labels = together(parts, devices, batch_size)[:count]
+            np.testing.assert_array_equal(labels, plan.indices[step : step + count])
+            for batch, valid in zip(labels, parts[0].valid[:count], strict=True):
+                seen += batch[:valid].tolist()
+            step += count
+    # An epoch of less than a batch is not dropped.
+    left_out = examples % batch_size if last_batch == "drop" and examples > batch_size else 0
+    assert len(set(seen)) == len(seen) == examples - left_out
+
+
+def together(parts, devices, batch_size):
+    """The labels ``[K, B]`` of a chunk, of which each process has what its devices share."""
+    each, rest = divmod(batch_size, len(devices))
+    labels = np.full((len(parts[0].y), batch_size), -1)
+    for rank, part in enumerate(parts):
+        np.testing.assert_array_equal(part.x[..., 0], part.y)
+        if rest:  # they cannot share it, so each has all
+            mine = range(batch_size)
+        else:
+            mine = [i for i in range(batch_size) if devices[i // each] == rank]
+            assert (labels[:, mine] == -1).all()
+        labels[:, mine] = part.y
+    return labels
+
+
+class Recorded:
+    """A source that keeps the numbers of the examples that it was asked for."""
+
+    def __init__(self):
+        self.read = []
+
+    def __len__(self):
+        return EXAMPLES
+
+    def gather(self, indices):
+        self.read += indices.tolist()
+        return np.zeros((len(indices), 2), np.float32), indices.astype(np.int32)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_reads_its_part_of_a_stream_alone(monkeypatch, rank):
+    monkeypatch.setattr("fmnist_keras3.training.feeds.check_split", lambda *_: None)
+    source = Recorded()
+    likes = (np.zeros((1, 2), np.float32), np.zeros(1, np.int32))
+    parts = [Rows(source, place, like, 12) for place, like in enumerate(likes)]
+    feed = StreamFeed(Split(*parts), HostEngine(CHUNK, owners=(0, 0, 1, 1), rank=rank))
+    plan = plan_of(())
+    feed.open(plan, 1)
+    taken = np.concatenate([chunk.y[: chunk.count] for chunk in map(feed.take, (3, 2, 1))])
+    feed.close()
+    mine = plan.indices[1:, 4 * rank : 4 * rank + 4]
+    np.testing.assert_array_equal(taken, mine)
+    assert sorted(source.read) == sorted(mine.ravel())
 
 
 def plan_of(augment, epoch=0, **options):

@@ -1,11 +1,14 @@
 """What a signal or a clock decides in one of many processes holds for all, at one place."""
 
 import signal
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from fmnist_keras3.engines.world import World
-from fmnist_keras3.ground.errors import Interrupted
+from fmnist_keras3.ground.errors import Interrupted, UserError
+from fmnist_keras3.training.resume import check_processes
 from fmnist_keras3.training.signals import StopSignals
 
 
@@ -71,3 +74,54 @@ def test_one_process_alone_hears_at_once():
         assert signals.received == "SIGINT"
     assert World().agree(3) == 3
     assert World().highest(1, 2) == (1, 2)
+
+
+class Records(World):
+    """The first of two processes, whose numbers are kept for the second; or that second one."""
+
+    size = 2
+
+    def __init__(self, other=()):
+        self.said = other
+
+    def highest(self, *values):
+        highest = tuple(map(max, values, self.said or values))
+        self.said = values
+        return highest
+
+
+def beginning(world, seed=0, sha256="a", step=0, weights=1.0):
+    """What of a fit is compared."""
+    state = [("kernel", np.full(3, weights, np.float32))]
+    return SimpleNamespace(
+        engine=SimpleNamespace(world=world, export_state=lambda: state),
+        position=SimpleNamespace(place=(0, step, step)),
+        data_identity=lambda: {"sha256": sha256, "batch_size": 8},
+        seed=seed,
+        max_epochs=2,
+        max_steps=None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({}, None),
+        ({"seed": 1}, "differ in seed."),
+        ({"sha256": "b", "step": 7}, "differ in sha256, position."),
+        ({"weights": 1.5}, "differ in state of the model."),
+    ],
+)
+def test_processes_that_begin_differently_are_refused_and_the_field_is_named(other, named):
+    first = Records()
+    check_processes(beginning(first))
+    fit = beginning(Records(first.said), **other)
+    if named is None:
+        check_processes(fit)
+    else:
+        with pytest.raises(UserError, match=named):
+            check_processes(fit)
+
+
+def test_one_process_has_nothing_to_compare():
+    check_processes(SimpleNamespace(engine=SimpleNamespace(world=World())))
