@@ -172,9 +172,9 @@ def _pair(
 def _doubtful(evaluation: dict[str, Any]) -> str:
     count, images = (figure(evaluation.get(name)) for name in ("doubtful_labels", "examples"))
     return (
-        f"Of {images} test labels {count} may be wrong: of the image the model is surer that it is "
-        "another class than it is on average of that class (confident learning). Where pictures "
-        f"are hard to tell, these are its own mistakes. All are in {LABEL_ERRORS}."
+        f"{count} of {images} test labels may be wrong: the model is as sure of another class as it "
+        "is, on average, of the images with that label (confident learning). Some are hard "
+        f"pictures, which it gets wrong itself. All are listed in {LABEL_ERRORS}."
     )
 
 

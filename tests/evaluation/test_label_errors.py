@@ -102,8 +102,8 @@ def test_the_gallery(tmp_path):
     folder, found = with_errors(tmp_path / "run")
     assert len(found.numbers) == 40
     page = Page(report.build(folder))
-    assert "Labels that may be wrong Of 400 test labels 40 may be wrong" in page.text
-    assert "All are in label_errors.csv." in page.text
+    assert "Labels that may be wrong 40 of 400 test labels may be wrong" in page.text
+    assert "All are listed in label_errors.csv." in page.text
     for number in found.numbers[:SUREST]:
         assert f"no. {number} " in page.text
     assert f"no. {found.numbers[SUREST]} " not in page.text
