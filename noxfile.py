@@ -100,9 +100,11 @@ def lowest(session: nox.Session, backend: str) -> None:
 @nox.session
 @nox.parametrize("backend", BACKENDS)
 def integrations(session: nox.Session, backend: str) -> None:
-    """What the default suite skips: MLflow, W&B, Trackio, pandas, IPython; a user's types."""
-    session.install(".[test,lint,mlflow,wandb,trackio]", "pandas", "ipython")
+    """What the default suite skips: MLflow, W&B, Trackio, LiteRT, OpenVINO, pandas, IPython."""
+    extras = ".[test,lint,mlflow,wandb,trackio,litert,openvino]"
+    session.install(extras, "pandas", "ipython", "cleanlab")
     files = ("test_loggers.py", "test_display.py", "test_lightning_examples.py")
     places = [f"tests/training/{name}" for name in files]
+    places += ["tests/inference/test_export.py", "tests/evaluation/test_label_errors.py"]
     run_pytest(session, backend, *places, "tests/test_history.py", "tests/test_typing.py")
     session.run("pyright", "-p", "tests/typed")

@@ -1,6 +1,7 @@
 """`python -m bench.exports RUN...` compares exported files with their models on all test images.
 
-With ``--page`` the HTML page, by weights of 16 and of 8 bits, instead of the exact formats.
+Those that are exact, and of 8 bits those that can be; with ``--page`` the HTML page, by weights of
+16 and of 8 bits, instead.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from fmnist_keras3 import export, load_run, runtime
 from fmnist_keras3.data import sources
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.ground.leaves import named
-from fmnist_keras3.inference.export import BATCH, FORMATS
+from fmnist_keras3.inference.export import BATCH, CALIBRATED, FORMATS
 from fmnist_keras3.runs.load import Run
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("keras", "jax", "tensorflow", "onnx", "onnxruntime", "numpy")
+PACKAGES = ("keras", "jax", "tensorflow", "onnx", "onnxruntime", "ai-edge-litert", "openvino")
+PACKAGES += ("numpy",)
 
 
 def measure(run: Run, format: str, quantize: str, test: Split, folder: Path) -> dict[str, Any]:
@@ -40,6 +42,7 @@ def measure(run: Run, format: str, quantize: str, test: Split, folder: Path) -> 
     expected = softmax(expected, axis=1) if format == "html" else expected
     times = made.latencies().items()
     return {
+        "model": run.summary["model"],
         "trained_on": run.summary["backend"],
         "format": format,
         "quantize": quantize,
@@ -59,7 +62,7 @@ def main() -> None:
     page = "--page" in sys.argv
     runs = [load_run(path) for path in sys.argv[1:] if path != "--page"]
     forms = [(name, "none") for name in FORMATS if (name == "html") == page]
-    forms += [("html", "int8")] * page
+    forms += [(name, "int8") for name in (("html",) if page else CALIBRATED)]
     with tempfile.TemporaryDirectory() as folder:
         rows = [measure(run, *form, test, Path(folder)) for run in runs for form in forms]
     models = [{k: run.summary[k] for k in ("model", "backend", "test_accuracy")} for run in runs]

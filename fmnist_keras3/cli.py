@@ -191,20 +191,20 @@ def _chosen(options: argparse.Namespace, table: Mapping[str, Sequence[str]]) -> 
 def export_options(parser: Parser) -> None:
     parser.add_argument("target", metavar="RUN_OR_MODEL", help="run directory or .keras file")
     add_option(parser, "format", metavar="|".join(EXPORT["format"]), help="what is written [onnx]")
-    text = "new file, of saved_model and hub a new folder [model.onnx, saved_model, hub, ...]"
+    text = "new file, of saved_model, openvino and hub a new folder [model.onnx, hub, ...]"
     add_option(parser, "output", metavar="PATH", help=text)
     text = "what the file returns [probabilities]"
     add_option(parser, "outputs", metavar="|".join(EXPORT["outputs"]), help=text)
     text = "brightest pixel of the model's training: 255, or 1 [255]"
     add_option(parser, "scale", metavar="255|1", help=text)
-    text = "weights of 8 bits, of html, in half the size [none]"
+    text = "8 bits, for onnx, litert and html: a quarter or half of the size [none]"
     add_option(parser, "quantize", metavar="none|int8", help=text)
     group = parser.add_argument_group("images of the check", "those of the run, unless given")
     add_settings(group, "data", "data_dir")
 
 
 EXPORT = {
-    "format": ("onnx", "keras", "saved_model", "html", "hub"),
+    "format": ("onnx", "keras", "saved_model", "litert", "openvino", "html", "hub"),
     "outputs": ("probabilities", "logits"),
     "scale": ("255", "1"),
     "quantize": ("none", "int8"),
@@ -212,10 +212,7 @@ EXPORT = {
 
 
 def run_export(options: argparse.Namespace) -> int:
-    given = _chosen(options, EXPORT)
-    format = given["format"]
-    place = format if format in ("saved_model", "hub") else f"model.{format}"
-    return named("commands.export:export")(**{"output": place} | given)
+    return named("commands.export:export")(**_chosen(options, EXPORT))
 
 
 def report_options(parser: Parser) -> None:

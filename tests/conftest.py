@@ -55,6 +55,7 @@ ANY_BACKEND = (
     "inference/test_server",
     *(
         "evaluation/test_look",
+        "evaluation/test_label_errors",
         "evaluation/test_temperature",
         "inference/test_pictures",
         "tuning/",

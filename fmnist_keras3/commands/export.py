@@ -12,21 +12,24 @@ from fmnist_keras3.ground import screen
 def export(
     target: str,
     format: str,
-    output: str,
     outputs: str,
     scale: str,
     quantize: str = "none",
+    output: str | None = None,
     data: str | None = None,
     data_dir: str | None = None,
 ) -> int:
     """Write and check the file, and print size and speed; returns 1 if it computes other values.
 
-    The arguments are those of `inference.export.export`.
+    The arguments are those of `inference.export.export`; ``output`` is a name like "model.onnx",
+    of folders that of the format, unless it is given.
     """
     runtime.prepare()
     runtime.import_keras_alone()
     from fmnist_keras3.inference import export as exports
 
+    suffix = exports.FORMATS[format][1]
+    output = output or (f"model{suffix}" if suffix else format)
     exports.check(output, format, outputs, float(scale), quantize)
     try:
         options = {"outputs": outputs, "scale": float(scale), "quantize": quantize}
@@ -58,4 +61,7 @@ def export(
         f"{made.difference:.1e}, {made.changed} labels changed ({made.images} {made.data})"
     )
     console.print(screen.styled((output, "bold"), line), soft_wrap=True)
+    if made.accuracies is not None:
+        line = " -> ".join(f"{100 * accuracy:.2f} %" for accuracy in made.accuracies)
+        console.print(screen.styled("accuracy, before and in 8 bits: ", (line, "bold")))
     return 0

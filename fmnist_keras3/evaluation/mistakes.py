@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fmnist_keras3.evaluation.label_errors import LabelErrors
 from fmnist_keras3.evaluation.metrics import Evaluation
 
 PAIRS = 5  # of classes
@@ -30,17 +31,22 @@ def confused(confusion: Any) -> list[tuple[int, int]]:
     return [(a, b) if counts[a, b] >= counts[b, a] else (b, a) for a, b in pairs if both[a, b]]
 
 
-def pictures(images: np.ndarray, labels: np.ndarray, evaluation: Evaluation) -> dict[str, Any]:
+def pictures(
+    images: np.ndarray, labels: np.ndarray, evaluation: Evaluation, doubtful: LabelErrors
+) -> dict[str, Any]:
     """Return the surest mistakes, and examples of the most confused pairs, ready for JSON.
 
     ``images [N, H, W, 1|3]`` and ``labels [N]`` are in the order of ``evaluation``. Lists
-    ``mistakes`` and ``confused`` of objects ``true``, ``predicted`` (class numbers),
-    ``probability`` and ``image``, a PNG as data URI.
+    ``doubtful`` (the first of the labels that may be wrong), ``mistakes`` (others) and
+    ``confused`` of objects ``number`` (of the image), ``true``, ``predicted`` (class numbers),
+    ``probability`` and ``image``, a PNG as data URI; and how many are ``doubtful_labels``.
     """
     shares = evaluation.probabilities
     predicted, sure = shares.argmax(axis=1), shares.max(axis=1)
     wrong = np.flatnonzero(predicted != labels)
     wrong = wrong[np.argsort(-sure[wrong], kind="stable")]
+    shown = doubtful.numbers[:SUREST]
+    others = wrong[~np.isin(wrong, shown)][:SUREST]
     chosen: list[int] = []
     for a, b in confused(evaluation.confusion):
         of_pair = [
@@ -50,16 +56,20 @@ def pictures(images: np.ndarray, labels: np.ndarray, evaluation: Evaluation) -> 
         second = min(len(of_pair[1]), EXAMPLES // 2)
         chosen += [*of_pair[0][: EXAMPLES - second], *of_pair[1][:second]]
 
-    def example(index: int) -> dict[str, Any]:
+    def example(index: int, taken: int | None = None) -> dict[str, Any]:
+        taken = int(predicted[index] if taken is None else taken)
         return {
+            "number": int(index),
             "true": int(labels[index]),
-            "predicted": int(predicted[index]),
-            "probability": round(float(sure[index]), 4),
+            "predicted": taken,
+            "probability": round(float(shares[index, taken]), 4),
             "image": thumbnail(images[index]),
         }
 
     return {
-        "mistakes": [example(index) for index in wrong[:SUREST]],
+        "doubtful_labels": len(doubtful.numbers),
+        "doubtful": [example(*pair) for pair in zip(shown, doubtful.likely, strict=False)],
+        "mistakes": [example(index) for index in others],
         "confused": [example(index) for index in chosen],
     }
 

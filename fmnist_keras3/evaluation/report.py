@@ -18,7 +18,7 @@ from fmnist_keras3.evaluation.mistakes import confused
 from fmnist_keras3.evaluation.words import findings
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.files import save
-from fmnist_keras3.runs.rundir import ROBUSTNESS, TEMPERATURE
+from fmnist_keras3.runs.rundir import LABEL_ERRORS, ROBUSTNESS, TEMPERATURE
 
 NOTHING = "—"
 RUN_FILES = ("config.yaml", "metrics.jsonl", "summary.json")
@@ -112,6 +112,8 @@ def _about(run: Run) -> dict[str, Any]:
         "names": names,
         "confusion": matrix,
         "pairs": pairs,
+        "doubtful": _examples(evaluation.get("doubtful"), names),
+        "doubtful_text": _doubtful(evaluation),
         "mistakes": _examples(evaluation.get("mistakes"), names),
         "old_mistakes": data_uri(run.folder / "plots/mistakes.png"),  # of an earlier version
     }
@@ -167,6 +169,15 @@ def _pair(
     return {"names": (names[a], names[b]), "text": text, "examples": _examples(shown, names)}
 
 
+def _doubtful(evaluation: dict[str, Any]) -> str:
+    count, images = (figure(evaluation.get(name)) for name in ("doubtful_labels", "examples"))
+    return (
+        f"{count} of {images} test labels may be wrong: the model is as sure of another class as it "
+        "is, on average, of the images with that label (confident learning). Some are hard "
+        f"pictures, which it gets wrong itself. All are listed in {LABEL_ERRORS}."
+    )
+
+
 def _examples(found: Any, names: list[str]) -> list[dict[str, Any]]:
     """Return pictures of mistakes with names in the place of numbers; none that is damaged."""
     made = []
@@ -174,7 +185,8 @@ def _examples(found: Any, names: list[str]) -> list[dict[str, Any]]:
         try:
             labels = {key: names[one[key]] for key in ("true", "predicted")}
             if _PNG.fullmatch(one["image"]):
-                made.append(labels | {"image": one["image"], "probability": one["probability"]})
+                kept = {key: one.get(key) for key in ("image", "probability", "number")}
+                made.append(labels | kept)
         except (KeyError, TypeError, IndexError):
             continue
     return made

@@ -12,7 +12,7 @@ import numpy as np
 
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.data.source import Rows
-from fmnist_keras3.evaluation import plots
+from fmnist_keras3.evaluation import label_errors, plots
 from fmnist_keras3.evaluation.metrics import Evaluation, as_logits, evaluate_logits
 from fmnist_keras3.evaluation.mistakes import pictures
 from fmnist_keras3.ground.errors import UserError
@@ -52,10 +52,14 @@ def write_test(
     try:
         if evaluation is not None:
             labels = np.reshape(tested.y, -1)
+            shares = evaluation.probabilities
+            doubtful = label_errors.find(labels, shares)
             shown = _are_images(tested.x)
-            examples = pictures(tested.x, labels, evaluation) if shown else {}
+            examples = pictures(tested.x, labels, evaluation, doubtful) if shown else {}
             write_json(run / rundir.EVALUATION, evaluation.to_dict() | examples)
             write_predictions(run, labels, outputs)
+            path, names = run / rundir.LABEL_ERRORS, evaluation.class_names
+            label_errors.write_csv(path, doubtful, labels, shares, names)
         _draw(run, summary, tested, evaluation)
     except UserError:
         raise

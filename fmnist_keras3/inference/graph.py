@@ -18,11 +18,13 @@ import numpy as np
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.inference.forms import LAYERS, Call, Unknown
 from fmnist_keras3.layers.keras_private import (
+    build_shapes,
     exported_name,
     graph_of,
     is_plain_functional,
     nodes_of,
 )
+from fmnist_keras3.module import Module
 
 INPUT = "pixels"
 
@@ -93,6 +95,43 @@ def is_graph(model: Any) -> bool:
     return graph_of(model) is not None and plain
 
 
+def as_graph(model: Any) -> Any:
+    """Return a model of one's own class as a functional one, of the same layers.
+
+    What its ``call`` does, or a Module's `predict_step`, is run once on a symbol, so that it may
+    only call layers. Other models are returned as they are. Raises UserError where that fails.
+    """
+    if not isinstance(model, keras.Model) or is_graph(model):
+        return model
+    kind = type(model)
+    shapes = list((build_shapes(model) or {}).values())
+    if len(shapes) != 1 or not all(isinstance(n, (int, type(None))) for n in shapes[0]):
+        raise UserError(
+            f"It is not known what images {kind.__name__} takes. Call it on some of them, or type "
+            "model.build((None, 28, 28, 1)) with their shape."
+        )
+    inputs = keras.Input(tuple(shapes[0])[1:], name=INPUT)
+
+    class Open(kind):
+        """Whose call is that of its layers: it shows them instead of itself."""
+
+        def __call__(self, *args: Any, **options: Any) -> Any:
+            return self.call(*args, **options)
+
+    step = "predict_step" if isinstance(model, Module) else "__call__"
+    object.__setattr__(model, "__class__", Open)  # past Keras, which keeps account of attributes
+    try:
+        return keras.Model(inputs, getattr(model, step)(inputs), name=model.name)
+    except Exception as error:  # whatever the user's code raises, of a symbol
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(
+            f"{kind.__name__} cannot be exported: its {step.replace('__call__', 'call')} may only "
+            f"call layers, one after the other ({reason})."
+        ) from error
+    finally:
+        object.__setattr__(model, "__class__", kind)
+
+
 class _Walk:
     def __init__(self) -> None:
         self.made: list[Operation] = []
@@ -144,7 +183,7 @@ def _check_call(node: Any, kind: str) -> None:
     tensors = tensors if isinstance(tensors, (list, tuple)) else [tensors]
     if len(tensors) != len(node.input_tensors) or any(v not in (None, False) for v in given):
         raise Unknown("it is called with more than its inputs")
-    if any(tensor.shape[0] is not None or None in tensor.shape[1:] for tensor in tensors):
+    if any(None in tensor.shape[1:] for tensor in tensors):
         raise Unknown("its input has no fixed size")
     # Of whole numbers, which the file makes floats at once, some layers make whole numbers.
     casts = kind in ("Rescaling", "Normalization")

@@ -226,7 +226,9 @@ def takes(model: Any) -> tuple[tuple[int, int], int]:
 
 def scale_unknown(model: Any, class_names: tuple[str, ...], energy: float | None) -> bool:
     """Tell whether a model is from elsewhere (see `knowledge`) and does not scale pixels."""
-    kinds = {type(layer).__name__ for layer in getattr(model, "layers", [])}
+    from fmnist_keras3.layers.keras_private import all_layers  # which brings Keras
+
+    kinds = {type(layer).__name__ for layer in all_layers(model)}
     foreign = energy is None and class_names[0] == "0"
     return foreign and not kinds & {"Rescaling", "Normalization"}
 

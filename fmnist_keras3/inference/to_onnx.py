@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,11 +34,17 @@ _MERGE = {
 
 
 def write(
-    model: keras.Model, path: Path, softmax: bool, factor: float, about: dict[str, Any]
+    model: keras.Model,
+    path: Path,
+    softmax: bool,
+    factor: float,
+    about: dict[str, Any],
+    calibration: np.ndarray | None = None,
 ) -> None:
     """Write what ``model`` computes of raw pixels times ``factor``: uint8, any number of images.
 
     ``softmax`` is put at its end; ``about`` goes into the metadata, as JSON where it is no text.
+    With images for the ``calibration``, uint8, it computes in 8 bits.
     """
     import onnx
     from onnx import helper
@@ -63,7 +71,35 @@ def write(
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in about.items()}
     helper.set_model_props(file, texts)
     onnx.checker.check_model(file, full_check=True)
-    path.write_bytes(file.SerializeToString())
+    if calibration is None:
+        path.write_bytes(file.SerializeToString())
+    else:
+        _quantize(file, path, calibration)
+
+
+def _quantize(file: Any, path: Path, images: np.ndarray) -> None:
+    """Write ``file`` with weights and values of 8 bits, whose ranges are those of ``images``."""
+    from onnxruntime import quantization as q
+
+    batches = iter([{INPUT: images[i : i + 64]} for i in range(0, len(images), 64)])
+    reader = SimpleNamespace(get_next=lambda: next(batches, None))
+    root, handler = logging.getLogger(), logging.NullHandler()
+    root.addHandler(handler)  # or its advice would go to a handler that it adds, and leaves there
+    try:
+        q.quantize_static(
+            file,
+            path,
+            reader,  # type: ignore[arg-type]
+            per_channel=True,
+            activation_type=q.QuantType.QUInt8,
+            weight_type=q.QuantType.QInt8,
+            # Weights of 7 bits: of 8, sums overflow on processors without VNNI.
+            reduce_range=True,
+            # Logits stay float32: of 8 bits, many would be equal.
+            extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul", "Softmax"]},
+        )
+    finally:
+        root.removeHandler(handler)
 
 
 def read(path: Path) -> Callable[[np.ndarray], np.ndarray]:

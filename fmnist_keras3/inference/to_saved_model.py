@@ -16,6 +16,7 @@ from fmnist_keras3.inference.graph import INPUT, Operation, operations
 if TYPE_CHECKING:
     import keras
 
+SELU, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772  # of Klambauer et al. 2017
 ABOUT = "assets.extra/about.json"  # a folder that TensorFlow leaves to others
 
 
@@ -33,7 +34,9 @@ def write(
         value for one in made for value in one.options.values() if isinstance(value, tf.Variable)
     ]
 
-    @tf.function(input_signature=[tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8, INPUT)])
+    takes = [tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8, INPUT)]
+
+    @tf.function(input_signature=takes, autograph=False)
     def serve(pixels):
         return {about["outputs"]: compute(tf, made, pixels)}
 
@@ -113,19 +116,30 @@ def _compute(tf: Any, one: Operation, inputs: list[Any]) -> Any:
 
 
 def _activate(tf: Any, x: Any, name: str, value: float | None) -> Any:
+    """Return an activation, of operations that LiteRT has, too."""
     match name:
         case "linear":
             return tf.identity(x)
         case "exponential":
             return tf.exp(x)
         case "elu":
-            return tf.where(x > 0, x, value * tf.math.expm1(tf.minimum(x, 0)))
+            return tf.where(x > 0, x, value * tf.nn.elu(x))
+        case "selu":
+            return SELU * tf.where(x > 0, x, SELU_ALPHA * tf.nn.elu(x))
         case "leaky_relu":
             return tf.nn.leaky_relu(x, value)
         case "hard_sigmoid":
             return tf.nn.relu6(x + 3) / 6
         case "hard_silu":
             return x * tf.nn.relu6(x + 3) / 6
+        case "softplus":
+            return _softplus(tf, x)
+        case "softsign":
+            return x / (1 + tf.abs(x))
         case "mish":
-            return x * tf.tanh(tf.nn.softplus(x))
+            return x * tf.tanh(_softplus(tf, x))
     return getattr(tf.nn, name)(x)
+
+
+def _softplus(tf: Any, x: Any) -> Any:
+    return tf.nn.relu(x) + tf.math.log(1 + tf.exp(-tf.abs(x)))

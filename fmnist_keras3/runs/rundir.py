@@ -26,9 +26,10 @@ RAW_MODEL = "model_raw.keras"  # the weights that were trained, where the model 
 CHECKPOINTS, PLOTS = "checkpoints", "plots"
 EVALUATION = "evaluation.json"
 PREDICTIONS = "predictions.npz"  # labels and logits of the test
+LABEL_ERRORS = "label_errors.csv"  # labels of the test that may be wrong
 TEMPERATURE, ROBUSTNESS = "temperature.json", "robustness.json"
 # What a test writes besides, and what is made of it.
-OF_A_TEST = [EVALUATION, PREDICTIONS, TEMPERATURE, ROBUSTNESS, "report.html"]
+OF_A_TEST = [EVALUATION, PREDICTIONS, LABEL_ERRORS, TEMPERATURE, ROBUSTNESS, "report.html"]
 OF_A_TEST += [f"{PLOTS}/{name}.png" for name in ("confusion_matrix", "calibration", "mistakes")]
 
 

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from fmnist_keras3.evaluation import report
+from fmnist_keras3.evaluation.label_errors import find
 from fmnist_keras3.evaluation.metrics import evaluate_logits
 from fmnist_keras3.evaluation.mistakes import pictures
 from fmnist_keras3.ground.errors import UserError
@@ -50,7 +51,8 @@ def make_run(folder, pictured=True, **changes):
     logits = 5 * np.eye(3)[y]
     logits[[0, 3, 6, 1]] = [0, 9, 0], [0, 8, 0], [0, 7, 0], [0, 0, 9]  # coats and a bag
     result = evaluate_logits(y, logits, ["Coat", "Bag", "Dress"])
-    shown = pictures(np.zeros((30, 28, 28, 1), np.uint8), y, result) if pictured else {}
+    images, found = np.zeros((30, 28, 28, 1), np.uint8), find(y, result.probabilities)
+    shown = pictures(images, y, result, found) if pictured else {}
     (folder / "evaluation.json").write_text(json.dumps(result.to_dict() | shown))
     return folder
 

@@ -12,7 +12,16 @@ import pytest
 import yaml
 from keras import layers
 
-from fmnist_keras3 import UserError, build_model, export, load_model, load_run
+from fmnist_keras3 import (
+    ArrayData,
+    Module,
+    Trainer,
+    UserError,
+    build_model,
+    export,
+    load_model,
+    load_run,
+)
 from fmnist_keras3.cli import main
 from fmnist_keras3.data.dataset import FASHION_CLASSES
 from fmnist_keras3.inference import export as module
@@ -22,7 +31,17 @@ from fmnist_keras3.inference.graph import operations
 from fmnist_keras3.layers.keras_private import all_layers
 from fmnist_keras3.runtime import import_tensorflow_for_data
 
-EXACT = [name for name in module.FORMATS if name != "html"]  # for which see test_page
+OTHERS = ("litert", "openvino")  # whose packages need not be there
+EXACT = [name for name in module.FORMATS if name not in ("html", *OTHERS)]  # html: test_page
+
+
+def need(format):
+    """Skip a test where a package of the format is missing."""
+    for package in module.FORMATS[format][2]:
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+
+
 MODELS = {
     "baseline": "",
     "cnn": "",
@@ -68,7 +87,9 @@ def pixels():
 
 @pytest.fixture
 def quick(monkeypatch, pixels):
-    monkeypatch.setattr(module, "_images", lambda *_: (pixels, "images of random pixels"))
+    labels = np.zeros(len(pixels), np.int32)
+    found = module.Images(pixels, module.RANDOM, labels, np.concatenate([pixels] * 3))
+    monkeypatch.setattr(module, "_images", lambda *_: found)
     monkeypatch.setattr(module, "IMAGES", len(pixels))
     monkeypatch.setattr(module, "BATCH", 3)
     return pixels
@@ -89,6 +110,17 @@ def test_each_model_is_the_same_in_each_format(name, tmp_path, quick):
     assert not kinds & {"BatchNormalization", "Dropout"}
     assert len(onnx.load(tmp_path / "onnx.onnx").graph.node) < 100
     assert len(list(tmp_path.iterdir())) == len(EXACT)
+
+
+@pytest.mark.parametrize("format", OTHERS)
+@pytest.mark.parametrize("name", MODELS)
+def test_each_model_is_the_same_by_other_runtimes(name, format, tmp_path, quick):
+    need(format)
+    model = stirred(build_model(f"{name}{MODELS[name]}", dropout=0.2), 0.02)
+    made = export(model, tmp_path / f"m{module.FORMATS[format][1]}", format, outputs="logits")
+    assert (made.changed, made.images, made.format) == (0, 6, format)
+    assert made.difference <= 2e-5
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def net(*made, shape=(11, 10, 3)):
@@ -239,6 +271,24 @@ def test_every_layer_is_the_same_by_onnx_and_by_tensorflow(name, tmp_path):
     assert np.abs(found - expected).max() <= 2e-5 * size
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("format", OTHERS)
+@pytest.mark.parametrize("name", SMALL)
+def test_every_layer_is_the_same_by_other_runtimes(name, format, tmp_path):
+    need(format)
+    model = stirred(SMALL[name]())
+    images = np.random.default_rng(2).integers(0, 4, (5, *model.input_shape[1:]), np.uint8)
+    expected = np.asarray(model(images.astype(np.float32), training=False))
+    writer = module.named(module.FORMATS[format][0])
+    path = tmp_path / f"small{module.FORMATS[format][1]}"
+    about = {"model": model.name, "outputs": "logits", "classes": ["a"]}
+    writer.write(model, path, False, 1, about)
+    read = writer.read(path)
+    size = max(1.0, np.abs(expected).max() / 10)
+    assert np.abs(read(images) - expected).max() <= 2e-5 * size
+    assert np.abs(read(images[:1]) - expected[:1]).max() <= 2e-5 * size
+
+
 class Doubled(layers.Layer):
     def call(self, x):
         return 2 * x
@@ -289,6 +339,74 @@ def test_what_is_not_known_exactly_is_refused_by_name(make, said):
         operations(make(), False)
 
 
+class Own(Module):
+    """A Module with a block of its own inside, and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = keras.Sequential([layers.Conv2D(3, 3, padding="same"), layers.ReLU()])
+        self.scaled, self.pool, self.flat = (
+            layers.Rescaling(1 / 255),
+            layers.MaxPooling2D(2),
+            layers.Flatten(),
+        )
+        self.drop, self.head, self.softmax = layers.Dropout(0.5), layers.Dense(4), layers.Softmax()
+
+    def call(self, x, training=None):
+        maps = self.scaled(x)
+        maps = self.pool(layers.add([self.block(maps), self.block(maps)]))
+        return self.head(self.drop(self.flat(maps), training=training))
+
+    def training_step(self, batch):
+        x, y = batch
+        losses = keras.losses.sparse_categorical_crossentropy(y, self(x), from_logits=True)
+        return keras.ops.mean(losses)
+
+    def configure_optimizers(self):
+        return keras.optimizers.Adam(1e-3)
+
+
+class Told(Own):
+    """Whose predictions are probabilities."""
+
+    def predict_step(self, batch):
+        return self.softmax(self(batch, training=False))
+
+
+class Looped(Own):
+    def call(self, x):
+        return super().call(x) if float(x[0, 0, 0, 0]) > 1 else self.head(self.flat(x))
+
+
+@pytest.mark.parametrize("kind", [Own, Told])
+def test_a_module_whose_prediction_is_layers_is_exported(kind, tmp_path, quick):
+    made = kind()
+    labels = np.arange(len(quick), dtype=np.int32) % 4
+    trainer = Trainer(1, enable_progress_bar=False, barebones=True)
+    trainer.fit(made, ArrayData(quick, labels, batch_size=3, validation=0))
+    expected = trainer.predict(made, quick)
+    for format in EXACT:
+        path = tmp_path / f"{format}{module.FORMATS[format][1]}"
+        outputs = "logits" if kind is Own else "probabilities"
+        result = export(made, path, format, outputs=outputs)
+        assert result.difference <= 2e-5
+        found = module.named(module.FORMATS[format][0]).read(path)(quick)
+        assert np.abs(found - expected).max() <= 2e-5
+    assert type(made) is kind
+
+
+def test_a_module_that_does_more_is_refused(tmp_path, quick):
+    made = Looped()
+    with pytest.raises(UserError, match="not known what images Looped takes"):
+        export(made, tmp_path / "m.onnx")
+    with pytest.warns(UserWarning, match="unbuilt state"):  # of which there is none left
+        made.build((None, 28, 28, 1))
+    with pytest.raises(UserError, match="Looped cannot be exported: its predict_step may only"):
+        export(made, tmp_path / "m.onnx")
+    assert type(made) is Looped
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_weight_of_a_layer_that_is_used_twice_is_stored_once(tmp_path):
     to_onnx.write(nested(), tmp_path / "m.onnx", False, 1, {"model": "m", "outputs": "logits"})
     kernels = [w for w in onnx.load(tmp_path / "m.onnx").graph.initializer if len(w.dims) == 4]
@@ -324,6 +442,72 @@ def test_the_saved_model_and_the_keras_file_tell_their_classes(run, tmp_path):
     again = load_model(made.path)
     assert getattr(again, "optimizer", None) is None
     assert again.layers[-1].name == "probabilities"
+
+
+def test_the_files_of_other_runtimes_tell_their_classes(run, tmp_path):
+    need("litert")
+    made = export(run, tmp_path / "m.tflite", "litert")
+    with zipfile.ZipFile(made.path) as archive:
+        assert archive.read("labels.txt").decode().splitlines() == list(FASHION_CLASSES)
+        assert json.loads(archive.read("about.json"))["outputs"] == "probabilities"
+
+
+def test_the_folder_for_openvino_tells_its_classes(run, tmp_path):
+    need("openvino")
+    import openvino
+
+    made = export(run, tmp_path / "vino", "openvino")
+    assert sorted(path.name for path in made.path.iterdir()) == ["model.bin", "model.xml"]
+    read = openvino.Core().read_model(made.path / "model.xml")
+    assert json.loads(read.get_rt_info(["model_info", "classes"]).astype(str)) == [*FASHION_CLASSES]
+    assert str(read.inputs[0].partial_shape) == "[?,28,28,1]"
+    assert read.inputs[0].element_type == openvino.Type.u8
+
+
+@pytest.mark.parametrize("format", module.CALIBRATED)
+def test_of_8_bits_the_accuracy_is_told(format, run, quick, tmp_path, capsys, monkeypatch):
+    need(format)
+    monkeypatch.setattr(module, "MOST_CHANGED", 1)  # of a model that is sure of nothing
+    monkeypatch.setattr(module, "MOST_LOST", 1)
+    path = tmp_path / f"m{module.FORMATS[format][1]}"
+    plain = export(run, tmp_path / f"plain{path.suffix}", format)
+    words = ["export", str(run), "--format", format, "--output", str(path), "--quantize", "int8"]
+    assert main(words) == 0
+    assert "accuracy, before and in 8 bits: " in capsys.readouterr().out
+    assert path.stat().st_size < 0.4 * plain.size
+    if format == "onnx":
+        kinds = {node.op_type for node in onnx.load(path).graph.node}
+        assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
+        told = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+        assert json.loads(told["classes"]) == list(FASHION_CLASSES)
+
+
+def test_what_8_bits_spoil_is_not_kept(run, tmp_path, monkeypatch):
+    path = tmp_path / "m.onnx"
+    module._check_int8(path, 20, 1000, (0.9, 0.897))
+    module._check_int8(path, 2, 100, (0.9, 0.87))  # three images
+    with pytest.raises(module.Inexact, match="21 of 1000 labels changed"):
+        module._check_int8(path, 21, 1000, None)
+    with pytest.raises(module.Inexact, match=r"accuracy is 89.60 %, the model's 90.00 %"):
+        module._check_int8(path, 20, 1000, (0.9, 0.896))
+    monkeypatch.setattr(module, "MOST_CHANGED", -1)
+    with pytest.raises(module.Inexact):
+        export(run, path, quantize="int8")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_8_bits_are_refused_without_images_and_for_formats_without(run, tmp_path):
+    model = net(layers.Conv2D(2, 3))
+    with pytest.raises(UserError, match=r"trained on, \(11, 10, 3\), which were"):
+        export(model, tmp_path / "m.onnx", quantize="int8")
+    with pytest.raises(UserError, match=r"trained on.*--data fashion_mnist"):
+        # Of a file nobody knows what it was trained on.
+        export(load_model(run), tmp_path / "m.onnx", quantize="int8")
+    with pytest.raises(
+        UserError, match=r"openvino has weights of 32 bits only.*html, onnx, litert"
+    ):
+        export(run, tmp_path / "vino", "openvino", quantize="int8")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_folder_for_the_hub_has_a_model_card(run, tmp_path):
@@ -443,7 +627,8 @@ def test_the_command(run, quick, tmp_path, capsys, monkeypatch):
     [
         (
             ["--format", "onx"],
-            "'onx'; it must be onnx, keras, saved_model, html or hub. Did you mean 'onnx'?",
+            "'onx'; it must be onnx, keras, saved_model, litert, openvino, html or hub. Did you "
+            "mean 'onnx'?",
         ),
         (["--outputs", "labels"], "probabilities or logits"),
         (["--output", "model.bin"], "must end in .onnx"),
@@ -468,6 +653,17 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, tmp_path):
     )
     with pytest.raises(UserError, match=r"onnxruntime, which is not .*'fmnist-keras3\[onnx\]'"):
         export("run", tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize(
+    ("format", "name"), [("litert", "ai_edge_litert"), ("openvino", "openvino")]
+)
+def test_a_missing_runtime_is_named_with_its_extra(format, name, monkeypatch, tmp_path):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda one: None if one == name else find(one))
+    said = rf"{name.replace('_', '-')}, which is not .*'fmnist-keras3\[{format}\]'"
+    with pytest.raises(UserError, match=said):
+        export("run", tmp_path / f"m{module.FORMATS[format][1]}", format)
 
 
 def test_models_that_are_no_classifiers_of_one_image_are_refused(tmp_path):
