@@ -6,8 +6,8 @@ to be neighbours (`pooled_convolutions`). The maximum then comes before bias and
 the work for the same bits, because both are monotone.
 
 The layers hold no state of their own and are written to `.keras` files as the plain Keras layers,
-so that a file loads where this package is not installed. Strides, dilation, groups and
-channels-first data are delegated to Keras.
+so that a file loads where this package is not installed. Dilation, groups and channels-first data
+are delegated to Keras.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from fmnist_keras3.layers.keras_private import all_layers, graph_of, nodes_of, s
 from fmnist_keras3.layers.kernels import convolve, convolve_and_pool, global_max, window_max
 from fmnist_keras3.layers.losses import SparseCategoricalCrossentropy
 from fmnist_keras3.layers.normalization import batch_normalize, channel_moments, gelu
+from fmnist_keras3.layers.strides import strided_convolve, transposed_convolve
 
 MOST_POSITIONS = 49  # of a kernel; each is an operation of its own, which takes compilers long
 Pooled = Mapping[keras.layers.Layer, tuple[int, int]]
@@ -77,13 +78,37 @@ class Conv2D(keras.layers.Conv2D):
     def convolution_op(self, inputs, kernel):
         if not self.has_fast_form(inputs.shape) or not _fast():
             return super().convolution_op(inputs, kernel)
-        return convolve(inputs, kernel, self.padding)
+        if self.strides == (1, 1):
+            return convolve(inputs, kernel, self.padding)
+        return strided_convolve(inputs, kernel, self.padding, self.strides)
 
     def has_fast_form(self, shape: tuple[int | None, ...]) -> bool:
         """Tell whether inputs of ``shape [N,H,W,C]`` are convolved in a way of ours."""
         return (
             self.groups == 1
-            and self.strides == (1, 1)
+            and self.dilation_rate == (1, 1)
+            and self.data_format == "channels_last"
+            and None not in shape[1:]
+            and math.prod(self.kernel_size) <= MOST_POSITIONS
+        )
+
+
+@stands_for("keras.layers.Conv2DTranspose")
+class Conv2DTranspose(keras.layers.Conv2DTranspose):
+    """`keras.layers.Conv2DTranspose`: same arguments and results, faster on XLA:CPU."""
+
+    def call(self, inputs):
+        if not self.has_fast_form(inputs.shape) or not _fast():
+            return super().call(inputs)
+        outputs = transposed_convolve(inputs, self.kernel, self.padding, self.strides)
+        if self.use_bias:
+            outputs = ops.add(outputs, self.bias)
+        return outputs if self.activation is None else self.activation(outputs)
+
+    def has_fast_form(self, shape: tuple[int | None, ...]) -> bool:
+        """Tell whether inputs of ``shape [N,H,W,C]`` are convolved in a way of ours."""
+        return (
+            self.output_padding is None
             and self.dilation_rate == (1, 1)
             and self.data_format == "channels_last"
             and None not in shape[1:]
@@ -178,6 +203,7 @@ def _can_pair(first: Any, second: Any) -> bool:
         type(pool) is MaxPooling2D
         and conv.activation in (keras.activations.linear, keras.activations.relu)
         and conv.activity_regularizer is None
+        and conv.strides == (1, 1)
         and conv.has_fast_form(first.input_tensors[0].shape)
         and pool.pool_size == (2, 2)
         and pool.has_fast_form(second.input_tensors[0].shape)
@@ -262,6 +288,7 @@ class Activation(keras.layers.Activation):
 
 _FAST_CLASS = {
     keras.layers.Conv2D: Conv2D,
+    keras.layers.Conv2DTranspose: Conv2DTranspose,
     keras.layers.MaxPooling2D: MaxPooling2D,
     keras.layers.GlobalMaxPooling2D: GlobalMaxPooling2D,
     keras.layers.Dropout: Dropout,

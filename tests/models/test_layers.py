@@ -17,7 +17,13 @@ import numpy as np
 import pytest
 from keras import ops
 
-from fmnist_keras3.layers.fast import Conv2D, MaxPooling2D, accelerate, traced_for_xla_cpu
+from fmnist_keras3.layers.fast import (
+    Conv2D,
+    Conv2DTranspose,
+    MaxPooling2D,
+    accelerate,
+    traced_for_xla_cpu,
+)
 from fmnist_keras3.layers.winograd import winograd_conv
 
 BACKEND = keras.backend.backend()
@@ -45,10 +51,30 @@ FAST_CONVS = [
     conv(3, "same", channels=32, filters=32),
     conv(3, "valid", channels=32, filters=40, use_bias=False, activation="relu"),
 ]
+# By blocks of pixels, whole or not, of images of 7 and 6 pixels.
+STRIDES = [
+    conv(kernel, padding, 3, strides=strides)
+    for kernel in (1, 2, 3, (5, 4))
+    for padding in ("same", "valid")
+    for strides in (2, (1, 2), 3)
+]
+FAST_CONVS += [
+    *STRIDES,
+    conv(3, "same", channels=16, strides=2, activation="tanh"),
+    conv(5, "same", channels=32, filters=32, strides=2),  # of 3x3 blocks, by Winograd's algorithm
+]
+TRANSPOSED = [
+    *STRIDES,
+    conv(3, "same"),
+    conv(3, "valid", channels=16, activation="relu"),
+    conv(4, "same", channels=16, strides=2, use_bias=False),
+]
+PLAIN_TRANSPOSED = [
+    conv(3, "same", strides=2, output_padding=1),
+    conv(3, "valid", dilation_rate=2),
+    conv(3, "same", channels=16, strides=2, data_format="channels_first"),
+]
 PLAIN_CONVS = [
-    conv(3, "same", strides=2),
-    conv(2, "valid", channels=16, strides=2),
-    conv(3, "same", channels=16, strides=(1, 2)),
     conv(3, "same", channels=16, dilation_rate=2),
     conv(3, "valid", dilation_rate=(1, 2)),
     conv(3, "same", channels=16, groups=4),
@@ -114,7 +140,7 @@ class Program:
             shape, options = case.values
             # Drawn by NumPy throughout: JAX would compile a program a shape to draw or to cast.
             rng = np.random.default_rng(position)
-            if issubclass(cls, keras.layers.Conv2D):
+            if issubclass(cls, (keras.layers.Conv2D, keras.layers.Conv2DTranspose)):
                 normal = Normal(rng)
                 options = {**options, "kernel_initializer": normal, "bias_initializer": normal}
             layer = cls(**options, dtype=dtype)
@@ -222,6 +248,15 @@ def test_fast_convolution(results, request, shape, options):
     )
 
 
+@pytest.mark.parametrize(("shape", "options"), TRANSPOSED)
+def test_fast_transposed_convolution(results, request, shape, options):
+    case = request.node.callspec.id
+    check(
+        results(Conv2DTranspose, TRANSPOSED)[case],
+        results.keras(keras.layers.Conv2DTranspose, TRANSPOSED)[case],
+    )
+
+
 @pytest.mark.parametrize("fast", [True, False], ids=["traced for XLA:CPU", "outside"])
 @pytest.mark.parametrize(("shape", "options"), HALF_CONVS)
 def test_convolution_not_compiled(results, request, shape, options, fast):
@@ -298,13 +333,17 @@ def calls_of_keras(monkeypatch):
         monkeypatch.setattr(cls, method, recorded)
 
     record(keras.layers.Conv2D, "convolution_op")
+    record(keras.layers.Conv2DTranspose, "call")
     record(keras.layers.MaxPooling2D, "call")
     return calls
 
 
 FORMS = [
     *[(Conv2D, case, True) for case in FAST_CONVS[:4] + HALF_CONVS],
+    *[(Conv2D, case, True) for case in STRIDES[:3]],
     *[(Conv2D, case, False) for case in PLAIN_CONVS if "data_format" not in case.values[1]],
+    *[(Conv2DTranspose, case, True) for case in TRANSPOSED[-3:]],
+    *[(Conv2DTranspose, case, False) for case in PLAIN_TRANSPOSED[:2]],
     *[(MaxPooling2D, case, True) for case in FAST_POOLS],
     *[(MaxPooling2D, case, False) for case in PLAIN_POOLS if "data_format" not in case.values[1]],
 ]
@@ -446,6 +485,7 @@ def small_model():
     x = Conv2D(16, 3, padding="same", activation="relu", name="first")(inputs)
     x = MaxPooling2D(2, name="pool")(x)
     x = keras.Sequential([keras.Input((4, 4, 16)), Conv2D(4, 2, name="second")], name="nested")(x)
+    x = Conv2DTranspose(2, 3, strides=2, name="third")(x)
     return keras.Model(inputs, x)
 
 
