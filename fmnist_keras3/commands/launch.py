@@ -27,6 +27,7 @@ from fmnist_keras3.ground.errors import EXIT_DIVERGED, EXIT_USER, UserError
 WATCHED = "WATCHED_BY_FMNIST"  # set for processes that are
 FOLLOW_SECONDS = 10.0  # for the others to come to the same end
 HOLD_SECONDS = 0.5
+HANDED_ON = ("SIGTERM", "SIGINT", "SIGUSR1")
 _CHATTER = ("[Gloo]",)
 _TROUBLE = re.compile(r"Traceback|[EF]\d{4} \d\d:")  # of Python, or of JAX in C++
 _LEADER = re.compile(r"Socket closed|leader task|failed to connect", re.IGNORECASE)
@@ -183,7 +184,8 @@ def _processes() -> Iterator[tuple[list[Process], str]]:
             with contextlib.suppress(ProcessLookupError):
                 process.running.send_signal(number)
 
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    # Windows has no SIGUSR1.
+    numbers = [n for name in HANDED_ON if (n := getattr(signal, name, None)) is not None]
     before = {number: signal.signal(number, hand_on) for number in numbers}
     work = tempfile.mkdtemp(prefix="fmnist-launch-")  # for what one that is killed leaves behind
     try:
