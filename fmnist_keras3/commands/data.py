@@ -201,6 +201,8 @@ def _duplicates(seen: Survey) -> list[str]:
         said.append("No image of one split is in another, not even nearly.")
     if apart := sum(row.exact_conflicts for row in seen.copies):
         said.append(f"{apart:,} of the exact ones have another label there.")
+    if not seen.compared:
+        said.append("So many images are alike that not all were compared: more are near ones.")
     if not seen.complete:
         said.append(f"Looked at were {len(seen.row):,} images, drawn at random.")
     return said

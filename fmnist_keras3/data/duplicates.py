@@ -17,6 +17,9 @@ FREQUENCIES = 8  # of each side: 64 bits
 BITS = 6  # by which the hashes of near duplicates may differ
 # The pixels' correlation, from which on two images are one; brightness and contrast do not count.
 ALIKE = 0.995
+# Of sets in which all is alike: partners of an image from which on it is compared with none that
+# has as many, and pairs of close hashes whose pixels are compared, a minute's work.
+PARTNERS, TRIES = 50, 3 * 10**7
 FLAT = 2.0  # standard deviation of the greys of an image on which nothing can be seen
 
 
@@ -61,35 +64,41 @@ def exact_pairs(digests: np.ndarray, splits: np.ndarray, labels: np.ndarray) -> 
 
 def near_pairs(
     greys: np.ndarray, digests: np.ndarray, splits: np.ndarray, labels: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, bool]:
     """Return pairs ``[n, 2]`` of images that are nearly the same, the earlier first, and how much.
 
     ``greys [N, h, w]`` uint8 are small pictures of them. Of copies to the bit one of each split and
-    label is compared; what has no contrast is left out.
+    label is compared; what has no contrast is left out. The last value tells whether all were
+    compared, or too many are alike.
     """
     kinds = np.stack([digests, splits.astype(np.uint64), labels.astype(np.uint64)], axis=1)
     places = np.sort(np.unique(kinds, axis=0, return_index=True)[1])
     flat = greys.reshape(len(greys), -1)
     places = np.concatenate([part[flat[part].std(axis=1) > FLAT] for part in _parts(places)])
-    hashes = perceptual_hashes(greys[places])
-    found, alike = [], []
-    for i, j in _close(hashes):
-        for part in _parts(np.stack([places[i], places[j]], axis=1)):
-            likeness = _correlation(flat[part[:, 0]], flat[part[:, 1]])
-            keep = (likeness >= ALIKE) & (digests[part[:, 0]] != digests[part[:, 1]])
-            found.append(part[keep])
+    partners, tried = np.zeros(len(greys), np.int64), 0
+    found, alike = [np.zeros((0, 2), np.int64)], [np.zeros(0)]
+    for close in _close(perceptual_hashes(greys[places])):
+        for pairs in _parts(places[close]):
+            pairs = pairs[partners[pairs].min(axis=1) < PARTNERS]
+            tried += len(pairs)
+            likeness = _correlation(flat[pairs[:, 0]], flat[pairs[:, 1]])
+            keep = (likeness >= ALIKE) & (digests[pairs[:, 0]] != digests[pairs[:, 1]])
+            np.add.at(partners, pairs[keep], 1)
+            found.append(pairs[keep])
             alike.append(likeness[keep])
-    pairs = np.sort(np.concatenate([np.zeros((0, 2), np.int64), *found]), axis=1)
+        if tried > TRIES:
+            break
+    pairs = np.sort(np.concatenate(found), axis=1)
     pairs, which = np.unique(pairs, axis=0, return_index=True)
-    return pairs, np.concatenate([np.zeros(0), *alike])[which]
+    return pairs, np.concatenate(alike)[which], tried <= TRIES
 
 
 def _parts(rows: np.ndarray, size: int = 2**13) -> Iterator[np.ndarray]:
     return (rows[start : start + size] for start in range(0, max(1, len(rows)), size))
 
 
-def _close(hashes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield places i, j of hashes that differ by `BITS` at most; some come several times.
+def _close(hashes: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield pairs ``[n, 2]`` of places of hashes that differ by `BITS` at most; some come again.
 
     Of so many bits and one more groups, such two share one: only what does is compared.
     """
@@ -97,14 +106,14 @@ def _close(hashes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for group in range(BITS + 1):
         own = bits[:, group :: BITS + 1].astype(np.int64)
         keys = own @ (1 << np.arange(own.shape[1]))
-        order = np.argsort(keys, kind="stable")
+        order = np.lexsort((hashes, keys))  # equal ones side by side
         keys = keys[order]
         ends = np.searchsorted(keys, keys, "right")
         at, step = np.arange(len(keys)), 1
         while len(at := at[at + step < ends[at]]):
-            i, j = order[at], order[at + step]
-            near = np.bitwise_count(hashes[i] ^ hashes[j]) <= BITS
-            yield i[near], j[near]
+            pairs = np.stack([order[at], order[at + step]], axis=1)
+            apart = np.bitwise_count(hashes[pairs[:, 0]] ^ hashes[pairs[:, 1]])
+            yield pairs[apart <= BITS]
             step += 1
 
 

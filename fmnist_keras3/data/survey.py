@@ -40,7 +40,8 @@ class Survey:
     ``looked [n]``: their number in each split; ``split`` and ``row``: where each stands, and
     ``label`` its class; ``mean``: of all, and of each class (None without an example), small
     pictures ``[h, w, C]`` uint8; ``center`` and ``spread``: mean and standard deviation of the
-    pixels of each channel; ``exact`` and ``near``: pairs ``[n, 2]``, those first that matter most.
+    pixels of each channel; ``exact`` and ``near``: pairs ``[n, 2]``, those first that matter most;
+    ``compared``: whether all near ones were found, or too many images are alike.
     """
 
     splits: dict[str, Split]
@@ -55,6 +56,7 @@ class Survey:
     exact: np.ndarray
     near: np.ndarray
     copies: list[Copies]
+    compared: bool
 
     @property
     def complete(self) -> bool:
@@ -107,7 +109,7 @@ def survey(data: ImageData) -> Survey:
     spread = np.sqrt((levels @ values**2) / levels.sum(axis=1) - center**2)
     sight, mark = np.concatenate(greys), np.concatenate(marks)
     exact = exact_pairs(mark, places, labels)
-    near, likeness = near_pairs(sight, mark, places, labels)
+    near, likeness, compared = near_pairs(sight, mark, places, labels)
     rank_exact, rank_near = (_rank(pairs, places, labels) for pairs in (exact, near))
     return Survey(
         splits,
@@ -122,6 +124,7 @@ def survey(data: ImageData) -> Survey:
         exact[np.argsort(rank_exact, kind="stable")],
         near[np.lexsort((-likeness, rank_near))],
         _copies([*splits], places, labels, exact, near),
+        compared,
     )
 
 

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from fmnist_keras3.layers import whitening
 from fmnist_keras3.layers.whitening import EPSILON, whiten
 from fmnist_keras3.models import build_model
 
@@ -43,6 +44,13 @@ def test_outputs_are_white_and_centred(images, size):
 def test_signs_are_fixed(images):
     kernel = np.asarray(whitened(images, 2).get_layer("whiten").kernel.value).reshape(8, -1)[:, :8]
     assert (kernel[np.abs(kernel).argmax(0), np.arange(8)] > 0).all()
+
+
+def test_of_large_images_fewer_are_taken(images, monkeypatch):
+    few = whitened(images[:40], 2).get_weights()
+    monkeypatch.setattr(whitening, "NUMBERS", 40 * images[0].size)
+    for a, b in zip(whitened(images, 2).get_weights(), few, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_the_filters_are_not_trained(images):
