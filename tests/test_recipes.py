@@ -161,10 +161,10 @@ def test_a_file_of_ones_own_is_a_recipe(capsys, inside):
         assert message in capsys.readouterr().err
 
 
-def test_baseline_is_the_default_on_all_training_images():
+def test_baseline_is_the_default_on_all_training_images_with_a_tuned_rate():
     _, settings = recipes.read("baseline")
     default, baseline = TrainConfig().to_dict(), TrainConfig(**settings).to_dict()
     differ = {name for name in default if default[name] != baseline[name]}
     entry = MODELS["baseline"]
     assert (baseline["dropout"], baseline["l2"]) == (entry.dropout, entry.l2)
-    assert differ == {"validation", "dropout", "l2"}  # None: the model's own
+    assert differ == {"validation", "lr", "dropout", "l2"}  # None: the model's own

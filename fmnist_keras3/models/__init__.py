@@ -39,8 +39,8 @@ MODELS = {
     "baseline": Entry(
         "baseline",
         "LeNet adapted: wider, ReLU, max-pooling, L2 and dropout",
-        dropout=0.2,
-        l2=1e-4,
+        dropout=0.057,
+        l2=1e-6,
         least=8,
     ),
     "lenet": Entry(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.collections import LineCollection
+from matplotlib.ticker import LogLocator
 from optuna.trial import FrozenTrial, TrialState
 
 from fmnist_keras3.evaluation.figure import BLUE, GREEN, GREY, ORANGE, PALE, figure, sentence
@@ -169,6 +170,8 @@ def _scale(axes: Axes, param: Param) -> None:
         return
     if param.log:
         axes.set_xscale("log")
+        if param.high < 100 * param.low:  # powers of ten alone would be one tick or two
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.minorticks_off()
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.margins(x=0.06)
