@@ -172,8 +172,8 @@ def _pair(
 def _doubtful(evaluation: dict[str, Any]) -> str:
     count, images = (figure(evaluation.get(name)) for name in ("doubtful_labels", "examples"))
     return (
-        f"{count} of {images} test labels may be wrong: the model is as sure of another class as it "
-        "is, on average, of the images with that label (confident learning). Some are hard "
+        f"{count} of {images} test labels may be wrong: the model is as sure of another class as "
+        "it is, on average, of the images with that label (confident learning). Some are hard "
         f"pictures, which it gets wrong itself. All are listed in {LABEL_ERRORS}."
     )
 
