@@ -28,7 +28,9 @@ if TYPE_CHECKING:
         Timer,
         WeightAveraging,
     )
-    from fmnist_keras3.data.datamodule import ArrayData, DataModule, FashionMNIST
+    from fmnist_keras3.data.arrays import ArrayData
+    from fmnist_keras3.data.datamodule import DataModule
+    from fmnist_keras3.data.fashion import FashionMNIST
     from fmnist_keras3.data.items import SourceData
     from fmnist_keras3.data.own import FolderData, TableData
     from fmnist_keras3.ground.errors import Diverged, UserError
@@ -54,7 +56,9 @@ if TYPE_CHECKING:
     from fmnist_keras3.tuning.tune import tune
 
 _PUBLIC = {
-    "data.datamodule": "ArrayData DataModule FashionMNIST",
+    "data.arrays": "ArrayData",
+    "data.datamodule": "DataModule",
+    "data.fashion": "FashionMNIST",
     "data.items": "SourceData",
     "data.own": "FolderData TableData",
     "ground.errors": "Diverged UserError",

@@ -17,12 +17,13 @@ from fmnist_keras3.callbacks import (
     monitors,
 )
 from fmnist_keras3.callbacks.model_checkpoint import interval
-from fmnist_keras3.data.datamodule import DataModule, FashionMNIST
+from fmnist_keras3.data.datamodule import DataModule
+from fmnist_keras3.data.fashion import FashionMNIST
 from fmnist_keras3.data.weights import weighted
 from fmnist_keras3.evaluation import report
 from fmnist_keras3.evaluation.metrics import Evaluation
 from fmnist_keras3.evaluation.results import classified
-from fmnist_keras3.ground.files import write_json
+from fmnist_keras3.ground.files import read_json, write_json
 from fmnist_keras3.models import build_model
 from fmnist_keras3.optimizers import make_optimizer, parse_lr_groups
 from fmnist_keras3.runs import rundir
@@ -139,6 +140,6 @@ def conclude(
         evaluation = classified(labels, logits, data.source.class_names)
         more = {"total_seconds": round(runtime.process_seconds(), 2)}
     with locked(run):
-        summary = rundir.read_json(run / rundir.SUMMARY) | more
+        summary = read_json(run / rundir.SUMMARY) | more
         write_json(run / rundir.SUMMARY, summary)
         return Conclusion(summary, evaluation, report.build([run]))

@@ -23,7 +23,7 @@ from fmnist_keras3 import (
     load_run,
 )
 from fmnist_keras3.cli import main
-from fmnist_keras3.runs import checkpoint, rundir
+from fmnist_keras3.runs import checkpoint, checkpoints, rundir
 from fmnist_keras3.training.hparams import PLACES
 
 sys.path.insert(0, str(Path(__file__).parent / "training"))
@@ -170,7 +170,7 @@ def of(model):
 def test_a_checkpoint_is_loaded_by_name(python_run):
     folder = python_run / "checkpoints"
     for which in ("best", "last", f"step-{STEPS:08d}"):
-        path = folder / which if which.startswith("step") else checkpoint.pointed(folder, which)
+        path = folder / which if which.startswith("step") else checkpoints.pointed(folder, which)
         stored = checkpoint.load(path).state
         run = load_run(python_run, which)
         assert run.checkpoint == path
@@ -202,7 +202,7 @@ def test_checkpoints_that_are_not_there_are_named(python_run, tmp_path):
         load_run(python_run, "../checkpoints")
     run = tmp_path / "run"
     shutil.copytree(python_run, run)
-    path = checkpoint.pointed(run / "checkpoints", "best")
+    path = checkpoints.pointed(run / "checkpoints", "best")
     (path / checkpoint.STATE).write_bytes(b"\0" * (path / checkpoint.STATE).stat().st_size)
     with pytest.raises(UserError, match="is damaged"):
         _ = load_run(run, "best").model

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fmnist_keras3.callbacks.early_stopping import check_mode, default_mode, missing
 from fmnist_keras3.ground.errors import UserError, nearest
 from fmnist_keras3.ground.lightning import explained
-from fmnist_keras3.runs import checkpoint
+from fmnist_keras3.runs import checkpoints
 from fmnist_keras3.settings import check_arguments
 from fmnist_keras3.training.callback import Callback
 
@@ -182,7 +182,7 @@ class ModelCheckpoint(Callback):
         # Between epochs `position.epoch` counts the one that has just ended.
         epoch = position.epoch + (position.step_in_epoch > 0)
         label = self._label({**fit.logs, "epoch": epoch, "step": position.step})
-        return fit.keeper.ask(fit, self, label[: checkpoint.LABEL], better)
+        return fit.keeper.ask(fit, self, label[: checkpoints.LABEL], better)
 
     def _label(self, values: dict[str, float]) -> str:
         """Return the filename with ``values`` in it, "" without one."""
@@ -209,10 +209,10 @@ class ModelCheckpoint(Callback):
             raise UserError(
                 f"filename is {self.filename!r}, which is no template: {error}. {_EXAMPLE}"
             ) from None
-        if made and not checkpoint.is_label(made):
+        if made and not checkpoints.is_label(made):
             raise UserError(
                 f"filename is {self.filename!r}, which makes {made!r}; it may hold letters, "
-                f"digits and . , = + @ % _ - and have {checkpoint.LABEL} characters. {_EXAMPLE}"
+                f"digits and . , = + @ % _ - and have {checkpoints.LABEL} characters. {_EXAMPLE}"
             )
 
     def _check_names(self, fit: SessionView) -> None:

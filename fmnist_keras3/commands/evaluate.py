@@ -50,7 +50,7 @@ def evaluate(
     config = load_run(path).config if path.is_dir() else {}
     config |= config.get("data_module", {})  # of a run that was started from Python
     config |= pixels
-    from fmnist_keras3.data.datamodule import FashionMNIST
+    from fmnist_keras3.data.fashion import FashionMNIST
 
     module = FashionMNIST(
         batch_size=1,  # which suits any number of training examples

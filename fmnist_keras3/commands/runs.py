@@ -16,6 +16,7 @@ from typing import Any
 
 from fmnist_keras3.ground import files, screen
 from fmnist_keras3.ground.errors import UserError, nearest
+from fmnist_keras3.ground.files import read_json
 from fmnist_keras3.runs import rundir
 from fmnist_keras3.runs.lock import locked
 
@@ -184,7 +185,7 @@ def find(folder: Path) -> Iterator[Path]:
 
 def read(path: Path) -> Row:
     """Return the row of a run; None for what its summary does not tell."""
-    summary = rundir.read_json(path / rundir.SUMMARY)
+    summary = read_json(path / rundir.SUMMARY)
     summary = summary if isinstance(summary, dict) else {"status": "damaged summary"}
     dataset = summary.get("dataset")
     dataset = dataset if isinstance(dataset, dict) else {}

@@ -18,7 +18,8 @@ from fmnist_keras3.commands import launch
 from fmnist_keras3.data.sources import is_place
 from fmnist_keras3.ground import screen
 from fmnist_keras3.ground.errors import TOLD, UserError, exit_code, told
-from fmnist_keras3.runs import checkpoint, rundir
+from fmnist_keras3.runs import checkpoint, checkpoints, rundir
+from fmnist_keras3.runs.locate import locate, newest_run
 from fmnist_keras3.runs.lock import locked
 from fmnist_keras3.settings import PROCESSES, SETTINGS, TrainConfig
 from fmnist_keras3.training import profiler
@@ -67,8 +68,8 @@ def resume(chosen: dict[str, Any]) -> int:
 def _resume(chosen: dict[str, Any]) -> int:
     which, run_dir = chosen["resume"], chosen.get("run_dir")
     if which in ("last", "best"):
-        run_dir = run_dir or rundir.newest_run(RUNS)
-    run, which = rundir.locate(which, run_dir)
+        run_dir = run_dir or newest_run(RUNS)
+    run, which = locate(which, run_dir)
     if which is None:
         return _train(TrainConfig(**chosen), "auto")
     stored = _stored_config(run, which)
@@ -82,14 +83,14 @@ def _resume(chosen: dict[str, Any]) -> int:
                 f"it decides the data or the weights. Leave --{name} out, or start a new run."
             )
     config = TrainConfig(**{**stored, **chosen, "run_dir": str(run)})
-    return _train(config, run / rundir.CHECKPOINTS / which if checkpoint.is_name(which) else which)
+    return _train(config, run / rundir.CHECKPOINTS / which if checkpoints.is_name(which) else which)
 
 
 def _stored_config(run: Path, which: str) -> dict[str, Any]:
     """Return the settings that a checkpoint keeps; unlike config.yaml they have a checksum."""
     folder = run / rundir.CHECKPOINTS
     with locked(run) if runtime.rank() == 0 else contextlib.nullcontext():
-        if checkpoint.is_name(which):
+        if checkpoints.is_name(which):
             manifest = checkpoint.read_manifest(folder / which)
         else:
             manifest, _ = checkpoint.find(folder, which, checkpoint.read_manifest)

@@ -20,6 +20,7 @@ from fmnist_keras3 import runtime
 from fmnist_keras3.commands.train import command_line
 from fmnist_keras3.ground import screen
 from fmnist_keras3.ground.errors import EXIT_USER, UserError, exit_code
+from fmnist_keras3.ground.files import read_json
 from fmnist_keras3.tuning.plan import check_options, check_optuna, new_plan
 
 FINAL_SEEDS = 5
@@ -165,7 +166,7 @@ def _conclude(console: Any, study: Any, plan: Any, folder: Path, again: str) -> 
     from fmnist_keras3.tuning.study import DATABASE, JOURNAL, counted
 
     summaries = folder.glob(f"trials/*/**/{rundir.SUMMARY}")
-    first = next((s for path in summaries if (s := rundir.read_json(path))), {})
+    first = next((s for path in summaries if (s := read_json(path))), {})
     synthetic = first.get("dataset", {}).get("name") == "synthetic"
     best = results.write_results(study, plan, folder, synthetic)
     if best is None:
@@ -208,7 +209,7 @@ def _train_the_best(console: Any, plan: Any, best: Any, folder: Path) -> None:
     accuracies, table = [], Table("seed", "test accuracy", "test loss", box=None)
     for seed in range(FINAL_SEEDS):
         place = folder / f"final-{best.number}" / f"seed-{seed}"
-        summary = rundir.read_json(place / rundir.SUMMARY) or {}
+        summary = read_json(place / rundir.SUMMARY) or {}
         if summary.get("test_accuracy") is None:
             values = plan.best(best.params).to_dict() | {"seed": seed, "run_dir": str(place)}
             config = experiment.TrainConfig(**values)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fmnist_keras3.data.augment import is_mixing, parse_augment
-from fmnist_keras3.data.dataset import ImageData, Split, checksum
-from fmnist_keras3.data.pixels import Pixels
+from fmnist_keras3.data.dataset import ImageData, Split
 from fmnist_keras3.data.plan import held_out
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.lightning import DATA_HOOKS, check_hooks
@@ -157,120 +154,15 @@ class DataModule:
         }
 
 
-class FashionMNIST(DataModule):
-    """Fashion-MNIST, or what ``data`` names: "auto", "fashion_mnist", "synthetic", "tfds:NAME".
-
-    Or somebody's own images, "KIND:PATH" (see `FolderData` and `TableData`). ``image_size``,
-    ``color``, ``resize``, ``on_bad_file`` and ``cache`` are those of `FolderData`.
-    ``data_dir`` is a folder with the four IDX files (default: `FMNIST_DATA_DIR`); "auto" falls
-    back to a TFDS copy, a download, and at last to generated garments (see `data.sources.load`).
-    Images are uint8 ``[N, 28, 28, 1]``, labels int32 ``[N]``. Raises UserError where data is
-    missing or damaged.
-
-    Example: ``FashionMNIST(batch_size=128, augment="flip,crop")``
-    """
-
-    def __init__(
-        self,
-        batch_size: int = BATCH_SIZE,
-        augment: str | None = None,
-        validation: float = 0.1,
-        seed: int = 0,
-        data: str = "auto",
-        data_dir: str | Path | None = None,
-        *,
-        image_size: str | tuple[int, int] | None = None,
-        color: str = "auto",
-        resize: str = "crop",
-        on_bad_file: str = "skip",
-        cache: str = "none",
-        views: int = 1,
-        sampling: str = "all",
-    ) -> None:
-        super().__init__(batch_size, augment, validation, seed, views=views, sampling=sampling)
-        self.pixels = Pixels(image_size, color, resize, on_bad_file, cache)
-        check_arguments(FashionMNIST, vars(self.pixels))
-        self.data, self.data_dir = data, data_dir
-
-    def load(self) -> ImageData:
-        from fmnist_keras3.data import sources
-
-        return sources.load(self.data, self.data_dir, pixels=self.pixels)
-
-
-class ArrayData(DataModule):
-    """Arrays in memory: ``x [N, ...]``, ``y [N, ...]`` and perhaps ``sample_weight [N]``.
-
-    Each may be a tuple, list or dict of arrays, as the model takes it; ``y`` is None for a model
-    whose `compute_loss` needs no targets. ``validation`` is a fraction, or examples ``(x, y)`` or
-    ``(x, y, sample_weight)``; ``test`` such examples, too.
-    ``options`` are those of `DataModule`. Raises UserError for arrays of different lengths.
-
-    Example: ``ArrayData(x, y, validation=(x_val, y_val), batch_size=64)``
-    """
-
-    def __init__(
-        self,
-        x: Any,
-        y: Any = None,
-        sample_weight: Any = None,
-        *,
-        validation: float | tuple[Any, ...] = 0.1,
-        test: tuple[Any, ...] | None = None,
-        **options: Any,
-    ) -> None:
-        fraction, given = (0.0, validation) if isinstance(validation, tuple) else (validation, None)
-        super().__init__(validation=fraction, **options)
-        self._train = split_of(x, y, sample_weight)
-        self._validation = None if given is None else split_of(*given)
-        self._test = None if test is None else split_of(*test)
-
-    def load(self) -> ImageData:
-        names: tuple[str, ...] = ()
-        if _is_classes(self._train.y):
-            names = tuple(str(i) for i in range(int(self._train.y.max()) + 1))
-        return ImageData(
-            "arrays",
-            "memory",
-            self._train,
-            self._train.take(slice(0)) if self._test is None else self._test,
-            names,
-            sha256=checksum(self._train, self._validation, self._test),
-            validation=self._validation,
-        )
-
-
-def split_of(x: Any, y: Any = None, sample_weight: Any = None) -> Split:
-    """Return arrays, or what becomes some, as a split."""
-    weight = mapped(lambda a: as_array(a).astype(np.float32), sample_weight)
-    return Split(mapped(as_array, x), mapped(_labels, y), weight)
-
-
-def as_array(values: Any) -> np.ndarray:
-    """Return ``values`` as an array; raises UserError for what is a single thing."""
-    array = np.asarray(values)
-    if array.ndim == 0:
-        raise UserError(
-            f"The data has a single {type(values).__name__} where an array was expected. A list "
-            "means several inputs or outputs here, so give NumPy arrays of the examples: "
-            "np.asarray(x), np.asarray(y)."
-        )
-    return array
-
-
-def _labels(y: Any) -> np.ndarray:
-    y = as_array(y)
-    return y.astype(np.int32) if y.dtype.kind in "iu" else y
-
-
 def classes_of(split: Split) -> np.ndarray | None:
     """Return the classes ``[N]`` of a split whose labels are such, ``[N]`` or ``[N, 1]``."""
     y = split.y
     y = y[:, 0] if isinstance(y, np.ndarray) and y.shape[1:] == (1,) else y
-    return y if _is_classes(y) else None
+    return y if is_classes(y) else None
 
 
-def _is_classes(y: Any) -> bool:
+def is_classes(y: Any) -> bool:
+    """Tell whether ``y`` is an array of whole numbers ``[N]``."""
     return isinstance(y, np.ndarray) and y.ndim == 1 and y.dtype.kind in "iu"
 
 
@@ -292,24 +184,3 @@ def _split(data: Split, fraction: float, seed: int) -> tuple[Split, Split | None
             "Type --validation 0 to train without, or another fraction."
         )
     return data.take(np.flatnonzero(~held)), data.take(np.flatnonzero(held))
-
-
-def overfitted(data: DataModule, amount: int | float) -> DataModule:
-    """Return ``data`` with so many training batches (or that fraction), validated on the same."""
-    from fmnist_keras3.data.stream import stream_of
-
-    if stream_of(data.train) is not None:
-        raise UserError(
-            "overfit_batches takes the same examples again and again, and the dataset is streamed "
-            "in its own order. Leave it out, and give dataset.take(N)."
-        )
-    total = -(-len(data.train) // data.batch_size)
-    count = amount if isinstance(amount, int) else max(1, int(amount * total))
-    fewer = copy.copy(data)
-    fewer.train = fewer.validation = limited(data.train, count, data.batch_size)
-    return fewer
-
-
-def limited(split: Split, batches: int, batch_size: int) -> Split:
-    """Return the first ``batches`` batches of ``split``."""
-    return split.take(slice(batches * batch_size))

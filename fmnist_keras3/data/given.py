@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from fmnist_keras3.data.datamodule import BATCH_SIZE, ArrayData, DataModule
+from fmnist_keras3.data.arrays import ArrayData
+from fmnist_keras3.data.datamodule import BATCH_SIZE, DataModule
 from fmnist_keras3.data.dataset import fits
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.tree import leaves, mapped, packed

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fmnist_keras3.data.datamodule import DataModule, FashionMNIST, split_of
+from fmnist_keras3.data.arrays import split_of
+from fmnist_keras3.data.datamodule import DataModule
 from fmnist_keras3.data.dataset import ImageData, Split
+from fmnist_keras3.data.fashion import FashionMNIST
 from fmnist_keras3.data.pixels import CHANNELS, Pixels, array_of, colored, decode
 from fmnist_keras3.data.source import Rows, Source, parts_of
 from fmnist_keras3.data.table import IMAGES, LABELS

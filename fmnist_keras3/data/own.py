@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fmnist_keras3.data.datamodule import FashionMNIST
+from fmnist_keras3.data.fashion import FashionMNIST
 from fmnist_keras3.data.sources import SUFFIXES, absolute
 from fmnist_keras3.ground.errors import UserError
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fmnist_keras3.data.datamodule import DataModule, split_of
+from fmnist_keras3.data.arrays import split_of
+from fmnist_keras3.data.datamodule import DataModule
 from fmnist_keras3.data.dataset import ImageData, Split
 from fmnist_keras3.data.plan import EpochPlan, epoch_plan
 from fmnist_keras3.data.source import Rows

@@ -24,18 +24,17 @@ import numpy as np
 from keras import ops
 
 from fmnist_keras3.engines.averages import Averages, batch_statistics, zeros_like
+from fmnist_keras3.engines.check_model import trains_all
 from fmnist_keras3.engines.chunk import Chunk, Device, StepLogs, StepPlan
 from fmnist_keras3.engines.hyperparameters import Hyperparameters
 from fmnist_keras3.engines.module_step import ModuleStep
 from fmnist_keras3.engines.step import CompiledStep, Losses, Step
 from fmnist_keras3.engines.world import World
-from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.tree import mapped
 from fmnist_keras3.layers import keras_private
 from fmnist_keras3.layers.fast import pooled_convolutions, traced_for_xla_cpu
 from fmnist_keras3.module import Module
 from fmnist_keras3.optimizers import inner_optimizer
-from fmnist_keras3.optimizers.group import OptimizerGroup
 
 
 class Engine(ABC):
@@ -66,7 +65,8 @@ class Engine(ABC):
         **options: Any,
     ):
         self.model = model
-        self.step: Step = _step_of(model, **options) if step is None else step
+        kind = ModuleStep if isinstance(model, Module) else CompiledStep
+        self.step: Step = kind(model, **options) if step is None else step
         self.chunk_steps = chunk_steps
         self.deterministic = deterministic
         self._devices_asked = devices
@@ -74,7 +74,7 @@ class Engine(ABC):
         self.optimizer = model.optimizer
         self.scales_loss = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
         self.optimizer.build(model.trainable_variables)
-        self.trains_all = _trains_all(model)
+        self.trains_all = trains_all(model)
         self.averages = Averages(model) if averaging else None
         self.gradient_sums = [zeros_like(v) for v in model.trainable_variables * accumulation]
         self._programs: dict[Hashable, Callable] = {}  # those that prepare chunks
@@ -362,11 +362,6 @@ class Engine(ABC):
         self.read_model()
 
 
-def _step_of(model: keras.Model, **options: Any) -> Step:
-    kind = ModuleStep if isinstance(model, Module) else CompiledStep
-    return kind(model, **options)
-
-
 def to_numpy(variable: Any) -> np.ndarray:
     """Return a Keras variable's value, copied to the host."""
     # Not np.array(variable): Keras' variables do not know NumPy 2's `copy` argument.
@@ -377,24 +372,3 @@ def averaged(average: Any, value: Any, share: Any) -> Any:
     """Return the average with ``share`` of ``value`` in it; exactly one of them for 0 and 1."""
     share = ops.cast(share, average.dtype)
     return (1 - share) * average + share * value
-
-
-def _trains_all(model: keras.Model) -> bool:
-    """Tell whether the optimizer was built for just the weights that are trained now.
-
-    Raises UserError where it was built without one of them, as where a layer was unfrozen since,
-    or where it keeps more beside its weights than its updates.
-    """
-    optimizer = inner_optimizer(model.optimizer)
-    known = keras_private.trained_by(optimizer)
-    now = model.trainable_variables
-    if len(known) == len(now) and all(a is b for a, b in zip(known, now, strict=True)):
-        return not isinstance(model.optimizer, OptimizerGroup)  # which has no `stateless_apply`
-    needs_all = optimizer.use_ema or optimizer.gradient_accumulation_steps
-    needs_all = needs_all or optimizer is not model.optimizer  # with loss scaling
-    if needs_all or {id(v) for v in now} - {id(v) for v in known}:
-        raise UserError(
-            "The optimizer was built for other weights than those that are trained now; a layer "
-            "was frozen or unfrozen since. Call model.compile(...) again, with a new optimizer."
-        )
-    return False

@@ -11,6 +11,9 @@ from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.engines.filling import loss_obstacles
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.tree import leaves, mapped
+from fmnist_keras3.layers import keras_private
+from fmnist_keras3.optimizers import inner_optimizer
+from fmnist_keras3.optimizers.group import OptimizerGroup
 
 
 def computes_loss(model: keras.Model) -> bool:
@@ -75,3 +78,24 @@ def check_loss(model: keras.Model, example: Split | None) -> None:
             "model.compile(optimizer=..., loss=keras.losses."
             "SparseCategoricalCrossentropy(from_logits=True)), or what your labels need."
         )
+
+
+def trains_all(model: keras.Model) -> bool:
+    """Tell whether the optimizer was built for just the weights that are trained now.
+
+    Raises UserError where it was built without one of them, as where a layer was unfrozen since,
+    or where it keeps more beside its weights than its updates.
+    """
+    optimizer = inner_optimizer(model.optimizer)
+    known = keras_private.trained_by(optimizer)
+    now = model.trainable_variables
+    if len(known) == len(now) and all(a is b for a, b in zip(known, now, strict=True)):
+        return not isinstance(model.optimizer, OptimizerGroup)  # which has no `stateless_apply`
+    needs_all = optimizer.use_ema or optimizer.gradient_accumulation_steps
+    needs_all = needs_all or optimizer is not model.optimizer  # with loss scaling
+    if needs_all or {id(v) for v in now} - {id(v) for v in known}:
+        raise UserError(
+            "The optimizer was built for other weights than those that are trained now; a layer "
+            "was frozen or unfrozen since. Call model.compile(...) again, with a new optimizer."
+        )
+    return False

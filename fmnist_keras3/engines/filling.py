@@ -16,6 +16,7 @@ import keras
 
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.engines.metrics import Metrics
+from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.tree import leaves
 from fmnist_keras3.layers import keras_private
 from fmnist_keras3.layers.fast import Dropout
@@ -184,3 +185,18 @@ def _name(thing: Any) -> str:
     if isinstance(thing, str):
         return thing
     return getattr(thing, "__name__", type(thing).__name__)
+
+
+def fills_training(
+    model: keras.Model, metrics: Metrics, example: Split | None, with_normalization: bool
+) -> bool:
+    """Tell whether a short batch of the training is filled up; raises UserError if it cannot be."""
+    found = obstacles(model, metrics, example, training=True)
+    if not with_normalization:
+        return not found
+    if found := [part for part in found if not part.startswith(NORMALIZATION)]:
+        raise UserError(
+            f"last_batch is 'fill', but {found[0]} may not look at one example at a time: repeats "
+            "would count. Leave last_batch out, or give 'drop'."
+        )
+    return True

@@ -15,7 +15,7 @@ from keras import ops
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.engines.check_model import build, check_loss, check_trainable, computes_loss
 from fmnist_keras3.engines.chunk import Batch
-from fmnist_keras3.engines.filling import NORMALIZATION, loss_obstacles, obstacles
+from fmnist_keras3.engines.filling import fills_training, loss_obstacles, obstacles
 from fmnist_keras3.engines.metrics import Metrics, output_spec
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.tree import leaves, mapped
@@ -130,7 +130,7 @@ class CompiledStep:
         self.logged: list[str] = []
         self.progress: list[str] = []
         self.loss_obstacles = list(loss_obstacles(model, example))
-        self.fills_training = _fills(model, self.metrics, example, fill_last_batch)
+        self.fills_training = fills_training(model, self.metrics, example, fill_last_batch)
         self.fills_evaluation = not obstacles(model, self.metrics, example, training=False)
 
     @property
@@ -245,18 +245,3 @@ def _weighted(factor: Any, weight: Any) -> Any:
 
 def _rows(mask: Any, like: Any) -> Any:
     return ops.reshape(mask, (-1,) + (1,) * (len(like.shape) - 1))
-
-
-def _fills(
-    model: keras.Model, metrics: Metrics, example: Split | None, with_normalization: bool
-) -> bool:
-    """Tell whether a short batch of the training is filled up; raises UserError if it cannot be."""
-    found = obstacles(model, metrics, example, training=True)
-    if not with_normalization:
-        return not found
-    if found := [part for part in found if not part.startswith(NORMALIZATION)]:
-        raise UserError(
-            f"last_batch is 'fill', but {found[0]} may not look at one example at a time: repeats "
-            "would count. Leave last_batch out, or give 'drop'."
-        )
-    return True

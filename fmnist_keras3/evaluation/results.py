@@ -18,6 +18,7 @@ from fmnist_keras3.evaluation.mistakes import pictures
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.files import atomic, write_errors, write_json
 from fmnist_keras3.runs import rundir
+from fmnist_keras3.runs.history import read_metrics
 from fmnist_keras3.runs.jsonl import JSONLLogger
 
 KINDS = ("{}", "raw_{}", "{}_tta")  # of the figures: the model's, of the weights before averaging
@@ -92,7 +93,7 @@ def _draw(run: Path, summary: dict[str, Any], tested: Split, evaluation: Evaluat
     folder = run / rundir.PLOTS
     with write_errors(folder):
         folder.mkdir(exist_ok=True)
-    records = rundir.read_metrics(run / rundir.METRICS)
+    records = read_metrics(run / rundir.METRICS)
     plots.curves(records, folder / "curves.png", title, synthetic)
     if evaluation is None:
         return

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from fmnist_keras3.evaluation.metrics import Evaluation
-from fmnist_keras3.ground.files import write_json
-from fmnist_keras3.runs.rundir import TEMPERATURE, read_json
+from fmnist_keras3.ground.files import read_json, write_json
+from fmnist_keras3.runs.rundir import TEMPERATURE
 
 RANGE = (0.05, 20)
 

@@ -88,6 +88,14 @@ def write_json(path: Path, value: Any) -> None:
     write(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
+def read_json(path: Path) -> Any:
+    """Return the JSON value in ``path``, or None where there is none that can be read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
 def release(mapping: mmap.mmap | None) -> None:
     """Let go of what was read of a mapped file; it is read again when it is needed."""
     if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):

@@ -272,7 +272,8 @@ def _images(
 
     Of the test split of the run's data; random pixels where that has none of this shape.
     """
-    from fmnist_keras3.data.datamodule import FashionMNIST, Pixels
+    from fmnist_keras3.data.fashion import FashionMNIST
+    from fmnist_keras3.data.pixels import Pixels
 
     config = run.config | run.config.get("data_module", {}) if run is not None else {}
     module = FashionMNIST(

@@ -14,8 +14,7 @@ import hashlib
 import json
 import math
 import os
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,14 +24,12 @@ import numpy as np
 from fmnist_keras3.engines import MAY_BE_INFINITE
 from fmnist_keras3.ground.errors import Diverged, UserError
 from fmnist_keras3.ground.files import remove, sync_directory, temporary, write_errors, write_json
+from fmnist_keras3.runs.checkpoints import MANIFEST, order, pointed, saved
 from fmnist_keras3.runs.matching import State, describe
 
 FORMAT = 2
-STATE, MANIFEST = "state.safetensors", "manifest.json"
+STATE = "state.safetensors"
 T = TypeVar("T")
-LABEL = 150  # characters of a label, at most: names of files have 255, and half a name beside it
-_LABEL = re.compile(rf"[\w.,=+@%-]{{1,{LABEL}}}", re.ASCII)
-_NAME = re.compile(rf"step-(\d{{8,}})(?:-{_LABEL.pattern}?)??(?:-(\d+))?", re.ASCII)
 _HEADER = 10_000  # bytes that a safetensors header may take for each array, at most
 
 
@@ -55,18 +52,6 @@ def check_finite(state: State, step: int) -> None:
         kept = array.dtype.kind == "f" and not name.startswith(MAY_BE_INFINITE)
         if kept and not np.isfinite(array).all():
             raise Diverged(f"{name} is not finite after step {step}.", step)
-
-
-def new_path(folder: Path, step: int, label: str = "", taken: Iterable[str] = ()) -> Path:
-    """Return a path for a checkpoint of ``step`` that is not there yet; see `is_label`.
-
-    Its number is above those of the same step, whatever their labels: the newest is the last.
-    Names that are ``taken`` count as there.
-    """
-    name = f"step-{step:08d}" + f"-{label}" * bool(label)
-    there = [*saved(folder), *map(Path, taken)]
-    numbers = [number for at, number in map(_order, there) if at == step]
-    return folder / (f"{name}-{max(numbers) + 1}" if numbers else name)
 
 
 def save(path: Path, state: State, manifest: dict[str, Any]) -> None:
@@ -97,55 +82,6 @@ def save(path: Path, state: State, manifest: dict[str, Any]) -> None:
             sync_directory(path.parent)
     finally:
         remove(beside)
-
-
-def point(folder: Path, name: str, checkpoint: str, **more: Any) -> None:
-    """Let the pointer ``name`` ("last", "best") show to ``checkpoint``, a name in ``folder``."""
-    write_json(folder / f"{name}.json", {"checkpoint": checkpoint, **more})
-
-
-def pointed(folder: Path, name: str) -> Path | None:
-    """Return the checkpoint that the pointer ``name`` shows to, or None."""
-    try:
-        target = json.loads((folder / f"{name}.json").read_text())["checkpoint"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    # A pointer is a file that anyone may have written; it cannot lead out of the folder.
-    return folder / str(target) if _NAME.fullmatch(str(target)) else None
-
-
-def is_label(label: str) -> bool:
-    """Tell whether a checkpoint's name can hold ``label``, on every file system and in a shell."""
-    return _LABEL.fullmatch(label) is not None
-
-
-def is_name(name: str) -> bool:
-    """Tell whether a checkpoint can have this name."""
-    return _NAME.fullmatch(name) is not None
-
-
-def saved(folder: Path) -> list[Path]:
-    """Return the checkpoints of ``folder``, sound or not, the newest first.
-
-    None where there is no such folder; raises UserError where it cannot be read.
-    """
-    try:
-        found = [p for p in folder.iterdir() if _NAME.fullmatch(p.name)]
-    except FileNotFoundError:
-        return []
-    except OSError as error:  # there may be some, so nobody must begin anew
-        raise UserError(f"{folder} cannot be read: {error.strerror}.") from error
-    return sorted(found, key=_order, reverse=True)
-
-
-def retire(folder: Path, keep: set[str]) -> None:
-    """Remove the checkpoints whose names are not in ``keep``; leaves alone what is not ours."""
-    for path in saved(folder):
-        if path.name not in keep and (path / MANIFEST).is_file():
-            beside = temporary(path)
-            with write_errors(path):
-                os.rename(path, beside)  # at once: half a checkpoint would look damaged
-            remove(beside)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -215,7 +151,7 @@ def find(folder: Path, which: str, read: Callable[[Path], T]) -> tuple[T, list[s
     wanted = pointed(folder, which)
     if wanted is not None and not os.path.exists(wanted):
         wanted = None  # the pointer is damaged, as far as anybody can tell
-    others = [p for p in saved(folder) if wanted is None or _order(p) < _order(wanted)]
+    others = [p for p in saved(folder) if wanted is None or order(p) < order(wanted)]
     problems = [] if wanted else [f"{folder / which}.json is missing or damaged."]
     if which == "last" and len(others) == 1 and not (folder / "last.json").exists():
         problems = []  # the process was killed between its first checkpoint and the pointer
@@ -247,11 +183,6 @@ def _is_described(array: Any) -> bool:
 
 def _key(i: int, name: str) -> str:
     return f"{i:04d}/{name}"
-
-
-def _order(path: Path) -> tuple[int, int]:
-    match = _NAME.fullmatch(path.name)
-    return (int(match[1]), int(match[2] or 0)) if match else (-1, 0)
 
 
 def _checksum(manifest: dict[str, Any]) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 from fmnist_keras3.ground.errors import UserError, nearest
 from fmnist_keras3.ground.leaves import leaf
+from fmnist_keras3.runs.jsonl import parsed
+from fmnist_keras3.runs.rundir import METRICS
 
 EPOCH_EVENTS = {"train": "", "validation": "val_"}  # with the prefix of their columns
 SHOWN_ROWS = 20  # of epochs, in a notebook's cell
@@ -126,3 +128,18 @@ def summary_html(summary: dict[str, Any], path: Path | None) -> str:
     names += ("images_per_second", "total_seconds")
     cells = [[name, shown(summary[name])] for name in names if summary.get(name) is not None]
     return html_table([*cells, ["run directory", str(path) if path else "none was kept"]])
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a ``metrics.jsonl``; a line cut short by a crash is left out."""
+    try:
+        return parsed(path.read_bytes())
+    except OSError:
+        return []
+
+
+def read_history(path: Path, summary: dict[str, Any]) -> History:
+    """Return the history of the run directory ``path``, with the content of its summary.json."""
+    dataset = summary.get("dataset")
+    synthetic = isinstance(dataset, dict) and dataset.get("name") == "synthetic"
+    return History(read_metrics(path / METRICS), path.resolve().name, synthetic)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fmnist_keras3.ground.errors import Diverged, UserError
-from fmnist_keras3.runs import checkpoint
+from fmnist_keras3.runs import checkpoint, checkpoints
 from fmnist_keras3.runs.writer import Writer
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Keeper:
         """
         self._writer.wait()  # one in flight may be of this step, and takes its name
         if label not in self._asked:
-            path = checkpoint.new_path(self.folder, fit.position.step, label, self._asked.values())
+            path = checkpoints.new_path(self.folder, fit.position.step, label, self._asked.values())
             self._asked[label] = path.name
         name = self._asked[label]
         if saver is not None and saver.save_top_k == -1:
@@ -166,13 +166,13 @@ class Keeper:
             # checkpoint before and redoes this validation, so best is set again; the other way
             # round it never would be.
             if better is not None:
-                checkpoint.point(folder, "best", **better)
-            checkpoint.point(folder, "last", names[-1])
-            if best := checkpoint.pointed(folder, "best"):  # of a killed process, perhaps
+                checkpoints.point(folder, "best", **better)
+            checkpoints.point(folder, "last", names[-1])
+            if best := checkpoints.pointed(folder, "best"):  # of a killed process, perhaps
                 keep.add(best.name)
             if keeps_all:
-                keep.update({path.name for path in checkpoint.saved(folder)} - passing)
-            checkpoint.retire(folder, keep)
+                keep.update({path.name for path in checkpoints.saved(folder)} - passing)
+            checkpoints.retire(folder, keep)
 
         writer.submit(write)
         if better is not None:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from fmnist_keras3 import runtime
 from fmnist_keras3.ground.errors import UserError, nearest
+from fmnist_keras3.ground.files import read_json
 from fmnist_keras3.ground.leaves import leaf, named
-from fmnist_keras3.runs import archive, rundir
-from fmnist_keras3.runs import checkpoint as checkpoints
-from fmnist_keras3.runs.history import History, shown, summary_html
+from fmnist_keras3.runs import archive, checkpoint, checkpoints, rundir
+from fmnist_keras3.runs.history import History, read_history, shown, summary_html
+from fmnist_keras3.runs.locate import find_run
 from fmnist_keras3.settings import TrainConfig
 
 if TYPE_CHECKING:
@@ -88,14 +89,14 @@ def load_run(path: str | Path, checkpoint: str | None = None) -> Run:
     """
     import yaml
 
-    folder = rundir.find_run(Path(path))
+    folder = find_run(Path(path))
     try:
         config = yaml.safe_load((folder / rundir.CONFIG).read_text()) or {}
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{folder / rundir.CONFIG} cannot be read: {error}") from error
-    summary = rundir.read_json(folder / rundir.SUMMARY) or {}
+    summary = read_json(folder / rundir.SUMMARY) or {}
     found = None if checkpoint is None else _checkpoint(folder / rundir.CHECKPOINTS, checkpoint)
-    return Run(folder, config, summary, rundir.read_history(folder, summary), found)
+    return Run(folder, config, summary, read_history(folder, summary), found)
 
 
 def _checkpoint(folder: Path, which: str) -> Path:
@@ -103,10 +104,10 @@ def _checkpoint(folder: Path, which: str) -> Path:
     if which in ("last", "best"):
 
         def read(path: Path) -> Path:
-            checkpoints.read_manifest(path)
+            checkpoint.read_manifest(path)
             return path
 
-        found, problems = checkpoints.find(folder, which, read)
+        found, problems = checkpoint.find(folder, which, read)
         if problems:
             warnings.warn(f"{' '.join(problems)} Read instead: {found.name}.", stacklevel=3)
         return found
@@ -126,8 +127,8 @@ def into_module(kind: Any, path: Path, arguments: dict[str, Any]) -> Any:
     """
     found = path
     if not checkpoints.is_name(path.name):
-        found = _checkpoint(rundir.find_run(path) / rundir.CHECKPOINTS, "last")
-    kept = checkpoints.read_manifest(found)["config"].get("module") or {}
+        found = _checkpoint(find_run(path) / rundir.CHECKPOINTS, "last")
+    kept = checkpoint.read_manifest(found)["config"].get("module") or {}
     arguments = {**kept.get("arguments", {}), **arguments}
     try:
         module = kind(**arguments)
@@ -149,7 +150,7 @@ def _restore(model: keras.Model, path: Path) -> None:
     """
     model.optimizer.build(model.trainable_variables)
     variables = model.trainable_variables + model.non_trainable_variables
-    optimizer = checkpoints.read_manifest(path)["config"].get("optimizer")  # of a command: a name
+    optimizer = checkpoint.read_manifest(path)["config"].get("optimizer")  # of a command: a name
     if (
         isinstance(optimizer, dict) and optimizer.get("class") == "OptimizerGroup"
     ):  # of BackboneFinetuning
@@ -159,7 +160,7 @@ def _restore(model: keras.Model, path: Path) -> None:
 
 
 def _assign(variables: list[Any], path: Path, kept: tuple[str, ...]) -> None:
-    state = [(n, a) for n, a in checkpoints.load(path).state if n.startswith(kept)]
+    state = [(n, a) for n, a in checkpoint.load(path).state if n.startswith(kept)]
     if [array.shape for _, array in state] != [tuple(v.shape) for v in variables]:
         raise UserError(f"{path} is of another model: the arrays have other shapes.")
     for (_, array), variable in zip(state, variables, strict=True):
@@ -176,7 +177,7 @@ def load_model(path: str | Path) -> keras.Model:
     """
     path = Path(path)
     if path.is_dir():
-        path = rundir.find_run(path) / rundir.MODEL
+        path = find_run(path) / rundir.MODEL
     if not path.is_file():
         raise UserError(
             f"There is no model {path}. Give a .keras file or a run directory; a run has its "

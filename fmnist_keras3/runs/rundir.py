@@ -1,11 +1,8 @@
-"""The run directory: the files a run leaves, and reading them back."""
+"""The run directory: the files a run leaves."""
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
-import sys
 import time
 import warnings
 from contextlib import ExitStack
@@ -13,12 +10,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from fmnist_keras3 import runtime
+from fmnist_keras3.ground import files
 from fmnist_keras3.ground.errors import UserError
-from fmnist_keras3.ground.files import atomic, remove, remove_temporary, write, write_json
-from fmnist_keras3.runs import checkpoint
-from fmnist_keras3.runs.history import History
-from fmnist_keras3.runs.jsonl import parsed
+from fmnist_keras3.runs import checkpoints
 from fmnist_keras3.runs.lock import locked
 
 CONFIG, METRICS, SUMMARY, MODEL = "config.yaml", "metrics.jsonl", "summary.json", "model.keras"
@@ -122,16 +116,16 @@ class RunDirectory:
         import yaml
 
         for folder in (self.path, self.checkpoints, self.plots):
-            remove_temporary(folder)
+            files.remove_temporary(folder)
         if self.resumed:
-            summary = read_json(self.path / SUMMARY)
+            summary = files.read_json(self.path / SUMMARY)
             self.summary = without_test(summary) if isinstance(summary, dict) else {}
             for name, value in ((SUMMARY, summary), (CONFIG, self._old_config())):
                 # Without a checkpoint they need not be there yet: the run begins again.
-                if not isinstance(value, dict) and checkpoint.saved(self.checkpoints):
+                if not isinstance(value, dict) and checkpoints.saved(self.checkpoints):
                     path = self.path / name
                     warnings.warn(f"{path} is damaged or missing; written anew.", stacklevel=3)
-        write(self.path / CONFIG, yaml.safe_dump(self.config, sort_keys=False).encode())
+        files.write(self.path / CONFIG, yaml.safe_dump(self.config, sort_keys=False).encode())
 
     def _old_config(self) -> Any:
         import yaml
@@ -144,14 +138,14 @@ class RunDirectory:
     def update(self, **values: Any) -> None:
         """Set keys of the summary and write it."""
         self.summary.update(values)
-        write_json(self.path / SUMMARY, self.summary)
+        files.write_json(self.path / SUMMARY, self.summary)
 
     def write_model(self, model: Any, name: str = MODEL) -> Path:
         """Write ``model.keras``, which plain `keras.saving.load_model` reads."""
         from fmnist_keras3.layers import keras_private
 
         path, compiled = self.path / name, model.compiled
-        with atomic(path) as beside, keras_private.without_tensorflow():
+        with files.atomic(path) as beside, keras_private.without_tensorflow():
             try:
                 model.get_compile_config()
             except Exception as error:  # Keras hands on whatever a loss of one's own raises
@@ -174,104 +168,9 @@ def forget_test(run: Path) -> None:
     """Remove what a test wrote, of weights before."""
     for path in (run / name for name in OF_A_TEST):
         if path.is_file():  # what else is there is the user's
-            remove(path)
+            files.remove(path)
 
 
 def without_test(summary: dict[str, Any]) -> dict[str, Any]:
     """Return a run's summary without the figures of a test, of weights or examples before."""
     return {name: value for name, value in summary.items() if not name.startswith("test_")}
-
-
-def command_line() -> str:
-    """Return the command of this process as it was typed, with the backend it ran on."""
-    program = Path(sys.argv[0])
-    module = program.name == "__main__.py"
-    words = [*(["python", "-m", program.parent.name] if module else [program.name]), *sys.argv[1:]]
-    backend = os.environ.get("KERAS_BACKEND", "")
-    return f"KERAS_BACKEND={backend} " * bool(backend) + shlex.join(words)
-
-
-def environment() -> dict[str, Any]:
-    """Return what a summary says of the machine: versions, flags, hardware, command."""
-    return {
-        "command": command_line(),
-        "versions": runtime.versions(),
-        "hardware": {**runtime.hardware(), "xla_flags": os.environ.get("XLA_FLAGS", "")},
-    }
-
-
-def read_json(path: Path) -> Any:
-    """Return the JSON value in ``path``, or None where there is none that can be read."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return None
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a ``metrics.jsonl``; a line cut short by a crash is left out."""
-    try:
-        return parsed(path.read_bytes())
-    except OSError:
-        return []
-
-
-def read_history(path: Path, summary: dict[str, Any]) -> History:
-    """Return the history of the run directory ``path``, with the content of its summary.json."""
-    dataset = summary.get("dataset")
-    synthetic = isinstance(dataset, dict) and dataset.get("name") == "synthetic"
-    return History(read_metrics(path / METRICS), path.resolve().name, synthetic)
-
-
-def find_run(path: Path) -> Path:
-    """Return the run directory that ``path`` is or lies in; raises UserError without one."""
-    for folder in (path, *path.parents[:2]):
-        try:
-            if (folder / CONFIG).exists() or (folder / CHECKPOINTS).is_dir():
-                return folder
-        except OSError as error:
-            raise UserError(f"{folder} cannot be read: {error.strerror}.") from error
-    raise UserError(
-        f"{path} is no run directory (there is no {CONFIG} in it). "
-        "Give a folder that `fmnist train` wrote, such as runs/20261122-231500-baseline-jax."
-    )
-
-
-def locate(ckpt_path: str | Path, run_dir: str | Path | None) -> tuple[Path, str | None]:
-    """Return the run directory that ``ckpt_path`` means, and "last", "best" or a checkpoint's name.
-
-    ``ckpt_path`` is "last", "best" or "auto" (of ``run_dir``), or a run's or checkpoint's folder;
-    "auto" is "last", or None where no checkpoint was written yet. Raises UserError where there is
-    nothing of the kind.
-    """
-    if str(ckpt_path) in ("last", "best", "auto"):
-        if run_dir is None:
-            raise UserError(f"{ckpt_path!r} of which run? Give run_dir, or type --run_dir DIR.")
-        run = Path(run_dir)
-        if ckpt_path == "auto":
-            found = checkpoint.saved(run / CHECKPOINTS)
-            if not found and os.path.exists(run / MODEL):
-                raise UserError(
-                    f"{run} holds a finished run, but no checkpoint to go on from, and runs are "
-                    "never overwritten. Give another --run_dir."
-                )
-            return run, "last" if found else None
-        return find_run(run), str(ckpt_path)
-    path = Path(ckpt_path)
-    run = find_run(path)
-    if path.resolve() == run.resolve():
-        return run, "last"
-    if not checkpoint.is_name(path.name):
-        raise UserError(
-            f"{path} is neither a run directory nor a checkpoint. Give {run}, or one of the "
-            f"folders in {run / CHECKPOINTS}."
-        )
-    return run, path.name
-
-
-def newest_run(root: Path) -> Path:
-    """Return the run below ``root`` that was started last; raises UserError where there is none."""
-    runs = sorted(p.parent for p in root.glob(f"*/{CONFIG}"))
-    if not runs:
-        raise UserError(f"There is no run in {root} to resume. Give --run_dir DIR.")
-    return max(runs, key=lambda run: (run / CONFIG).stat().st_mtime)

@@ -12,9 +12,11 @@ from typing import Any
 
 import keras
 
-from fmnist_keras3.data.datamodule import DataModule, as_array, limited
+from fmnist_keras3.data.arrays import as_array
+from fmnist_keras3.data.datamodule import DataModule
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.data.given import as_datamodule
+from fmnist_keras3.data.limits import limited
 from fmnist_keras3.engines.base import Engine
 from fmnist_keras3.engines.module_step import make_ready
 from fmnist_keras3.ground.errors import UserError
@@ -23,6 +25,8 @@ from fmnist_keras3.ground.lightning import explained
 from fmnist_keras3.ground.tree import mapped
 from fmnist_keras3.module import Module
 from fmnist_keras3.runs import matching, rundir
+from fmnist_keras3.runs.history import read_metrics
+from fmnist_keras3.runs.locate import locate
 from fmnist_keras3.runs.lock import locked
 from fmnist_keras3.training import resume
 from fmnist_keras3.training.arguments import Amount, batches
@@ -119,7 +123,7 @@ class Evaluator:
             found = logs | self._raw_scores(model, examples, run / rundir.RAW_MODEL)
             names = examples[0].source.class_names
             record = leaf("test results")(run, found, examples[1], outputs, names)
-            self.loggers.append(run, record, rundir.read_metrics(run / rundir.METRICS))
+            self.loggers.append(run, record, read_metrics(run / rundir.METRICS))
         return logs, outputs
 
     def _raw_scores(
@@ -208,7 +212,7 @@ class Evaluator:
                     "ckpt_path would put other weights into a model that is being trained. Leave "
                     "it out, or wait until fit has ended."
                 )
-            run, which = rundir.locate(ckpt_path, self._last_run)
+            run, which = locate(ckpt_path, self._last_run)
             found = resume.find(run, which or "last", engine)
             engine.import_state(matching.adopt(found.state, engine.export_state()))
         feed = make_feed(self.pipeline, split, engine, batch_size)

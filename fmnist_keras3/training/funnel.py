@@ -13,8 +13,10 @@ from fmnist_keras3.data.plan import evaluation_plan
 from fmnist_keras3.ground.errors import Diverged, full_message
 from fmnist_keras3.ground.files import write_json
 from fmnist_keras3.models import macs
-from fmnist_keras3.runs import checkpoint, rundir
+from fmnist_keras3.runs import checkpoints
 from fmnist_keras3.runs.checkpoint import Checkpoint
+from fmnist_keras3.runs.environment import environment
+from fmnist_keras3.runs.history import read_history
 from fmnist_keras3.runs.result import FitResult
 from fmnist_keras3.training import averaging, resume, signals
 from fmnist_keras3.training.compilation import compile_programs
@@ -25,7 +27,7 @@ from fmnist_keras3.training.loop import train
 def run_fit(fit: Fit, found: Checkpoint | None) -> FitResult:
     """Go through a fit inside the one funnel for signals and exceptions."""
     try:
-        now = {**rundir.environment(), **_describe(fit)}
+        now = {**environment(), **_describe(fit)}
         fit.run.update(**now, status="running", reason=None)
         fit.loggers.begin(fit.run.path, _hyperparameters(fit))
         peak = fit.engine.learning_rate()  # a checkpoint brings that of its step
@@ -37,7 +39,7 @@ def run_fit(fit: Fit, found: Checkpoint | None) -> FitResult:
             fit.loggers.replay([])
         else:
             resume.restore(fit, found)
-            checkpoint.point(fit.run.checkpoints, "last", found.path.name)
+            checkpoints.point(fit.run.checkpoints, "last", found.path.name)
         resume.check_processes(fit)
         done = fit.accumulation.updates(np.array(fit.position.step))
         fit.iterations_before = fit.engine.iterations() - int(done)
@@ -64,7 +66,7 @@ def run_fit(fit: Fit, found: Checkpoint | None) -> FitResult:
         status,
         reason,
         fit.run.path,
-        rundir.read_history(fit.run.path, fit.run.summary),
+        read_history(fit.run.path, fit.run.summary),
         fit.keeper.last_model_path,
         fit.keeper.best_model_path,
         dict(fit.run.summary),
@@ -133,7 +135,7 @@ def _fail(fit: Fit, exception: BaseException) -> None:
         except Exception as another:  # must not hide the first
             if str(another) not in full_message(exception):
                 exception.add_note(f"{name} failed, too: {another}")
-    good = checkpoint.pointed(fit.run.checkpoints, "last")
+    good = checkpoints.pointed(fit.run.checkpoints, "last")
     if good is not None and good.is_dir():
         exception.add_note(
             f"The last good checkpoint is {good}. To go on from it: --resume last --run_dir "

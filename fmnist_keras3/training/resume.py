@@ -9,7 +9,7 @@ from zlib import crc32
 
 from fmnist_keras3.engines.base import Engine
 from fmnist_keras3.ground.errors import Diverged, UserError
-from fmnist_keras3.runs import checkpoint, matching, rundir
+from fmnist_keras3.runs import checkpoint, checkpoints, matching, rundir
 from fmnist_keras3.runs.checkpoint import Checkpoint
 from fmnist_keras3.training.fit import Fit, Position, named
 
@@ -27,7 +27,7 @@ def find(run: Path, which: str, engine: Engine) -> Checkpoint:
         return checkpoint.load(path, lambda arrays: matching.check_matches(arrays, expected))
 
     folder = run / rundir.CHECKPOINTS
-    if checkpoint.is_name(which):
+    if checkpoints.is_name(which):
         return load(folder / which)
     found, problems = checkpoint.find(folder, which, load)
     if problems:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import warnings
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import keras
 import numpy as np
 
-from fmnist_keras3.data.datamodule import DataModule, limited
+from fmnist_keras3.data.datamodule import DataModule
 from fmnist_keras3.data.dataset import Split
+from fmnist_keras3.data.limits import limited
 from fmnist_keras3.data.stream import stream_of
 from fmnist_keras3.engines.base import Engine
 from fmnist_keras3.ground import screen
@@ -18,13 +23,14 @@ from fmnist_keras3.ground.leaves import leaf
 from fmnist_keras3.module import Module
 from fmnist_keras3.runs.jsonl import JSONLLogger
 from fmnist_keras3.runs.keeper import Keeper
-from fmnist_keras3.runs.rundir import RunDirectory
+from fmnist_keras3.runs.rundir import PLOTS, RunDirectory, new_run_path
 from fmnist_keras3.training.accumulation import Accumulation
 from fmnist_keras3.training.arguments import batches, batches_in_epoch
 from fmnist_keras3.training.callback import Callback
-from fmnist_keras3.training.feeds import Feed, PassingFeed, ResidentFeed, StreamFeed
+from fmnist_keras3.training.feeds import Feed, ResidentFeed, StreamFeed
 from fmnist_keras3.training.fit import ENDLESS, Fit
 from fmnist_keras3.training.module_hooks import ModuleHooks
+from fmnist_keras3.training.passing_feed import PassingFeed
 from fmnist_keras3.training.schedules import Schedule, make_schedule
 from fmnist_keras3.training.session import Session
 from fmnist_keras3.training.signals import StopSignals
@@ -36,6 +42,28 @@ PIPELINES = {"resident": ResidentFeed, "stream": StreamFeed, "dataset": PassingF
 RESIDENT_BYTES = 2 * 2**30  # the largest training split that "auto" puts on the device
 CHUNK_BYTES = 256 * 2**20
 READ_CHUNK_BYTES = CHUNK_BYTES // 4  # of data that is not to fill the memory
+
+
+def run_path(trainer: Trainer, model: keras.Model, data: DataModule) -> Path:
+    """Return the folder of a run that begins, made anew unless ``run_dir`` says which."""
+    if trainer.run_dir is not None:
+        return Path(trainer.run_dir)
+    synthetic = data.describe()["name"] == "synthetic"
+    backend = keras.backend.backend()
+    return new_run_path(trainer.default_root_dir, model.name, backend, synthetic)
+
+
+def own_copy(run: Path | None) -> tuple[tempfile.TemporaryDirectory[str], Path]:
+    """Return a folder of this process's own, and in it the place of a copy of ``run``, if any.
+
+    Of many processes the first writes the run. The others do the same in such a folder, so that
+    all take the same way.
+    """
+    folder = tempfile.TemporaryDirectory(prefix="fmnist-")
+    path = Path(folder.name) / "run"
+    if run is not None and run.exists():
+        shutil.copytree(run, path, ignore=shutil.ignore_patterns(".lock", PLOTS))
+    return folder, path
 
 
 def make_fit(

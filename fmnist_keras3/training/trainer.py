@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-import shutil
 import tempfile
 from collections.abc import Sequence
 from datetime import timedelta
@@ -14,24 +13,18 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import keras
 
-from fmnist_keras3.data.datamodule import (
-    DataModule,
-    overfitted,
-)
+from fmnist_keras3.data.datamodule import DataModule
 from fmnist_keras3.data.given import as_datamodule
+from fmnist_keras3.data.limits import overfitted
 from fmnist_keras3.data.weights import weighted
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.leaves import leaf
 from fmnist_keras3.ground.lightning import explained
 from fmnist_keras3.runs import rundir
+from fmnist_keras3.runs.locate import locate
 from fmnist_keras3.runs.result import FitResult
 from fmnist_keras3.training import arguments, resume
-from fmnist_keras3.training.arguments import (
-    Amount,
-    check,
-    check_precision,
-    seconds,
-)
+from fmnist_keras3.training.arguments import Amount, check, check_precision, seconds
 from fmnist_keras3.training.callback import Callback
 from fmnist_keras3.training.check_data import check_examples
 from fmnist_keras3.training.evaluator import Evaluator, fingerprint
@@ -41,12 +34,9 @@ from fmnist_keras3.training.hparams import check_hparams, describe
 from fmnist_keras3.training.logger import Logger, Loggers
 from fmnist_keras3.training.prepare import set_from_data
 from fmnist_keras3.training.session import Session
-from fmnist_keras3.training.setup import make_fit
+from fmnist_keras3.training.setup import make_fit, own_copy, run_path
 
-CHUNK_STEPS = {"cpu": 128}  # longest chunk; elsewhere a whole epoch may be one
-PREDICT_BATCH = 128
 MAX_EPOCHS = 10
-_VERBS = {"validation": "validate", "test": "test"}
 T = TypeVar("T")
 OneOrMore = T | Sequence[T]
 
@@ -274,13 +264,14 @@ class Trainer(Evaluator):
             which = None
             writes = engine.world.rank == 0
             if ckpt_path is not None:
-                path, which = rundir.locate(ckpt_path, self.run_dir)
+                path, which = locate(ckpt_path, self.run_dir)
             elif leaves_files and writes:
-                path = self._new_path(model, data)
+                path = run_path(self, model, data)
             else:
                 path = Path(folders.enter_context(tempfile.TemporaryDirectory())) / "run"
             if leaves_files and not writes:
-                path = self._copy(None if ckpt_path is None else path)
+                self.loggers = Loggers([])
+                self._own, path = own_copy(None if ckpt_path is None else path)
             engine.world.barrier()  # nothing is written before every copy is made
             resumed = which is not None or (ckpt_path == "auto" and rundir.has_run(path))
             if leaves_files:
@@ -335,27 +326,6 @@ class Trainer(Evaluator):
 
     def _remember(self, fit: Fit) -> None:
         self._kept = _Latest(fit.logs, fit.records, fit.position.epoch, fit.position.step)
-
-    def _new_path(self, model: keras.Model, data: DataModule) -> Path:
-        """Return the folder of a run that begins, made anew unless ``run_dir`` says which."""
-        if self.run_dir is not None:
-            return Path(self.run_dir)
-        synthetic = data.describe()["name"] == "synthetic"
-        backend = keras.backend.backend()
-        return rundir.new_run_path(self.default_root_dir, model.name, backend, synthetic)
-
-    def _copy(self, run: Path | None) -> Path:
-        """Return a copy of ``run``, if any, that is this process's own as long as it lives.
-
-        Of many processes the first writes the run. The others do the same in such a folder, so
-        that all take the same way.
-        """
-        self.loggers = Loggers([])
-        self._own = tempfile.TemporaryDirectory(prefix="fmnist-")
-        path = Path(self._own.name) / "run"
-        if run is not None and run.exists():
-            shutil.copytree(run, path, ignore=shutil.ignore_patterns(".lock", rundir.PLOTS))
-        return path
 
     def _filling(self, role: str) -> Any:
         """Return the first of the given callbacks with this role, or None."""

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fmnist_keras3.data.datamodule import DataModule, overfitted
+from fmnist_keras3.data.datamodule import DataModule
 from fmnist_keras3.data.given import as_datamodule
+from fmnist_keras3.data.limits import overfitted
 from fmnist_keras3.data.plan import EpochPlan
 from fmnist_keras3.data.stream import plan_of
 from fmnist_keras3.engines import out_of_memory

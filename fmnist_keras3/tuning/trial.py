@@ -17,7 +17,7 @@ from fmnist_keras3.data.datamodule import DataModule
 from fmnist_keras3.data.weights import weighted
 from fmnist_keras3.engines import out_of_memory
 from fmnist_keras3.ground.errors import Diverged, Interrupted, UserError
-from fmnist_keras3.ground.files import remove
+from fmnist_keras3.ground.files import read_json, remove
 from fmnist_keras3.runs import rundir
 from fmnist_keras3.settings import TrainConfig, arguments_of
 from fmnist_keras3.training.callback import Callback
@@ -75,7 +75,7 @@ class TrialRunner:
         self, trial: optuna.Trial, config: TrainConfig, place: Path, number: int
     ) -> dict[str, Any]:
         """Return the summary of the training in ``place``, which is begun or gone on with."""
-        summary = rundir.read_json(place / rundir.SUMMARY) or {}
+        summary = read_json(place / rundir.SUMMARY) or {}
         if summary.get("status") not in ENDED:
             summary = self._trained(trial, config, number)
         reason = str(summary.get("reason") or "")

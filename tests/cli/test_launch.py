@@ -16,7 +16,7 @@ import pytest
 
 from fmnist_keras3.commands import launch
 from fmnist_keras3.ground.errors import UserError
-from fmnist_keras3.runs import checkpoint
+from fmnist_keras3.runs import checkpoint, checkpoints
 
 STEPS = 120
 # Steps of plain gradient descent, in which what rounding leaves stays small: with Adam the losses
@@ -162,7 +162,7 @@ def test_one_that_is_killed_ends_the_others_and_the_run_goes_on(tmp_path, straig
     ]
     assert not {"Traceback", "F0000"} & set(re.findall(r"\w+", errors))
     assert "--resume last" in errors
-    if checkpoint.saved(run / "checkpoints"):
+    if checkpoints.saved(run / "checkpoints"):
         *_, problems = checkpoint.find(run / "checkpoints", "last", checkpoint.read_manifest)
         assert not problems
     resumed = trained(1 + kill % 3, run, "--resume", "auto")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fmnist_keras3.data.arrays import ArrayData
 from fmnist_keras3.data.augment import (
     AUGMENTATIONS,
     AlternatingFlip,
@@ -26,7 +27,6 @@ from fmnist_keras3.data.augment import (
     parse_augment,
     partners,
 )
-from fmnist_keras3.data.datamodule import ArrayData
 from fmnist_keras3.data.plan import epoch_plan
 from fmnist_keras3.ground.errors import UserError
 

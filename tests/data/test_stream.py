@@ -11,7 +11,7 @@ from fmnist_keras3 import Trainer, Tuner, UserError, build_model
 from fmnist_keras3.data import given
 from fmnist_keras3.data.plan import epoch_plan
 from fmnist_keras3.runtime import import_tensorflow_for_data
-from fmnist_keras3.training.feeds import PassingFeed
+from fmnist_keras3.training.passing_feed import PassingFeed
 
 X, Y, X_TEST, Y_TEST = examples()
 Y = Y.astype(np.int32)

@@ -8,7 +8,7 @@ from scipy.special import log_softmax, softmax
 
 from fmnist_keras3 import Predictor, build_model, export, load_model
 from fmnist_keras3.cli import main
-from fmnist_keras3.data.datamodule import FashionMNIST
+from fmnist_keras3.data.fashion import FashionMNIST
 from fmnist_keras3.evaluation import report, temperature
 from fmnist_keras3.ground.leaves import named
 from fmnist_keras3.inference import export as exports

@@ -47,7 +47,7 @@ import numpy as np
 from fmnist_keras3 import runtime
 from fmnist_keras3.data import idx, synthetic
 from fmnist_keras3.ground.files import _TEMPORARY
-from fmnist_keras3.runs import checkpoint, rundir
+from fmnist_keras3.runs import checkpoint, checkpoints, rundir
 
 VICTIM = Path(__file__).parent / "victim.py"
 MOMENTS = ("starting", "training", "writing", "validation", "finishing", "ended")
@@ -347,7 +347,7 @@ class Soak:
             return
         if second is None and f"Stopped by {name}" not in output:
             raise Failure(f"The stop is not told. {told}")
-        if checkpoint.pointed(path / rundir.CHECKPOINTS, "last") and RESUME not in output:
+        if checkpoints.pointed(path / rundir.CHECKPOINTS, "last") and RESUME not in output:
             raise Failure(f"There is no command to go on with. {told}")
         stopped = re.search(r"Stopped by \w+ after step (\d+)", output)
         if stopped and int(stopped[1]) != last_step(path):
@@ -425,7 +425,7 @@ def without_swallowed(output: str) -> tuple[str, int]:
 
 def last_step(run: Path) -> int:
     """Return the step of the checkpoint that "last" points to, 0 where there is none."""
-    path = checkpoint.pointed(run / rundir.CHECKPOINTS, "last")
+    path = checkpoints.pointed(run / rundir.CHECKPOINTS, "last")
     return 0 if path is None else checkpoint.read_manifest(path)["step"]
 
 
@@ -436,7 +436,7 @@ def check_checkpoints(run: Path, at_least: int) -> None:
         pointer = folder / f"{name}.json"
         if not pointer.exists():
             continue
-        path = checkpoint.pointed(folder, name)
+        path = checkpoints.pointed(folder, name)
         if path is None:
             raise Failure(f"{pointer} is damaged: {pointer.read_bytes()!r}")
         checkpoint.load(path)
@@ -467,7 +467,7 @@ def facts(run: Path) -> dict[str, Any]:
     for name in ("validation_loss", "validation_accuracy", "test_loss", "test_accuracy"):
         found[f"summary.json {name}"] = summary[name]
     for name in ("last", "best"):
-        path = checkpoint.pointed(run / rundir.CHECKPOINTS, name)
+        path = checkpoints.pointed(run / rundir.CHECKPOINTS, name)
         if path is None:
             raise Failure(f"{run} has no checkpoint {name!r}.")
         loaded = checkpoint.load(path)
@@ -520,7 +520,7 @@ def compare(straight: Path, other: Path) -> None:
         raise Failure(f"{other} differs from {straight}: {', '.join(differing)}{details}")
     if left := [p for p in other.rglob("*") if _TEMPORARY.fullmatch(p.name) or p.name == ".lock"]:
         raise Failure(f"{other} still has {left}.")
-    kept = {p.name for p in checkpoint.saved(other / rundir.CHECKPOINTS)}
+    kept = {p.name for p in checkpoints.saved(other / rundir.CHECKPOINTS)}
     # The last, the one before it, two best; and two that a killed process did not come to remove.
     if len(kept) > 6:
         raise Failure(f"{other} keeps too many checkpoints: {sorted(kept)}.")

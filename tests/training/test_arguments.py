@@ -30,7 +30,7 @@ from fmnist_keras3 import (
 from fmnist_keras3.callbacks import Timer
 from fmnist_keras3.callbacks import timer as timer_module
 from fmnist_keras3.optimizers import OPTIMIZERS, make_optimizer
-from fmnist_keras3.runs.rundir import read_metrics
+from fmnist_keras3.runs.history import read_metrics
 from fmnist_keras3.training import arguments
 
 

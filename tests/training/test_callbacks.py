@@ -22,8 +22,8 @@ from fmnist_keras3 import (
     UserError,
     load_run,
 )
-from fmnist_keras3.runs import checkpoint
-from fmnist_keras3.runs.rundir import read_metrics
+from fmnist_keras3.runs import checkpoint, checkpoints
+from fmnist_keras3.runs.history import read_metrics
 from fmnist_keras3.runs.writer import Writer
 from fmnist_keras3.training.fit import Position
 
@@ -194,7 +194,7 @@ def test_the_best_of_one_and_the_epochs_of_another_are_kept_side_by_side(tmp_pat
     result = fit(run, says, periodic, best, max_epochs=3)
     assert folders(run) == ["step-00000010", "step-00000015"]
     assert best.best_model_path == result.best_checkpoint == run / "checkpoints/step-00000010"
-    assert checkpoint.pointed(run / "checkpoints", "best") == best.best_model_path
+    assert checkpoints.pointed(run / "checkpoints", "best") == best.best_model_path
     assert result.summary["best_epoch"] == 2
     periodic, best = pair()
     fit(run, Says(0.9, 0.5, 0.8, 0.3, 0.7, 0.6, 0.6, 0.6), periodic, best, ckpt_path="last",
@@ -249,10 +249,10 @@ def test_what_a_resumed_run_finds_stays_where_all_is_kept(tmp_path):
 def test_the_last_of_a_step_has_the_highest_number_whatever_its_label(tmp_path):
     paths = []
     for label in ("val_loss=nan", "val_loss=0.3", "", "run-7", "a"):
-        paths.append(checkpoint.new_path(tmp_path, 5, label))
+        paths.append(checkpoints.new_path(tmp_path, 5, label))
         paths[-1].mkdir()
     assert [p.name[14:] for p in paths] == ["val_loss=nan", "val_loss=0.3-1", "2", "run-7-3", "a-4"]
-    assert checkpoint.saved(tmp_path) == paths[::-1]
+    assert checkpoints.saved(tmp_path) == paths[::-1]
 
 
 def test_a_best_in_the_step_of_a_checkpoint_in_flight_is_the_one_of_its_validation(

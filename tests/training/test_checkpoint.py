@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fmnist_keras3.ground.errors import Diverged, UserError
-from fmnist_keras3.runs import checkpoint, matching
+from fmnist_keras3.runs import checkpoint, checkpoints, matching
 from fmnist_keras3.runs.checkpoint import Damaged
 
 
@@ -26,7 +26,7 @@ def state():
 
 
 def save(folder, step, state, **manifest):
-    path = checkpoint.new_path(folder, step)
+    path = checkpoints.new_path(folder, step)
     checkpoint.save(path, state, {"step": step, **manifest})
     return path
 
@@ -100,7 +100,7 @@ def harm(file, how, at=None):
 @pytest.mark.parametrize("how", HARMS)
 def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(tmp_path, state, name, how):
     good, bad = save(tmp_path, 1, state), save(tmp_path, 2, state)
-    checkpoint.point(tmp_path, "last", bad.name)
+    checkpoints.point(tmp_path, "last", bad.name)
     harm(bad / name, how)
     with pytest.raises(Damaged, match="step-00000002"):
         checkpoint.load(bad)
@@ -157,7 +157,7 @@ def test_retention_removes_only_checkpoints(tmp_path, state):
     (tmp_path / "step-00000003").mkdir()  # no manifest: not ours
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "step-by-step").mkdir()
-    checkpoint.retire(tmp_path, {kept.name})
+    checkpoints.retire(tmp_path, {kept.name})
     assert not old.exists()
     names = {p.name for p in tmp_path.iterdir()}
     assert names == {kept.name, "step-00000003", "notes.txt", "step-by-step"}

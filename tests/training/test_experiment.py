@@ -10,7 +10,7 @@ from everything import EPOCHS, At, arrays, data, everything_model, terminate, tr
 
 from fmnist_keras3 import ArrayData, EMAWeightAveraging, Logger, Trainer, UserError
 from fmnist_keras3.cli import main
-from fmnist_keras3.runs.rundir import read_metrics
+from fmnist_keras3.runs.history import read_metrics
 
 TINY = ["--data", "synthetic", "--model", "lenet", "--max_steps", "2", "--limit_val_batches", "1"]
 PLOTS = {"curves.png", "confusion_matrix.png", "mistakes.png", "calibration.png"}

@@ -24,7 +24,7 @@ from fmnist_keras3 import (
 from fmnist_keras3.callbacks import RichProgressBar, Summary, Trace
 from fmnist_keras3.data.plan import epoch_plan
 from fmnist_keras3.ground.errors import Interrupted
-from fmnist_keras3.runs import checkpoint
+from fmnist_keras3.runs import checkpoint, checkpoints
 from fmnist_keras3.runs.writer import Writer
 from fmnist_keras3.training import check_data, resume
 from fmnist_keras3.training.pace import CHUNK_SECONDS, Pace
@@ -49,7 +49,7 @@ def strict(path):
 def assert_sound(run):
     """No lock and no half-written file is left, and what was saved can be loaded."""
     assert not list(run.rglob(".*"))
-    for path in checkpoint.saved(run / "checkpoints"):
+    for path in checkpoints.saved(run / "checkpoints"):
         assert all(np.isfinite(a).all() for _, a in checkpoint.load(path).state)
         strict(path / "manifest.json")
 
@@ -131,7 +131,8 @@ def test_a_loss_that_is_not_finite_is_found_and_its_step_named(tmp_path, step, m
     assert summary(run)["status"] == "diverged"
     assert f"step {step}" in summary(run)["reason"]
     assert_sound(run)
-    assert [p.name for p in checkpoint.saved(run / "checkpoints")] == ["step-00000002"][: step // 2]
+    names = [p.name for p in checkpoints.saved(run / "checkpoints")]
+    assert names == ["step-00000002"][: step // 2]
     assert not (run / "model.keras").exists()
 
 
@@ -162,7 +163,7 @@ def test_a_gradient_that_is_not_finite_is_found_after_its_step(tmp_path, step):
 
 
 def last_step(run):
-    found = checkpoint.pointed(run / "checkpoints", "last")
+    found = checkpoints.pointed(run / "checkpoints", "last")
     return checkpoint.load(found).manifest["step"] if found else 0
 
 
@@ -365,7 +366,7 @@ def test_the_last_two_and_the_best_are_kept(tmp_path):
     manifest = last(run).manifest
     best = {name for _, name, _ in manifest["callbacks"]["ModelCheckpoint"]["best"]}
     assert len(best) == 2
-    names = {p.name for p in checkpoint.saved(run / "checkpoints")}
+    names = {p.name for p in checkpoints.saved(run / "checkpoints")}
     assert names == best | {"step-00000020", "step-00000018"}
 
 

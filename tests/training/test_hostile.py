@@ -19,9 +19,11 @@ from fmnist_keras3 import Callback, UserError, experiment
 from fmnist_keras3.cli import main
 from fmnist_keras3.data import idx
 from fmnist_keras3.data.dataset import FASHION_CLASSES, ImageData, Split
+from fmnist_keras3.ground.files import read_json
 from fmnist_keras3.runs import checkpoint
+from fmnist_keras3.runs.history import read_metrics
 from fmnist_keras3.runs.lock import locked
-from fmnist_keras3.runs.rundir import OF_A_TEST, read_json, read_metrics
+from fmnist_keras3.runs.rundir import OF_A_TEST
 
 # The command line prints warnings by itself; that they are errors in tests is not its usual life.
 pytestmark = pytest.mark.filterwarnings("always::UserWarning")

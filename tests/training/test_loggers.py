@@ -33,7 +33,7 @@ from fmnist_keras3.data.dataset import FASHION_CLASSES, ImageData, Split
 from fmnist_keras3.ground.leaves import named
 from fmnist_keras3.loggers import LOGGERS, Loggers, make_loggers
 from fmnist_keras3.loggers.ledger import Ledger
-from fmnist_keras3.runs.rundir import read_metrics
+from fmnist_keras3.runs.history import read_metrics
 from fmnist_keras3.training.logger import require, scalars
 
 SERVICES = {"mlflow": MLFlowLogger, "wandb": WandbLogger, "trackio": TrackioLogger}

@@ -24,8 +24,8 @@ from everything import (
 
 from fmnist_keras3 import Callback, ModelCheckpoint, SourceData, UserError
 from fmnist_keras3.ground.errors import Interrupted
-from fmnist_keras3.runs import checkpoint
-from fmnist_keras3.runs.rundir import read_metrics
+from fmnist_keras3.runs import checkpoint, checkpoints
+from fmnist_keras3.runs.history import read_metrics
 
 
 def without_times(record):
@@ -129,7 +129,7 @@ def stop_and_resume(path, step, action, straight, pipeline, data=data):
 
 
 def last_or_none(path):
-    found = checkpoint.pointed(path / "checkpoints", "last")
+    found = checkpoints.pointed(path / "checkpoints", "last")
     return checkpoint.load(found).manifest["step"] if found else 0
 
 
@@ -146,7 +146,7 @@ def test_a_resume_from_an_earlier_checkpoint_forgets_what_came_after(straight, t
     path = tmp_path / "run"
     keep_all = ModelCheckpoint(every_n_train_steps=2, save_top_k=9)
     trainer(path, keep_all).fit(everything_model(), data())
-    earlier = next(p for p in checkpoint.saved(path / "checkpoints") if p.name.endswith("05"))
+    earlier = next(p for p in checkpoints.saved(path / "checkpoints") if p.name.endswith("05"))
     # Killed before its first checkpoint, the resumed run is one that goes on from there.
     with pytest.raises(Interrupted):
         trainer(path, At(6, kill)).fit(everything_model(), data(), ckpt_path=earlier)

@@ -21,7 +21,7 @@ from fmnist_keras3 import (
     load_run,
 )
 from fmnist_keras3.runs import checkpoint
-from fmnist_keras3.runs.rundir import read_metrics
+from fmnist_keras3.runs.history import read_metrics
 
 
 def tiny_model():
