@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import keras
 
@@ -28,11 +28,12 @@ from fmnist_keras3.training.arguments import Amount, check, check_precision, sec
 from fmnist_keras3.training.callback import Callback
 from fmnist_keras3.training.check_data import check_examples
 from fmnist_keras3.training.evaluator import Evaluator, fingerprint
-from fmnist_keras3.training.fit import ENDLESS, Fit
+from fmnist_keras3.training.fit import ENDLESS
 from fmnist_keras3.training.funnel import run_fit
 from fmnist_keras3.training.hparams import check_hparams, describe
 from fmnist_keras3.training.logger import Logger, Loggers
 from fmnist_keras3.training.prepare import set_from_data
+from fmnist_keras3.training.progress import Progress
 from fmnist_keras3.training.session import Session
 from fmnist_keras3.training.setup import make_fit, own_copy, run_path
 
@@ -41,16 +42,7 @@ T = TypeVar("T")
 OneOrMore = T | Sequence[T]
 
 
-class _Latest(NamedTuple):
-    """What is remembered of a fit: the latest values and records, and how far it came."""
-
-    logs: dict[str, float]
-    records: dict[str, dict[str, Any]]
-    epoch: int
-    step: int
-
-
-class Trainer(Evaluator):
+class Trainer(Evaluator, Progress):
     """Trains any compiled Keras model; argument names follow Lightning where they exist.
 
     Data:
@@ -159,6 +151,7 @@ class Trainer(Evaluator):
         default_root_dir: str | Path = "runs",
     ) -> None:
         Evaluator.__init__(self)  # super() would make one more of the locals()
+        Progress.__init__(self)
         callbacks = cast("list[Callback]", leaf("Keras' callbacks")(callbacks))
         max_steps = None if max_steps == -1 else max_steps  # as Lightning has it
         self._given = {name: value for name, value in locals().items() if name != "self"}
@@ -206,8 +199,6 @@ class Trainer(Evaluator):
         self.enable_model_summary = enable_model_summary
         self.run_dir, self.default_root_dir = run_dir, Path(default_root_dir)
         self._last_run = run_dir
-        self._fit: Fit | None = None  # the one that is under way
-        self._kept = _Latest({}, {}, 0, 0)
 
     def __repr__(self) -> str:
         defaults = inspect.signature(Trainer).parameters
@@ -279,9 +270,7 @@ class Trainer(Evaluator):
             run = folders.enter_context(rundir.RunDirectory(path, config, resumed=resumed))
             found = None if which is None else resume.find(path, which, engine)
             fit = make_fit(self, session, data, engine, run)
-            self._fit = fit
-            folders.callback(setattr, self, "_fit", None)
-            folders.callback(self._remember, fit)
+            folders.enter_context(self.watched(fit))
             fit.notify("setup")
             if found is not None:
                 resume.check_data(fit, found)
@@ -295,37 +284,6 @@ class Trainer(Evaluator):
             return result
         nowhere = dict.fromkeys(("run_dir", "last_checkpoint", "best_checkpoint"))
         return dataclasses.replace(result, **nowhere)
-
-    @property
-    def callback_metrics(self) -> dict[str, float]:
-        """The latest values, by the names that ``monitor`` takes: loss, val_loss, lr, ..."""
-        return dict(self._latest.logs)
-
-    @property
-    def logged_metrics(self) -> dict[str, float]:
-        """The numbers of the latest record of steps, or else of an epoch."""
-        records = self._latest.records
-        record = records.get("step") or records.get("train") or {}
-        return {k: v for k, v in record.items() if isinstance(v, float)}
-
-    @property
-    def current_epoch(self) -> int:
-        """How many epochs of the fit that is under way, or of the last, were completed."""
-        return self._latest.epoch
-
-    @property
-    def global_step(self) -> int:
-        """How many steps of the fit that is under way, or of the last, were taken."""
-        return self._latest.step
-
-    @property
-    def _latest(self) -> _Latest:
-        if self._fit is not None:
-            self._remember(self._fit)
-        return self._kept
-
-    def _remember(self, fit: Fit) -> None:
-        self._kept = _Latest(fit.logs, fit.records, fit.position.epoch, fit.position.step)
 
     def _filling(self, role: str) -> Any:
         """Return the first of the given callbacks with this role, or None."""
