@@ -68,7 +68,9 @@ def write(
 
 def read(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     """Return what computes a file's output of uint8 pixels, by LiteRT's interpreter."""
-    from ai_edge_litert.interpreter import Interpreter
+    from ai_edge_litert.interpreter import (  # pyright: ignore[reportMissingImports]
+        Interpreter,
+    )
 
     with _quietly():
         interpreter = Interpreter(model_path=str(path), num_threads=os.cpu_count())
