@@ -56,7 +56,7 @@ def write(
             reason = lines[-1] if lines else str(error).splitlines()[0]
             raise UserError(
                 f"LiteRT cannot compute the model: {reason.strip()[:200]}. Export it with "
-                "--format onnx"
+                "--format onnx or saved_model"
             ) from error
     finally:
         files.remove(folder)
