@@ -61,7 +61,7 @@ def main() -> None:
         def serve(pixels):
             return {output: model(tf.cast(pixels, tf.float32), training=False)}
 
-        module = tf.Module()
+        module: Any = tf.Module()
         # Named once: Keras' own export keeps every variable twice.
         module.weights = [variable.value for variable in model.variables]
         module.serve = serve
