@@ -90,19 +90,27 @@ BACKGROUNDS: dict[str, Callable[[Rng, int, int], np.ndarray]] = {
 }
 
 
-def paste(image: np.ndarray, background: str, rng: Rng) -> bytes:
+def paste(image: np.ndarray, background: str, rng: Rng, filling: bool = False) -> bytes:
     """Return a JPEG with the garment of ``image [28, 28]`` (uint8, bright on black) somewhere.
 
     On black it is as in the data set. Elsewhere it is the negative, as it was photographed, cut
-    out along its outline: what is 0 and joined to the image's edge is the background.
+    out along its outline: what is 0 and joined to the image's edge is the background. If it is
+    ``filling`` the picture, it runs out of it by about a fiftieth on two opposite sides.
     """
     from scipy import ndimage
 
     h, w = rng.integers(*SIZES, 2)
-    side = int(min(h, w) * rng.uniform(*SCALES))
+    scale = rng.uniform(*SCALES)
     empty, _ = ndimage.label(image == 0)
     edge = np.unique(np.concatenate([empty[0], empty[-1], empty[:, 0], empty[:, -1]]))
     inside = ~np.isin(empty, edge[edge > 0])
+    if filling:
+        h, w = min(h, w * 4 // 3), min(w, h * 4 // 3)
+        y, x = (np.flatnonzero(inside.any(axis=axis))[[0, -1]] for axis in (1, 0))
+        times = min(h / (np.ptp(y) + 1), w / (np.ptp(x) + 1)) * rng.uniform(1, 1.08)
+        side = int(28 * times)
+    else:
+        side = int(min(h, w) * scale)
 
     def large(values: np.ndarray) -> np.ndarray:
         found = Image.fromarray(values).resize((side, side), Image.Resampling.BICUBIC)
@@ -116,8 +124,13 @@ def paste(image: np.ndarray, background: str, rng: Rng) -> bytes:
     if background != "black":
         garment = 255 - garment
     canvas = BACKGROUNDS[background](rng, h, w)
-    top, left = (int(rng.uniform(0.03, 0.97) * (n - side)) for n in (h, w))
-    spot = canvas[top : top + side, left : left + side]
+    if filling:
+        top, left = (int((n - side * (sum(box) + 1) / 28) / 2) for n, box in ((h, y), (w, x)))
+    else:
+        top, left = (int(rng.uniform(0.03, 0.97) * (n - side)) for n in (h, w))
+    spot = canvas[max(top, 0) : top + side, max(left, 0) : left + side]
+    cut = np.s_[max(-top, 0) :, max(-left, 0) :]
+    share, garment = (a[cut][: spot.shape[0], : spot.shape[1]] for a in (share, garment))
     spot[:] = spot * (1 - share) + garment * share
     file = io.BytesIO()
     pixels = np.clip(canvas.round(), 0, 255).astype(np.uint8)

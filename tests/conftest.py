@@ -52,7 +52,7 @@ ANY_BACKEND = (
     *("data/test_sources", "data/test_synthetic", "evaluation/test_metrics"),
     *("evaluation/test_plots", "evaluation/test_report", "evaluation/test_words"),
     *("inference/test_preparation", "inference/test_export", "inference/test_page"),
-    "inference/test_server",
+    *("inference/test_server", "inference/test_by_tensorflow"),
     *(
         "evaluation/test_look",
         "evaluation/test_label_errors",

@@ -60,8 +60,8 @@ def write_csv(
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS)
-    for number, likely in zip(*found, strict=True):
-        pair = (labels[number], likely)
+    for number, likely in zip(found.numbers.tolist(), found.likely.tolist(), strict=True):
+        pair = (int(labels[number]), likely)
         shares = (f"{probabilities[number, k]:.6f}" for k in pair)
         table.writerow([number, *(class_names[k] for k in pair), *shares])
     write(path, text.getvalue().encode("utf-8", "replace"))

@@ -29,6 +29,10 @@ from fmnist_keras3.module import Module
 INPUT = "pixels"
 
 
+class Unwritable(UserError):
+    """Layers that cannot be written exactly as plain operations."""
+
+
 @dataclass(frozen=True, eq=False)
 class Operation:
     """One operation: what ``kind`` makes of the values ``inputs``, a value called ``output``.
@@ -61,8 +65,8 @@ def operations(
     """Return what ``model`` computes of the value "pixels", float32; the last is its output.
 
     The pixels come times ``factor``; with ``softmax`` that of the output, divided by
-    ``temperature``, is put at the end. Raises UserError that names all layers which cannot be
-    written exactly.
+    ``temperature``, is put at the end. Raises `Unwritable` that names all layers which cannot be
+    written exactly, UserError for what is no graph of layers.
     """
     if not is_graph(model):
         raise UserError(
@@ -76,9 +80,9 @@ def operations(
         inputs = [walk.add("affine", inputs, model.input_shape[1:], **options)]
     (output,) = walk.model(model, inputs)
     if walk.refused:
-        raise UserError(
+        raise Unwritable(
             f"Cannot be written exactly: {'; '.join(dict.fromkeys(walk.refused))}. Export the "
-            "model with --format keras"
+            "model with --format keras, saved_model or litert"
         )
     if softmax and temperature != 1:
         options = {"scale": np.asarray(1 / temperature), "shift": np.zeros(())}

@@ -11,7 +11,8 @@ page in JavaScript gives the same bits from the same decoded pixels. The steps:
    side has more than 192 pixels, means over blocks, to 192 on the longer side.
 2. `_distance`: how far each pixel is from the background, 0..255: the sum of the differences of
    red, green and blue to a quadratic surface through the border (a lamp's light); where that does
-   not explain the border, to the nearest of its three colours, if that is less.
+   not explain the border, to the nearest of its three colours, if that is less. Colours that fill
+   the middle are those of a garment which touches the border, and left out.
 3. `_garment`: where that is above a threshold (a third of Otsu's, and more than the border's own
    noise); opened by 3 x 3 pixels, without small parts; then what is enclosed, or nearly (closed by
    5 x 5 pixels), belongs to it, too. Of a transparent picture, what is opaque.
@@ -30,6 +31,9 @@ EDGE = 192  # of the longer side of a picture that is looked at
 DARK = 64  # a border darker than this is black: the picture is a negative already
 CLUSTERS, ROUNDS = 3, 4  # of the border's colours
 MEDIAN = 60  # to which very pale garments are lifted
+TOUCHING = 24  # of the background's noise, above three times its median: the rest is garment
+NEAR = 24  # as far as pixels are from a colour that they have, beside its noise
+APART = 60  # colours of the background and of the garment
 SPECK = 3  # what is smaller than this many per cent of the largest part is no part of a garment
 
 
@@ -116,8 +120,9 @@ def _garment(picture: Shrunk, edge: np.ndarray) -> np.ndarray:
     if picture.alpha is not None and np.mean(picture.alpha < 128) > 0.02:
         found = picture.alpha >= 128
     else:
-        distance = _distance(picture.pixels.astype(np.int64), edge)
-        noise = np.sort(distance[edge])[edge.sum() * 9 // 10]
+        distance, edge = _distance(picture.pixels.astype(np.int64), edge)
+        order = np.sort(distance[edge])
+        noise = min(order[len(order) * 9 // 10], 3 * order[len(order) // 2] + TOUCHING)
         found = distance > max(_otsu(distance) // 3, noise + 6)
         found = ndimage.binary_opening(found, square)
         parts, count = ndimage.label(found, square)
@@ -130,15 +135,60 @@ def _garment(picture: Shrunk, edge: np.ndarray) -> np.ndarray:
     return found if found.mean() > 0.002 else np.ones_like(found)
 
 
-def _distance(pixels: np.ndarray, edge: np.ndarray) -> np.ndarray:
-    """Return how far ``pixels`` are from the background at the border, int64 0..255 ``[h, w]``."""
-    light = _apart(pixels, _surface(pixels, edge))
-    flat = np.min([_apart(pixels, colour) for colour in _colours(pixels[edge])], axis=0)
-    place = edge.sum() * 3 // 4
-    # Colours of a border that light explains as well would be those of many a garment, too.
-    if np.sort(light[edge])[place] > np.sort(flat[edge])[place]:
-        light = np.minimum(light, flat)
-    return np.minimum(light, 255)
+def _distance(pixels: np.ndarray, edge: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return how far ``pixels`` are from the background at the border, int64 0..255 ``[h, w]``.
+
+    And where of the border that is: without the colours of a garment which touches it.
+    """
+    for own_known in (False, True):
+        light = _apart(pixels, _surface(pixels, edge))
+        colours, nearest = _colours(pixels[edge])
+        counts = np.bincount(nearest, minlength=CLUSTERS)
+        # What less than a tenth of the border has is of a garment that reaches it.
+        common = colours[(counts * 10 >= len(nearest)) | (counts == counts.max())]
+        flat = np.min([_apart(pixels, colour) for colour in common], axis=0)
+        place = len(nearest) * 3 // 4
+        # Colours of a border that light explains as well would be those of many a garment, too.
+        explained = np.sort(light[edge])[place] <= np.sort(flat[edge])[place]
+        own = () if explained or own_known else _own(pixels, pixels[edge], colours, nearest)
+        if not own:
+            break
+        background = ~np.isin(nearest, own)
+        edge = edge.copy()
+        edge[edge] = background
+    return np.minimum(light if explained else np.minimum(light, flat), 255), edge
+
+
+def _own(
+    pixels: np.ndarray, border: np.ndarray, colours: np.ndarray, nearest: np.ndarray
+) -> tuple[int, ...]:
+    """Return which of the ``colours`` of the ``border [n, 3]`` are the garment's, if any.
+
+    Those, apart from the others, that leave of the picture's middle less than half of the share
+    which they leave of the border. ``nearest [n]`` is which colour each pixel has.
+    """
+    h, w = pixels.shape[:2]
+    middle = pixels[h // 4 : h - h // 4, w // 4 : w - w // 4].reshape(-1, 3)
+    far = np.array([_apart(middle, colour) for colour in colours])
+    counts = np.bincount(nearest, minlength=CLUSTERS)
+    inside = np.zeros(CLUSTERS, np.int64)
+    for k in np.flatnonzero(counts):
+        noise = np.sort(_apart(border[nearest == k], colours[k]))[counts[k] // 2]
+        inside[k] = ((far.argmin(axis=0) == k) & (far[k] <= 2 * noise + NEAR)).sum()
+    best, found = 0, ()
+    for mine in OWN:
+        others = [k for k in range(CLUSTERS) if k not in mine and counts[k]]
+        if not others or not all(counts[k] for k in mine):
+            continue
+        apart = min(_apart(colours[a], colours[b]) for a in mine for b in others)
+        there, here = (int(sum(n[k] for k in mine)) for n in (counts, inside))
+        gain = 2 * here * len(border) - (len(border) + there) * len(middle)
+        if apart >= APART and 10 * there <= 9 * len(border) and gain > best:
+            best, found = gain, mine
+    return found
+
+
+OWN = ((0,), (1,), (2,), (0, 1), (0, 2), (1, 2))
 
 
 def _apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -146,20 +196,21 @@ def _apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return red + green + blue
 
 
-def _colours(border: np.ndarray) -> np.ndarray:
-    """Return up to three colours of the ``border [n, 3]``, by k-means from quantiles of the grey.
+def _colours(border: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return three colours of the ``border [n, 3]``, by k-means from quantiles of the grey.
 
-    Without those that less than a tenth of it has: there the garment reaches the border.
+    And for each pixel which of them is nearest, ``[n]``.
     """
     shade = border @ np.array([19595, 38470, 7471])
     start = np.argsort(shade, kind="stable")[(2 * np.arange(CLUSTERS) + 1) * len(border) // 6]
     colours = border[start]
+    nearest = np.zeros(len(border), np.int64)
     for _ in range(ROUNDS):
         nearest = np.argmin([_apart(border, colour) for colour in colours], axis=0)
         counts = np.bincount(nearest, minlength=CLUSTERS)
         for k in np.flatnonzero(counts):
             colours[k] = border[nearest == k].sum(axis=0) // counts[k]
-    return colours[(counts * 10 >= len(border)) | (counts == counts.max())]
+    return colours, nearest
 
 
 def _surface(pixels: np.ndarray, edge: np.ndarray) -> np.ndarray:

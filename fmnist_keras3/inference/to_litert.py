@@ -56,7 +56,7 @@ def write(
             reason = lines[-1] if lines else str(error).splitlines()[0]
             raise UserError(
                 f"LiteRT cannot compute the model: {reason.strip()[:200]}. Export it with "
-                "--format onnx"
+                "--format onnx or saved_model"
             ) from error
     finally:
         files.remove(folder)
@@ -68,7 +68,9 @@ def write(
 
 def read(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     """Return what computes a file's output of uint8 pixels, by LiteRT's interpreter."""
-    from ai_edge_litert.interpreter import Interpreter
+    from ai_edge_litert.interpreter import (  # pyright: ignore[reportMissingImports]
+        Interpreter,
+    )
 
     with _quietly():
         interpreter = Interpreter(model_path=str(path), num_threads=os.cpu_count())

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fmnist_keras3 import runtime
-from fmnist_keras3.inference.graph import INPUT, Operation, operations
+from fmnist_keras3.ground.errors import UserError
+from fmnist_keras3.inference import by_tensorflow
+from fmnist_keras3.inference.graph import INPUT, Operation, Unwritable, operations
 
 if TYPE_CHECKING:
     import keras
@@ -25,25 +27,38 @@ def write(
 ) -> None:
     """Write what ``model`` computes of raw pixels times ``factor``: uint8, any number of images.
 
-    ``softmax`` is put at its end; ``about`` goes into a JSON file inside the folder.
+    ``softmax`` is put at its end; ``about`` goes into a JSON file inside the folder. A model with
+    layers that have no known plain form is written by Keras on TensorFlow.
     """
+    try:
+        made = operations(model, softmax, factor, about.get("temperature", 1))
+    except Unwritable as unknown:
+        try:
+            by_tensorflow.write(model, path, softmax, factor, about)
+        except UserError as error:
+            text = str(unknown).replace(", saved_model or litert", "")
+            raise UserError(f"{text} ({error})") from error
+    else:
+        _write_plain(made, model.input_shape[1:], path, about["outputs"])
+    (path / ABOUT).parent.mkdir()
+    (path / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
+
+
+def _write_plain(made: list[Operation], shape: tuple[int, ...], path: Path, output: str) -> None:
     tf = runtime.import_tensorflow_for_data()
-    made = operations(model, softmax, factor, about.get("temperature", 1))
     module, made = tf.Module(), [_with_variables(tf, one) for one in made]
     module.weights = [
         value for one in made for value in one.options.values() if isinstance(value, tf.Variable)
     ]
 
-    takes = [tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8, INPUT)]
+    takes = [tf.TensorSpec([None, *shape], tf.uint8, INPUT)]
 
     @tf.function(input_signature=takes, autograph=False)
     def serve(pixels):
-        return {about["outputs"]: compute(tf, made, pixels)}
+        return {output: compute(tf, made, pixels)}
 
     module.serve = serve
     tf.saved_model.save(module, str(path), signatures={"serving_default": serve})
-    (path / ABOUT).parent.mkdir()
-    (path / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
 
 
 def read(path: Path) -> Callable[[np.ndarray], np.ndarray]:

@@ -109,7 +109,8 @@ def pictures_of_all_kinds():
     garment[2:27, 8:20] = garment[4:10, 2:26] = 200
     garment[12:16, 11:17] = 90
     for background in BACKGROUNDS:
-        yield pictures.decoded(io.BytesIO(paste(garment, background, rng)))
+        for filling in (False, True):
+            yield pictures.decoded(io.BytesIO(paste(garment, background, rng, filling)))
     yield Image.fromarray(garment).convert("RGB")
     yield Image.fromarray(rng.integers(0, 256, (1, 1, 3), np.uint8))
     for shape in ((2, 3), (7, 40), (191, 30), (700, 400)):

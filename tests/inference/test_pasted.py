@@ -28,15 +28,16 @@ def test_pasted_test_images(fashion_dir, tmp_path):
     assert not too_low, (direct, found)
 
 
+@pytest.mark.parametrize("filling", [False, True])
 @pytest.mark.parametrize("background", BACKGROUNDS)
-def test_a_shape_is_found_on_each_background(background, tmp_path):
+def test_a_shape_is_found_on_each_background(background, filling, tmp_path):
     """A dark garment fills the image as it did before it was pasted."""
     image = np.zeros((28, 28), np.uint8)
     image[0:28, 8:20] = image[2:10, 1:27] = 230
     rng = np.random.default_rng(1)
     for number in range(3):
         path = tmp_path / f"{number}.jpg"
-        path.write_bytes(paste(image, background, rng))
+        path.write_bytes(paste(image, background, rng, filling))
         found = prepared(shrunk(pictures.read(path)), (28, 28))
         overlap = ((found > 99) & (image > 99)).sum() / ((found > 99) | (image > 99)).sum()
         assert overlap > 0.85

@@ -121,6 +121,17 @@ def test_specks_go_and_what_an_outline_encloses_stays():
     assert (prepared(whole(clean), (28, 28))[10:20, 12:15] > 0).all()
 
 
+@pytest.mark.parametrize("shade", [30, 90, 235])
+@pytest.mark.parametrize("colour", [(200, 180, 90), (90, 160, 220)])
+def test_what_runs_out_of_the_picture_keeps_its_body_and_loses_its_background(colour, shade):
+    pixels = np.broadcast_to(np.asarray(colour, np.uint8), (60, 60, 3)).copy()
+    pixels[15:30] = pixels[15:, 15:45] = shade  # out of it on three sides
+    image = prepared(whole(pixels), (28, 28))
+    expected = np.zeros((28, 28), bool)
+    expected[3:10] = expected[3:24, 7:21] = True
+    assert np.array_equal(image > 0, expected)
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 200), (2, 2), (3, 50), (28, 28), (192, 192)])
 @pytest.mark.parametrize("size", [(28, 28), (1, 1), (32, 48)])
 def test_every_picture_becomes_an_image(shape, size):

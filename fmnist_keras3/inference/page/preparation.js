@@ -3,6 +3,7 @@
 // them, in the same whole numbers, so that the same pixels give the same image.
 
 const EDGE = 192, DARK = 64, CLUSTERS = 3, ROUNDS = 4, MEDIAN = 60, SPECK = 3, BITS = 24;
+const TOUCHING = 24, NEAR = 24, APART = 60, OWN = [[0], [1], [2], [0, 1], [0, 2], [1, 2]];
 const floor = Math.floor;
 const sorted = values => Float64Array.from(values).sort();
 const range = n => Array.from({length: n}, (_, k) => k);
@@ -91,8 +92,9 @@ function garment(picture, edge) {
   if (alpha && alpha.filter(a => a < 128).length / count > 0.02) {
     found = Uint8Array.from(alpha, a => a >= 128 ? 1 : 0);
   } else {
-    const far = distance(picture, edge);
-    const noise = sorted(edge.map(at => far[at]))[floor(edge.length * 9 / 10)];
+    const [far, background] = distance(picture, edge);
+    const order = sorted(background.map(at => far[at])), n = order.length;
+    const noise = Math.min(order[floor(n * 9 / 10)], 3 * order[n >> 1] + TOUCHING);
     const threshold = Math.max(floor(otsu(far) / 3), noise + 6);
     found = Uint8Array.from(far, v => v > threshold ? 1 : 0);
     found = spread(spread(found, h, w, 1, 0), h, w, 1, 1);
@@ -169,12 +171,43 @@ const apart = (pixels, at, [r, g, b]) =>
   Math.abs(pixels[at] - r) + Math.abs(pixels[at + 1] - g) + Math.abs(pixels[at + 2] - b);
 
 function distance(picture, edge) {
-  const {w, h, pixels} = picture, known = colours(pixels, edge), light = surface(picture, edge);
-  const flat = range(w * h).map(at => Math.min(...known.map(c => apart(pixels, 3 * at, c))));
-  const place = floor(edge.length * 3 / 4);
-  const typical = values => sorted(edge.map(at => values[at]))[place];
-  const both = typical(light) > typical(flat);
-  return light.map((v, at) => Math.min(both ? Math.min(v, flat[at]) : v, 255));
+  const {w, h, pixels} = picture;
+  const typical = values => sorted(edge.map(at => values[at]))[floor(edge.length * 3 / 4)];
+  for (const ownKnown of [false, true]) {
+    const light = surface(picture, edge), {made, nearest, counts} = colours(pixels, edge);
+    const most = Math.max(...counts);
+    const common = made.filter((_, k) => counts[k] * 10 >= edge.length || counts[k] === most);
+    const flat = range(w * h).map(at => Math.min(...common.map(c => apart(pixels, 3 * at, c))));
+    const explained = typical(light) <= typical(flat);
+    const mine = explained || ownKnown ? [] : own(picture, edge, made, nearest, counts);
+    if (!mine.length)
+      return [light.map((v, at) => Math.min(explained ? v : Math.min(v, flat[at]), 255)), edge];
+    edge = edge.filter((_, k) => !mine.includes(nearest[k]));
+  }
+}
+
+// Which colours of the border are those of a garment that touches it.
+function own({w, h, pixels}, edge, colours, nearest, counts) {
+  const noise = colours.map((colour, k) =>
+    sorted(edge.filter((_, i) => nearest[i] === k).map(at => apart(pixels, 3 * at, colour)))[counts[k] >> 1]);
+  const inside = colours.map(() => 0);
+  let middle = 0;
+  for (let y = h >> 2; y < h - (h >> 2); y++) for (let x = w >> 2; x < w - (w >> 2); x++) {
+    const far = colours.map(colour => apart(pixels, 3 * (y * w + x), colour));
+    const k = far.indexOf(Math.min(...far));
+    if (counts[k] && far[k] <= 2 * noise[k] + NEAR) inside[k]++;
+    middle++;
+  }
+  const n = edge.length, sum = (values, of) => of.reduce((total, k) => total + values[k], 0);
+  let best = 0, found = [];
+  for (const mine of OWN) {
+    const others = range(CLUSTERS).filter(k => !mine.includes(k) && counts[k]);
+    if (!others.length || !mine.every(k => counts[k])) continue;
+    const far = Math.min(...mine.flatMap(a => others.map(b => apart(colours[a], 0, colours[b]))));
+    const there = sum(counts, mine), gain = 2 * sum(inside, mine) * n - (n + there) * middle;
+    if (far >= APART && 10 * there <= 9 * n && gain > best) [best, found] = [gain, mine];
+  }
+  return found;
 }
 
 function colours(pixels, edge) {
@@ -182,20 +215,20 @@ function colours(pixels, edge) {
   order.sort((a, b) => weighted(pixels, 3 * a) - weighted(pixels, 3 * b)); // stable
   const colour = at => [...pixels.slice(3 * at, 3 * at + 3)];
   const made = range(CLUSTERS).map(k => colour(order[floor((2 * k + 1) * n / 6)]));
-  let counts;
+  let nearest, counts;
   for (let round = 0; round < ROUNDS; round++) {
     counts = range(CLUSTERS).map(() => 0);
     const sums = range(CLUSTERS).map(() => [0, 0, 0]);
-    for (const at of edge) {
+    nearest = edge.map(at => {
       const far = made.map(c => apart(pixels, 3 * at, c));
       const k = far.indexOf(Math.min(...far));
       counts[k]++;
       for (let c = 0; c < 3; c++) sums[k][c] += pixels[3 * at + c];
-    }
+      return k;
+    });
     counts.forEach((count, k) => { if (count) made[k] = sums[k].map(sum => floor(sum / count)); });
   }
-  const most = Math.max(...counts);
-  return made.filter((_, k) => counts[k] * 10 >= n || counts[k] === most);
+  return {made, nearest, counts};
 }
 
 // How far each pixel is from the quadratic surface through the border.
