@@ -26,6 +26,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 # Named, as other plugins of Pillow start programs (EPS) or can be made to use all memory (FITS).
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 MAX_PIXELS = 2**27  # of one file, before it is decoded
+CONTENT_BYTES = 2**26  # of a larger file only what Pillow asks for is read
 BLOCK_BYTES = 2**25  # of an array that are looked at at once
 CHANNELS = {"grey": 1, "rgb": 3}
 GREY = ("1", "L", "LA", "La")  # Pillow's modes, besides those of one deep number
@@ -91,8 +92,10 @@ def decode(source: str | Path | bytes) -> np.ndarray:
     Turned as its EXIF data says; what is transparent is laid on white; of 16 bits the upper 8.
     Raises whatever Pillow does for what is no image.
     """
-    with _opened(source) as file:
-        ImageOps.exif_transpose(file, in_place=True)
+    with _opened(_content(source)) as file:
+        file.load()  # a PNG may have EXIF data after its pixels
+        if file.info.keys() & EXIF:  # to look for it takes a tenth of the time of a small JPEG
+            ImageOps.exif_transpose(file, in_place=True)
         return array_of(file)
 
 
@@ -120,6 +123,16 @@ def shape_of(source: str | Path | bytes) -> tuple[int, int, int]:
         if file.info.keys() & EXIF and file.getexif().get(ORIENTATION, 1) > 4:  # lies on its side
             height, width = width, height
         return height, width, 1 if file.mode in GREY or file.mode[0] in "IF" else 3
+
+
+def _content(source: str | Path | bytes) -> str | Path | bytes:
+    """Return the bytes of a file, from which Pillow decodes a JPEG in two thirds of the time."""
+    if isinstance(source, bytes) or not os.path.isfile(source):
+        return source
+    if os.path.getsize(source) > CONTENT_BYTES:
+        return source
+    with open(source, "rb") as file:
+        return file.read()
 
 
 @contextlib.contextmanager

@@ -197,6 +197,8 @@ class LetGo:
 
     def after(self, count: int, nbytes_each: int) -> None:
         """Count so many reads; the system maps more than is asked for."""
+        if self._mapping is None:
+            return
         with self._lock:
             self._touched += count * max(FAULT_BYTES, nbytes_each)
             if self._touched > MAPPED_BYTES:
@@ -213,13 +215,15 @@ class MappedArray:
 
     def __init__(self, array: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> None:
         self.array, self.change = array, change
-        self._let_go = LetGo(getattr(array, "_mmap", None))
+        mapping = getattr(array, "_mmap", None)
+        # A small file may stay: it costs little, and to map its pages again takes time.
+        self._let_go = LetGo(mapping if mapping and len(mapping) > MAPPED_BYTES else None)
 
     def __len__(self) -> int:
         return len(self.array)
 
     def gather(self, indices: np.ndarray) -> np.ndarray:
-        rows = self.array[indices]
+        rows = self.array.view(np.ndarray)[indices]
         self._let_go.after(len(indices), self.array[:1].nbytes)
         return self.change(rows)
 
