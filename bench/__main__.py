@@ -193,7 +193,7 @@ def tuning(words: Sequence[str]) -> int:
 
 
 def data(words: Sequence[str]) -> int:
-    """Measure how fast images come from files; prints the table and writes the result."""
+    """Measure how fast images come from files; prints the tables and writes the results."""
     made = Parser(
         prog="python -m bench data",
         description="A small network on folders of JPEG files with our Trainer, with Keras' "
@@ -213,13 +213,15 @@ def data(words: Sequence[str]) -> int:
     add_option(made, "output", metavar="DIR", help="folder for the result [bench/results]")
     given = vars(made.parse(words))
     settings = settings_from({"epochs": 3, "rounds": 3, "data": "synthetic", **given})
-    path, names = output_folder(given) / "data.json", given.get("sets", [*pipelines.SETS])
+    folder, results = output_folder(given), []
     tell = lambda cell: print(pipelines.line(cell), flush=True)  # noqa: E731
-    found = pipelines.measure(settings, tuple(names), tell)
-    measured = ("backends", "epochs", "rounds")
-    content = {"settings": {n: getattr(settings, n) for n in measured}, "cells": found}
-    rows, said = pipelines.table(found), pipelines.said()
-    return keep(path, "Images from files", pipelines.COLUMNS, rows, content, said)
+    about_all = {name: getattr(settings, name) for name in ("backends", "epochs", "rounds")}
+    for name in given.get("sets", [*pipelines.SETS]):
+        found = pipelines.measure(settings, name, tell)
+        content, rows = {"settings": about_all, "cells": found}, pipelines.table(found)
+        path, title = folder / f"data-{name}.json", f"Images from files, {name}"
+        results.append(keep(path, title, pipelines.COLUMNS, rows, content, pipelines.said(name)))
+    return min(results)
 
 
 def devices(words: Sequence[str]) -> int:
