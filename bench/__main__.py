@@ -1,6 +1,7 @@
 """`python -m bench [options]` measures; `compare A.json B.json` compares two results, `scaling`
 measures how cost grows with work, `devices` how speed grows with devices, `study RECIPE` runs a
-recipe with several seeds, `tune` measures what a trial costs beside other tuners.
+recipe with several seeds, `tune` measures what a trial costs beside other tuners, `data` how fast
+images come from files beside other pipelines.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import dataclasses
 import itertools
 import json
 import os
-import shlex
 import sys
 import tempfile
 import time
@@ -20,9 +20,11 @@ from typing import Any
 import yaml
 
 from bench import cells, study, tables, tuners
+from bench import data as pipelines
 from bench import devices as sharing
 from bench import scaling as growth
 from bench.cells import CONTESTANTS, DEVICES, PRECISIONS, Settings
+from bench.output import about, keep, output_folder
 from fmnist_keras3 import recipes, runtime
 from fmnist_keras3.cli import Parser, add_option
 from fmnist_keras3.ground.errors import EXIT_USER, UserError, exit_code
@@ -30,7 +32,6 @@ from fmnist_keras3.models import MODELS
 from fmnist_keras3.settings import typed
 from fmnist_keras3.training.signals import terminable
 
-DEFAULT_OUTPUT = Path(__file__).parent / "results"
 QUICK = {"contestants": ("trainer", "fit"), "epochs": 2, "rounds": 1, "limit_train": 3840}
 
 
@@ -121,26 +122,6 @@ def measure(words: Sequence[str]) -> int:
     return 0 if any(rows) else 1
 
 
-def output_folder(given: dict[str, Any]) -> Path:
-    """Return the folder for the results, made if need be; raises UserError if it cannot be."""
-    folder = Path(given.get("output", DEFAULT_OUTPUT))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {folder} cannot be made a folder: {error.strerror}.") from error
-    return folder
-
-
-def about() -> dict[str, Any]:
-    """Return what every result begins with: command, date, machine, versions."""
-    return {
-        "command": shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
-        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "hardware": runtime.hardware(),
-        "versions": runtime.versions(),
-    }
-
-
 def collect(settings: Settings, work: Path, path: Path, console: Any) -> dict[str, Any]:
     """Prepare the data, measure every cell and return the result, which is kept in ``path``."""
     dataset = cells.prepare(settings, work)
@@ -179,28 +160,6 @@ def scaling(words: Sequence[str]) -> int:
     return keep(path, "Cost as work grows", growth.COLUMNS, growth.table(found), content)
 
 
-def keep(
-    path: Path,
-    title: str,
-    columns: tuple[str, ...],
-    rows: list[list[str]],
-    content: dict[str, Any],
-    said: Sequence[str] = (),
-) -> int:
-    """Write a result as JSON and Markdown, and print its table; returns 1 if all cells failed."""
-    from rich.console import Console
-
-    result = {**about(), **content}
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    below = [line for text in (*said, f"`{result['command']}`") for line in ("", text)]
-    table = tables.markdown_table(columns, rows)
-    path.with_suffix(".md").write_text("\n".join([*table, *below, ""]))
-    Console(width=None if sys.stdout.isatty() else 170).print(
-        tables.rich_table(title, columns, rows, [*said, str(path)])
-    )
-    return 0 if any("error" not in cell for cell in result["cells"]) else 1
-
-
 def tuning(words: Sequence[str]) -> int:
     """Measure what a trial costs beside other tuners; prints the table and writes the result."""
     made = Parser(
@@ -231,6 +190,38 @@ def tuning(words: Sequence[str]) -> int:
     content = {"settings": dataclasses.asdict(settings), "synthetic": synthetic, "cells": found}
     said = [tables.SYNTHETIC] * synthetic + tuners.costs(found)
     return keep(path, "Tuning", tuners.COLUMNS, tuners.table(found), content, said)
+
+
+def data(words: Sequence[str]) -> int:
+    """Measure how fast images come from files; prints the tables and writes the results."""
+    made = Parser(
+        prog="python -m bench data",
+        description="A small network on folders of JPEG files with our Trainer, with Keras' "
+        "image_dataset_from_directory, and with torchvision and PyTorch Lightning, and lenet from "
+        "the device, memory and disk, one after another; pip install '.[peers]'.",
+    )
+    sets: dict[str, Any] = {"nargs": "+", "choices": list(pipelines.SETS), "metavar": "NAME"}
+    add_option(made, "sets", **sets, help=f"of {', '.join(pipelines.SETS)} [all]")
+    choices: dict[str, Any] = {"nargs": "+", "choices": list(runtime.BACKENDS), "metavar": "NAME"}
+    add_option(made, "backends", **choices, help="of Keras [all]")
+    for name, text in (
+        ("epochs", "timed, after one of warm-up [3]"),
+        ("rounds", "of all contestants, interleaved [3]"),
+        ("timeout", "seconds that each may take [900]"),
+    ):
+        add_option(made, name, type=int, metavar="N", help=text)
+    add_option(made, "output", metavar="DIR", help="folder for the result [bench/results]")
+    given = vars(made.parse(words))
+    settings = settings_from({"epochs": 3, "rounds": 3, "data": "synthetic", **given})
+    folder, results = output_folder(given), []
+    tell = lambda cell: print(pipelines.line(cell), flush=True)  # noqa: E731
+    about_all = {name: getattr(settings, name) for name in ("backends", "epochs", "rounds")}
+    for name in given.get("sets", [*pipelines.SETS]):
+        found = pipelines.measure(settings, name, tell)
+        content, rows = {"settings": about_all, "cells": found}, pipelines.table(found)
+        path, title = folder / f"data-{name}.json", f"Images from files, {name}"
+        results.append(keep(path, title, pipelines.COLUMNS, rows, content, pipelines.said(name)))
+    return min(results)
 
 
 def devices(words: Sequence[str]) -> int:
@@ -386,7 +377,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run the bench and return its exit code: 0, 1 if no cell could be measured, 2 for misuse."""
     words = list(sys.argv[1:] if words is None else words)
     try:
-        commands = {"compare": compare, "devices": devices, "scaling": scaling}
+        commands = {"compare": compare, "data": data, "devices": devices, "scaling": scaling}
         commands |= {"study": run_study, "tune": tuning}
         with terminable():
             if words and words[0] in commands:

@@ -323,6 +323,9 @@ WORK = {
     "fmnist tune": ("bench.tuners", "our_tuner"),
     "KerasTuner": ("bench.tuners", "keras_tuner"),
     "Optuna and Lightning": ("bench.tuners", "optuna_lightning"),
+    **dict.fromkeys(("files", "cache", "resident", "stream"), ("bench.data", "ours")),
+    "image_dataset_from_directory": ("bench.data", "keras_directory"),
+    "Lightning": ("bench.data_torch", "lightning"),
 }
 
 

@@ -227,7 +227,7 @@ def _sources(
     """Return the images of each split to be read when they are needed, as `_arrays` would be."""
     made: dict[str, Source] = {}
     if splits["train"].ready:
-        made = {split: MappedArray(found.images, np.array) for split, found in splits.items()}
+        made = {split: MappedArray(found.images, np.asarray) for split, found in splits.items()}
     elif isinstance(splits["train"].images, np.ndarray):
         change, note = scaling({split: found.images for split, found in splits.items()})
         said.append(note)

@@ -1,7 +1,8 @@
 """Images of any size, colour and number format, made into uint8 ``[H, W, 1 or 3]``, 0..255.
 
-Files are decoded with Pillow. Colour and size are changed in the same way whatever an image came
-from, so the same pictures in another kind of file are the same to the bit.
+Files are decoded with Pillow, common JPEG files by `jpeg`. Colour and size are changed in the same
+way whatever an image came from, so the same pictures in another kind of file are the same to the
+bit.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import io
 import math
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from fmnist_keras3.data import jpeg
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.files import release
 
@@ -26,6 +29,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 # Named, as other plugins of Pillow start programs (EPS) or can be made to use all memory (FITS).
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 MAX_PIXELS = 2**27  # of one file, before it is decoded
+CONTENT_BYTES = 2**26  # of a larger file only what Pillow asks for is read
 BLOCK_BYTES = 2**25  # of an array that are looked at at once
 CHANNELS = {"grey": 1, "rgb": 3}
 GREY = ("1", "L", "LA", "La")  # Pillow's modes, besides those of one deep number
@@ -91,8 +95,13 @@ def decode(source: str | Path | bytes) -> np.ndarray:
     Turned as its EXIF data says; what is transparent is laid on white; of 16 bits the upper 8.
     Raises whatever Pillow does for what is no image.
     """
-    with _opened(source) as file:
-        ImageOps.exif_transpose(file, in_place=True)
+    content = _content(source)
+    if isinstance(content, bytes) and (image := jpeg.plain(content)) is not None:
+        return image
+    with _opened(content) as file:
+        file.load()  # a PNG may have EXIF data after its pixels
+        if file.info.keys() & EXIF:  # to look for it takes a tenth of the time of a small JPEG
+            ImageOps.exif_transpose(file, in_place=True)
         return array_of(file)
 
 
@@ -120,6 +129,28 @@ def shape_of(source: str | Path | bytes) -> tuple[int, int, int]:
         if file.info.keys() & EXIF and file.getexif().get(ORIENTATION, 1) > 4:  # lies on its side
             height, width = width, height
         return height, width, 1 if file.mode in GREY or file.mode[0] in "IF" else 3
+
+
+def _content(source: str | Path | bytes) -> str | Path | bytes:
+    """Return the bytes of a file, from which Pillow, too, decodes sooner; of a large one its name.
+
+    With few calls of the system: at each, threads that decode may have to wait for one another.
+    """
+    if isinstance(source, bytes):
+        return source
+    # To open a pipe would else be to wait for its other end.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(source, flags)
+    try:
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode):
+            raise ValueError("not a file")
+        if about.st_size > CONTENT_BYTES:
+            return source
+        content = os.read(descriptor, about.st_size)
+        return content if len(content) == about.st_size else source
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

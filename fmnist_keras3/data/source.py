@@ -8,6 +8,7 @@ shuffled, resumed and equal on every backend as arrays are.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -25,6 +26,9 @@ from fmnist_keras3.ground.files import release
 from fmnist_keras3.ground.tree import leaves, packed
 
 MEMORY_BYTES = 2**29  # of images: a set that takes more is read when it is needed
+# Threads that decode smaller images wait for Python's lock, and for one another, most of the time:
+# two of them took twice as long as one for JPEG files of 64x64.
+ALONE_BYTES = 2**16
 BLOCK_BYTES = 2**24  # that are read at once, where many examples are
 # A mapped file counts as memory of the process, as far as it was read since it was let go.
 MAPPED_BYTES, FAULT_BYTES = 2**27, 2**16
@@ -37,7 +41,7 @@ class Source(Protocol):
     (x, y, sample_weight), each of one shape and dtype for all examples, the same whenever they are
     asked for; several threads call it at once. Besides, a source may have ``identity``, a text
     that changes when its examples do, ``class_names``, and ``labels``, int ``[N]``, where they are
-    known without reading the images.
+    known without reading the images, and ``at_once``, how many threads profit from one another.
     """
 
     def __len__(self) -> int: ...
@@ -91,12 +95,17 @@ class Rows:
         if len(flat) <= step:
             fill(0)
         else:
-            with ThreadPoolExecutor(os.cpu_count(), "fmnist-read") as threads:
+            with ThreadPoolExecutor(threads_of(self.source), "fmnist-read") as threads:
                 list(threads.map(fill, range(0, len(flat), step)))
         return result.reshape(*rows.shape, *self.shape[1:])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[:] if dtype is None else self[:].astype(dtype)
+
+
+def threads_of(source: Source) -> int:
+    """Return how many threads are to ask a source at once."""
+    return getattr(source, "at_once", None) or os.cpu_count() or 2
 
 
 def in_memory(tree: Any) -> bool:
@@ -161,6 +170,7 @@ class Decoded:
 
     def __init__(self, images: Sequence[Any], pixels: Pixels, shape: tuple[int, int, int]) -> None:
         self.images, self.pixels, self.shape = images, pixels, shape
+        self.at_once = 1 if math.prod(shape) < ALONE_BYTES else None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -173,7 +183,6 @@ class Decoded:
 
     def _one(self, index: int) -> np.ndarray:
         image = self.images[index]
-        at = readable(image) if isinstance(image, (str, Path)) else f"example {index}"
         try:
             found = colored(self.pixels.one(decode(image)), self.shape[-1])
             if found.shape != self.shape:
@@ -182,6 +191,7 @@ class Decoded:
         except MemoryError:
             raise
         except Exception as error:  # Pillow's plugins raise of all kinds for damaged files
+            at = readable(image) if isinstance(image, (str, Path)) else f"example {index}"
             raise UserError(
                 f"This cannot be read as an image: {at} ({why_not(error)}). It seemed to be one "
                 "when the training began, and now its place in the batches is taken: mend or "
@@ -197,6 +207,8 @@ class LetGo:
 
     def after(self, count: int, nbytes_each: int) -> None:
         """Count so many reads; the system maps more than is asked for."""
+        if self._mapping is None:
+            return
         with self._lock:
             self._touched += count * max(FAULT_BYTES, nbytes_each)
             if self._touched > MAPPED_BYTES:
@@ -213,13 +225,15 @@ class MappedArray:
 
     def __init__(self, array: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> None:
         self.array, self.change = array, change
-        self._let_go = LetGo(getattr(array, "_mmap", None))
+        mapping = getattr(array, "_mmap", None)
+        # A small file may stay: it costs little, and to map its pages again takes time.
+        self._let_go = LetGo(mapping if mapping and len(mapping) > MAPPED_BYTES else None)
 
     def __len__(self) -> int:
         return len(self.array)
 
     def gather(self, indices: np.ndarray) -> np.ndarray:
-        rows = self.array[indices]
+        rows = self.array.view(np.ndarray)[indices]
         self._let_go.after(len(indices), self.array[:1].nbytes)
         return self.change(rows)
 

@@ -23,6 +23,7 @@ from fmnist_keras3.ground.tree import leaves
 from fmnist_keras3.layers.keras_private import all_layers
 
 SHOWN = 5  # rows in a message
+STANDARDISED = 16  # deviations from the mean that a pixel may be above it
 FIRST = 16  # examples of a split that is read when it is needed
 SPARSE = {"SparseCategoricalCrossentropy", "sparse_categorical_crossentropy"}
 CATEGORICAL = {
@@ -101,11 +102,31 @@ def check_inputs(model: keras.Model, x: Any, name: str = "") -> None:
             f"The {what} have the shape {_shape(x.shape[1:], len(x))}; the model takes "
             f"{_shape(takes[1:])}. {_how_to_reshape(x.shape[1:], takes[1:])}"
         )
-    if _rescales(model) and x.dtype.kind == "f" and x.max() <= 1 and np.any(x != np.round(x)):
-        raise UserError(
-            f"The {what} are numbers in {x.min():.3g}..{x.max():.3g}, but the model divides by 255 "
-            "itself: it takes raw pixels, 0..255. Leave out `/ 255`."
-        )
+    if x.dtype != np.uint8 and x.dtype.kind in "iuf" and _rescales(model):
+        _check_range(x, what)
+
+
+def _check_range(x: np.ndarray, what: str) -> None:
+    """Raise UserError for what is clearly not 0..255, which a model brings to 0..1 itself."""
+    low, high = float(x.min()), float(x.max())
+    broken = x.dtype.kind == "f" and bool(np.any(x != np.round(x)))
+    if not math.isfinite(low + high):
+        return  # said elsewhere, with the rows
+    if high <= 1 and broken:
+        how = "Leave out `/ 255`"
+        how += "." if low >= 0 else ", or what else was done to the pixels."
+    elif low < 0 and (not broken or high <= STANDARDISED):
+        how = "Leave out what was done to the pixels."
+    elif high >= 2**14:
+        how = "Of 16 bits they seem: type (x // 257).astype('uint8')."
+    elif high > 2 * 255:
+        how = "Bring them to 0..255."
+    else:
+        return
+    raise UserError(
+        f"The {what} are numbers in {low:.5g}..{high:.5g}, but the model divides by 255 itself: it "
+        f"takes raw pixels, 0..255. {how}"
+    )
 
 
 def _check_numbers(array: np.ndarray, what: str) -> None:

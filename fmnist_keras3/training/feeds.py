@@ -9,7 +9,6 @@ so gives equal bits.
 
 from __future__ import annotations
 
-import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ import numpy as np
 from fmnist_keras3.data.augment import Augmentation, augmented, is_mixing, ops, partners
 from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.data.plan import EpochPlan, name_in_view
-from fmnist_keras3.data.source import read
+from fmnist_keras3.data.source import Rows, read, threads_of
 from fmnist_keras3.engines.base import Engine
 from fmnist_keras3.engines.chunk import Chunk
 from fmnist_keras3.ground.errors import UserError
@@ -230,7 +229,11 @@ class StreamFeed(Feed):
         if not self.split.in_memory:
             size = self.split.nbytes // len(self.split) * self._mine(slice(1)).shape[1]
             group = max(1, min(GROUP_STEPS, GROUP_BYTES // size))
-            calls, ahead = max(2, min(os.cpu_count() or 2, AHEAD_BYTES // (group * size))), 2
+            # As much as a chunk is read while the one before is trained on.
+            most, chunk = AHEAD_BYTES // (group * size), -(-self.chunk_steps // group)
+            sources = [array.source for array in leaves(self._arrays) if isinstance(array, Rows)]
+            calls = max(1, min(most, *map(threads_of, sources)))
+            ahead = max(2, min(chunk, most - calls))
         firsts = range(start, plan.steps, group)
         self._rows = [self._mine(slice(at, at + group)) for at in firsts]
         with self._tf.device("CPU"):

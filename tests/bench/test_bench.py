@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bench import __main__ as command
-from bench import cells, charts, scaling, tables, tuners
+from bench import cells, charts, data, scaling, tables, tuners
 from bench.cells import CONTESTANTS, Cell, Settings
 from bench.worker import WORK
 
@@ -181,7 +181,7 @@ def test_scaling_compares_time_and_memory():
 
 
 def test_every_contestant_has_a_function():
-    assert set(WORK) == {"prepare", *CONTESTANTS, *tuners.TUNERS}
+    assert set(WORK) == {"prepare", *CONTESTANTS, *tuners.TUNERS, *data.CONTESTANTS}
 
 
 def test_a_plain_contestant_does_not_get_the_trainers_flag(monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from bench import __main__ as command
-from bench import cells, findings, study
+from bench import cells, findings, output, study
 from fmnist_keras3 import UserError, recipes, runtime
 
 once = pytest.mark.skipif(
@@ -310,7 +310,7 @@ def test_bad_options_end_with_one_message(words, capsys, tmp_path, monkeypatch):
 
 def genuine():
     """The stored runs of the recipes, by name, and the folder."""
-    results = command.DEFAULT_OUTPUT
+    results = output.DEFAULT_OUTPUT
     found = {name: study.stored(results / name) for name in recipes.names()}
     return results, {name: stored for name, stored in found.items() if None in stored}
 

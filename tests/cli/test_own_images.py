@@ -71,16 +71,53 @@ def test_what_the_readme_shows(inside, capsys, monkeypatch):
     exec(compile(source, "README.md", "exec"), {})
 
 
+def cifar(folder):
+    """As Hugging Face has CIFAR-10: Parquet with encoded images "img", labels, and their names."""
+    import pyarrow
+    import pyarrow.parquet
+
+    x, y, x_test, y_test = examples(160, 40, 2, (32, 32), 3)
+    names = {"names": ["airplane", "automobile"], "_type": "ClassLabel"}
+    about = json.dumps({"info": {"features": {"img": {"_type": "Image"}, "label": names}}})
+    (folder / "plain_text").mkdir(parents=True)
+    for split, images, labels in (("train", x, y), ("test", x_test, y_test)):
+        rows = [{"bytes": encoded(image), "path": None} for image in images]
+        table = pyarrow.table({"img": rows, "label": labels.astype(np.int64)})
+        table = table.replace_schema_metadata({"huggingface": about})
+        path = folder / "plain_text" / f"{split}-00000-of-00001.parquet"
+        pyarrow.parquet.write_table(table, path)
+    return [f"parquet:{folder}/plain_text"]
+
+
+def imagenette(folder):
+    """As fast.ai packs it: JPEG files of many sizes, some grey, below train and val by synset."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 160), ("val", 40)):
+        for i in range(count):
+            image = rng.integers(0, 100, (*rng.integers(40, 70, 2), 3), np.uint8)
+            height = len(image) // 2
+            image[height * (i % 2) :][:height] += 150
+            name = ("n01440764", "n02102040")[i % 2]
+            path = folder / split / name / f"ILSVRC2012_{split}_{i:08}.JPEG"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encoded(image[..., :1] if i % 9 == 0 else image, "jpeg"))
+    (folder / "noisy_imagenette.csv").write_text("path,noisy_labels_0\n")
+    return [f"folder:{folder}", "--image_size", "32"]
+
+
 @pytest.mark.parametrize("model", ["resnet:depth=8,width=4", "airnet:widths=8-16,whiten=2"])
-def test_a_colour_set_is_learnt(inside, monkeypatch, model):
-    data = write(inside / "cifar", "parquet", *examples(160, 40, 2, (32, 32), 3))
+@pytest.mark.parametrize("write_set", [cifar, imagenette], ids=lambda f: f.__name__)
+def test_a_colour_set_is_learnt(inside, monkeypatch, model, write_set):
+    data = write_set(inside / "set")
     for name in ("LIMIT_TRAIN_BATCHES", "LIMIT_VAL_BATCHES"):
         monkeypatch.delenv(f"FMNIST_{name}")
-    words = ["train", "--data", data, "--model", model, "--epochs", "3", "--run_dir", "run"]
+    words = ["train", "--data", *data, "--model", model, "--epochs", "3", "--run_dir", "run"]
     assert main([*words, "--augment", "none", "--warmup", "0", "--lr", "0.01"]) == 0
     summary = load_run("run").summary
     assert summary["dataset"]["image_shape"] == [32, 32, 3]
+    assert summary["dataset"]["test"] == 40
     assert summary["test_accuracy"] > 0.9
+    assert not any(name.isdigit() for name in summary["dataset"]["classes"])
     assert main(["evaluate", "run"]) == 0
 
 
