@@ -73,9 +73,12 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Our Trainer beside plain Keras; `-- --quick`, `-- --peers`, `-- study RECIPE`."""
-    session.install(".[peers]" if "--peers" in session.posargs else ".")
-    session.run("python", "-m", "bench", *session.posargs, env={"PYTHONDONTWRITEBYTECODE": ""})
+    """Our Trainer beside plain Keras; `-- --quick`, `-- --peers`, `-- study RECIPE`, and so on."""
+    words = session.posargs
+    peers = "--peers" in words or {*words[:1]} & {"tune", "data"}
+    # Lightning imports torchvision where it is there, so only what reads images has it.
+    session.install(".[peers]" if peers else ".", *["torchvision"] * (words[:1] == ["data"]))
+    session.run("python", "-m", "bench", *words, env={"PYTHONDONTWRITEBYTECODE": ""})
 
 
 @nox.session

@@ -198,7 +198,7 @@ def data(words: Sequence[str]) -> int:
         prog="python -m bench data",
         description="A small network on folders of JPEG files with our Trainer, with Keras' "
         "image_dataset_from_directory, and with torchvision and PyTorch Lightning, and lenet from "
-        "the device, memory and disk, one after another; pip install '.[peers]'.",
+        "the device, memory and disk, one after another; pip install '.[peers]' torchvision.",
     )
     sets: dict[str, Any] = {"nargs": "+", "choices": list(pipelines.SETS), "metavar": "NAME"}
     add_option(made, "sets", **sets, help=f"of {', '.join(pipelines.SETS)} [all]")
