@@ -30,7 +30,8 @@ HOLD_SECONDS = 0.5
 HANDED_ON = ("SIGTERM", "SIGINT", "SIGUSR1")
 _CHATTER = ("[Gloo]",)
 _TROUBLE = re.compile(r"Traceback|[EF]\d{4} \d\d:")  # of Python, or of JAX in C++
-_LEADER = re.compile(r"Socket closed|leader task|failed to connect", re.IGNORECASE)
+_NAMED = re.compile(r"^(?:\S*task:)?(\d+)$", re.MULTILINE)  # a process, on a line of its own
+_LEADER = re.compile(r"Socket closed|leader task|CoordinationService/Heartbeat")
 TOGETHER = (0, EXIT_USER, EXIT_DIVERGED, 130, 143)  # ends that all processes come to
 
 
@@ -161,17 +162,21 @@ def watch(words: list[str]) -> int:
             if code < 0:
                 print(f"fmnist: this process {_death(process)}.", file=sys.stderr)
             return code if code in TOGETHER else 1
-        named = sorted(set(re.findall(r"task:(\d+)", lost)), key=int)
-        if _LEADER.search(lost):
-            named = ["0, whose machine is the coordinator,"]
-        who = f"process {' and '.join(named)}" if named else "another process"
-        print(
-            f"fmnist: {who} of this training was lost: it ended, or its machine or the network "
-            "did. So this one was ended; to go on from the last checkpoint, start all again with "
-            "--resume auto and --run_dir.",
-            file=sys.stderr,
-        )
+        print(f"fmnist: {lost_one(lost)}", file=sys.stderr)
         return 1
+
+
+def lost_one(said: str) -> str:
+    """Return what is to be told of what JAX ``said`` in C++ when it lost another process."""
+    named = sorted(set(_NAMED.findall(said)), key=int)
+    if not named and _LEADER.search(said):
+        named = ["0, the coordinator,"]
+    who = f"process {' and '.join(named)}" if named else "another process"
+    return (
+        f"{who} of this training was lost: it ended, or its machine or the network did. So this "
+        "one was ended. To go on from the last checkpoint, start all again with --resume auto and "
+        "--run_dir."
+    )
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ TRAIN += ("--optimizer", "sgd", "--lr", "0.03")
 TRAIN += ("--limit_train_batches", "20", "--limit_val_batches", "4", "--limit_test_batches", "4")
 TRAIN += ("--log_every_n_steps", "1", "--checkpoint_every", "10", "--epochs", str(STEPS // 20))
 KILLS = int(os.environ.get("TEST_KILLS", "3"))  # of processes, at random moments
+STACK = re.compile(r"Traceback|^[EF]\d{4} \d\d:\d\d", re.MULTILINE)  # of Python, or of C++
 
 # Put before a training by Python itself: its first process kills itself amid the writing of a
 # checkpoint of its run, once for each line of the file DEATHS.
@@ -160,7 +161,7 @@ def test_one_that_is_killed_ends_the_others_and_the_run_goes_on(tmp_path, straig
         f"fmnist: process {victim} of {processes} (number {children[victim]} of the system) was "
         "killed by SIGKILL, and the others were ended."
     ]
-    assert not {"Traceback", "F0000"} & set(re.findall(r"\w+", errors))
+    assert not STACK.search(errors), errors
     assert "--resume last" in errors
     if checkpoint.saved(run / "checkpoints"):
         *_, problems = checkpoint.find(run / "checkpoints", "last", checkpoint.read_manifest)
@@ -265,7 +266,7 @@ def test_two_hosts_end_where_the_cable_is_cut_and_go_on_when_it_is_mended(
     assert time.monotonic() - began < 30
     for i, (process, (_, errors)) in enumerate(zip(processes, ended, strict=True)):
         assert process.returncode == 1, errors
-        assert not {"Traceback", "F0000"} & set(re.findall(r"\w+", errors))
+        assert not STACK.search(errors), errors
         (told,) = [line for line in errors.splitlines() if line.startswith("fmnist: ")]
         assert f"process {1 - i}" in told
         assert "was lost" in told
@@ -290,6 +291,32 @@ def test_what_cannot_be_launched_is_refused(monkeypatch, words, processes, resta
     monkeypatch.setattr(launch.runtime, "choose_backend", lambda: "jax")
     with pytest.raises(UserError, match=re.escape(message)):
         launch.launch(words, processes, restarts)
+
+
+UNHEALTHY = """F1130 22:52:09.316153 11459 client.h:80] Terminating process because the JAX
+distributed service detected fatal errors. absl::Status: UNAVAILABLE:
+The following tasks are unhealthy (stopped sending heartbeats):
+1
+The tasks have crashed."""
+
+
+@pytest.mark.parametrize(
+    ("said", "who"),
+    [
+        (UNHEALTHY, "process 1"),
+        (UNHEALTHY.replace("\n1\n", "\n2\n10\n"), "process 2 and 10"),
+        ("UNAVAILABLE: Either the leader task was preempted ...", "process 0, the coordinator,"),
+        (
+            "DEADLINE_EXCEEDED\n\nRPC: /xla.coordination.CoordinationService/Heartbeat",
+            "process 0, ",
+        ),
+        ("ValueError: Gloo AllGather failed", "another process"),
+    ],
+)
+def test_a_lost_process_is_named(said, who):
+    told = launch.lost_one(said)
+    assert told.startswith(who)
+    assert "of this training was lost" in told
 
 
 def test_an_option_is_found_and_taken_out_however_it_is_written():
