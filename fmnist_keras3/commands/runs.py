@@ -37,6 +37,7 @@ WORDS = ("run", "status", "model", "data", "backend")
 NAMES = {shown: name for name, shown in COLUMNS.items()} | {n: n for n in COLUMNS}
 NAMES["accuracy"] = "test_accuracy"
 STYLES = {"completed": "", "running": "bold", "diverged": "red", "failed": "red"}
+BROKEN = ("diverged", "failed")
 _TRIAL = re.compile(r"trial-\d+")
 
 Row = dict[str, Any]
@@ -61,8 +62,9 @@ def prune(folder: str, filters: Sequence[str], keep: int, yes: bool) -> int:
     """Delete runs below ``folder`` but the best ``keep`` of each data set, after saying which.
 
     The best are those of the highest validation accuracy. Runs that are being written, trials of a
-    study, and runs that hold others stay. Without ``yes`` a person is asked, and where there is
-    none nothing is deleted. Returns 2 where one could not be.
+    study, and runs that hold others stay, and, unless ``keep`` is 0, those without such an
+    accuracy. Without ``yes`` a person is asked, and where there is none nothing is deleted. Returns
+    2 where one could not be.
     """
     rows = chosen(folder, "run", filters)
     going, staying = _parted(rows, keep)
@@ -112,6 +114,8 @@ def _parted(rows: list[Row], keep: int) -> tuple[list[Row], list[tuple[Row, str]
         elif known and rank <= keep:
             best = "best" if keep == 1 else f"number {rank}"
             staying.append((row, f"{best} of {row['data']} by validation accuracy"))
+        elif not known and keep and row["status"] not in BROKEN:  # as those of the recipes
+            staying.append((row, "it has no validation accuracy to compare; --keep 0 takes it"))
         else:
             going.append(row)
     return going, staying

@@ -336,7 +336,7 @@ def percent(value: Any, digits: int = 2) -> str:
 
 def sure(share: Any) -> str:
     """Format a probability in per cent, three digits and never 100: that would be a false one."""
-    return f"{min(100 * share, 99.9):.3g}\u00a0%" if _finite(share) else NOTHING
+    return f"{min(100 * share, 99.9):#.3g}\u00a0%" if _finite(share) else NOTHING
 
 
 def duration(seconds: Any) -> str:

@@ -107,6 +107,18 @@ def test_prune_keeps_the_best(runs, capsys):
     assert "Nothing is to be deleted." in capsys.readouterr().out
 
 
+def test_what_has_no_validation_accuracy_stays_unless_it_is_broken(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "runs/recipe", test_accuracy=0.93)
+    make(tmp_path / "runs/stopped", status="stopped")
+    make(tmp_path / "runs/diverged", status="diverged")
+    assert main(["runs", "prune", "--yes"]) == 0
+    assert "stays: runs/recipe (it has no validation accuracy" in capsys.readouterr().out
+    assert left(tmp_path / "runs") == ["recipe", "stopped"]
+    assert main(["runs", "prune", "--keep", "0", "--yes"]) == 0
+    assert left(tmp_path / "runs") == []
+
+
 @pytest.mark.parametrize(("answer", "gone"), [("y\n", 3), ("\n", 0), ("n\n", 0)])
 def test_a_person_is_asked(runs, monkeypatch, answer, gone):
     class Terminal(io.StringIO):
