@@ -88,8 +88,8 @@ def main(
     train: Any = data.train
     known = np.arange(len(train.y)) % 10 == 0
     shape, classes = train.image_shape, len(data.source.class_names)
-    splits = {"validation": (data.validation.x, data.validation.y)}
-    splits["test"] = (data.test.x, data.test.y)
+    held: dict[str, Any] = {"validation": data.validation, "test": data.test}
+    splits = {name: (split.x, split.y) for name, split in held.items()}
     size = min(data.batch_size, int(known.sum()))
     labelled = ArrayData(
         train.x[known], train.y[known], **splits, batch_size=size, augment="flip,crop:1"
