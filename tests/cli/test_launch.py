@@ -171,7 +171,7 @@ def check_stopped(run):
     last = json.loads((run / "checkpoints/last.json").read_text())["checkpoint"]
     assert summary["status"] == "interrupted"
     assert int(re.search(r"\d+", last)[0]) == summary["steps"]
-    assert checkpoint.saved(run / "checkpoints")[0].name == last
+    assert checkpoints.saved(run / "checkpoints")[0].name == last
 
 
 @pytest.mark.slow
