@@ -144,6 +144,9 @@ class TrainConfig:
     devices: str | None = _setting(None, parser="training.arguments:devices", unset="one",
         help="devices that share each batch: a number, or auto for all; with JAX",
         more="or what your keras.distribution says")
+    shard: str | None = _setting(None, choices=("fsdp",), needs="devices",
+        unset="each device holds all weights",
+        help="fsdp: the devices share large weights, too, and what the optimizer keeps of them")
 
     coordinator: str | None = _setting(None, takers="", parser="runtime:check_coordinator",
         group="processes", unset="one process",

@@ -45,7 +45,8 @@ class Engine(ABC):
     `step.CompiledStep`, which takes the other ``options``). ``averaging`` keeps averages of the
     weights beside them, ``accumulation`` sums of gradients, and ``gradient_norms`` has the norms
     reported. ``deterministic`` asks for programs that repeat to the bit, see `determinism`, and
-    ``devices`` for several ("auto": all) that share each batch.
+    ``devices`` for several ("auto": all) that share each batch, and with ``shard`` "fsdp" large
+    weights, too.
     """
 
     device: Device
@@ -63,13 +64,14 @@ class Engine(ABC):
         gradient_norms: bool = False,
         deterministic: bool | str | None = None,
         devices: int | str | None = None,
+        shard: str | None = None,
         **options: Any,
     ):
         self.model = model
         self.step: Step = _step_of(model, **options) if step is None else step
         self.chunk_steps = chunk_steps
         self.deterministic = deterministic
-        self._devices_asked = devices
+        self._devices_asked, self._shard_asked = devices, shard
         self._norms_asked = gradient_norms
         self.optimizer = model.optimizer
         self.scales_loss = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
@@ -156,13 +158,11 @@ class Engine(ABC):
         model = self.model
         compiled = keras_private.compiled_loss(model), keras_private.compiled_metrics(model)
         # A frozen BatchNormalization computes otherwise, also one without weights to train.
-        layers = [
-            f"{layer.dtype_policy.name} {layer.trainable}"
-            for layer in keras_private.all_layers(model)
-        ]
+        layers = keras_private.all_layers(model)
+        built = [f"{layer.dtype_policy.name} {layer.trainable}" for layer in layers]
         numbers = self._hyperparameters().constants
         parts = [model.optimizer, model.loss, *compiled, *model.trainable_variables]
-        return [*parts, *layers, *numbers]
+        return [*parts, *built, *numbers]
 
     @abstractmethod
     def find_device(self) -> Device:

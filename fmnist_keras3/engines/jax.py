@@ -71,7 +71,7 @@ class JaxEngine(Engine):
         lr = self.optimizer.learning_rate
         self._lr = next((i for i, v in enumerate(self.optimizer.variables) if v is lr), None)
         # Donation lets XLA update the state in place; the arrays passed in are gone afterwards.
-        self._train = self.jit(self._train_chunk, True, donate_argnums=0)
+        self._train = self.jit(self._train_chunk, True, donate_argnums=0, **self._lying())
         self._infer = self.jit(self._infer_chunk, True, donate_argnums=1, static_argnums=5)
         self.read_model()
 
@@ -79,7 +79,15 @@ class JaxEngine(Engine):
         if jax.process_count() > 1:
             self.world = Processes()
         devices = choose_devices(self._devices_asked)
-        self._mesh = Mesh(devices) if len(devices) > 1 else None
+        fsdp = self._shard_asked == "fsdp"
+        if fsdp and jax.process_count() > 1:
+            raise UserError(
+                "shard=fsdp is for the devices of one process, as each of several writes and reads "
+                "the state alone. Leave shard out, or train in one process with --devices auto."
+            )
+        if fsdp and len(devices) == 1 and self._devices_asked != "auto":
+            raise UserError("shard=fsdp is for several devices. Type --devices auto, or a number.")
+        self._mesh = Mesh(devices, fsdp) if len(devices) > 1 else None
         kind = devices[0].platform
         name = "CPU" if kind == "cpu" else devices[0].device_kind
         return Device(kind, name, count=len(devices))
@@ -88,8 +96,15 @@ class JaxEngine(Engine):
         # A program's own option works at any time; XLA_FLAGS only before the backend starts.
         flags = {"xla_gpu_deterministic_ops": True} if self.deterministic else None
         if whole and self._mesh is not None:
-            options["out_shardings"] = self._mesh.whole
+            options.setdefault("out_shardings", self._mesh.whole)
         return jax.jit(function, compiler_options=flags, **options)
+
+    def _lying(self) -> dict[str, Any]:
+        """Return how the state lies on the devices after a chunk, as an option of `jit`."""
+        if self._mesh is None:
+            return {}
+        state = State(*([self._mesh.of_state(v.shape) for v in group] for group in self._of))
+        return {"out_shardings": ((state, self._mesh.whole), self._mesh.whole)}
 
     def trace(self, folder):
         return jax.profiler.trace(str(folder), create_perfetto_trace=True)
@@ -284,7 +299,7 @@ class JaxEngine(Engine):
         self._ahead = False
 
     def _copied(self, value: jax.Array) -> jax.Array:
-        return jnp.array(value) if self._mesh is None else self._mesh.place(np.array(value))
+        return jnp.array(value) if self._mesh is None else self._mesh.place_state(value)
 
     def _here(self, value: jax.Array) -> jax.Array:
         return value if self._mesh is None else here(value)

@@ -1,4 +1,5 @@
-"""Several devices of JAX as one: a batch is split over them, and each holds all weights.
+"""Several devices of JAX as one: a batch is split over them, and each holds all weights, or, where
+that is asked for (FSDP), its part of each large one.
 
 The programs are those of one device. XLA cuts them along the batch axis of what they are given
 (GSPMD), and adds up what goes over the whole batch: gradients, metrics, statistics of batch
@@ -7,6 +8,7 @@ normalisation. So a program means the same on any number of devices, and differs
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +21,7 @@ from fmnist_keras3.engines.world import part_of
 from fmnist_keras3.ground.errors import UserError
 
 AXIS = "batch"
+SPLIT_FROM = 2**16  # values of a weight; to gather a smaller one takes longer than it saves memory
 
 
 def choose_devices(asked: int | str | None) -> list[Any]:
@@ -77,8 +80,9 @@ def _distributed() -> list[Any] | None:
 class Mesh:
     """Puts arrays on several devices."""
 
-    def __init__(self, devices: list[Any]) -> None:
+    def __init__(self, devices: list[Any], splits_weights: bool = False) -> None:
         self.count = len(devices)
+        self._splits_weights = splits_weights
         self._owners = [device.process_index for device in devices]
         self._mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
         self.whole = NamedSharding(self._mesh, PartitionSpec())  # the same on each device
@@ -92,6 +96,22 @@ class Mesh:
         if batch_axis is None or shape[batch_axis] % self.count:
             return self.whole
         return NamedSharding(self._mesh, PartitionSpec(*(None,) * batch_axis, AXIS))
+
+    def of_state(self, shape: tuple[int, ...]) -> NamedSharding:
+        """Return how a weight of ``shape`` lies, and whatever is kept of each of its values.
+
+        One that is split is so along its longest axis of those that the devices can share.
+        """
+        axes = [axis for axis, size in enumerate(shape) if size % self.count == 0]
+        if not (self._splits_weights and axes and math.prod(shape) >= SPLIT_FROM):
+            return self.whole
+        longest = max(axes, key=shape.__getitem__)
+        return NamedSharding(self._mesh, PartitionSpec(*(None,) * longest, AXIS))
+
+    def place_state(self, value: Any) -> jax.Array:
+        """Copy a value of the host to the devices as `of_state` says."""
+        sharding = self.of_state(value.shape)
+        return jax.make_array_from_process_local_data(sharding, np.array(value), value.shape)
 
     def part(self, size: int) -> np.ndarray:
         """Return which examples of a batch of ``size`` the devices of this process take."""
@@ -126,5 +146,6 @@ class Mesh:
 
 
 def here(array: jax.Array) -> jax.Array:
-    """Return a copy on the default device of what is the same on all devices."""
-    return jax.numpy.array(np.asarray(array.addressable_data(0)))
+    """Return a copy on the default device of what is the same on all devices, or split there."""
+    one = array.addressable_data(0) if array.is_fully_replicated else array
+    return jax.numpy.array(np.asarray(one))

@@ -48,6 +48,11 @@ class TensorFlowEngine(Engine):
                 "metrics would see a replica's part of the batch. Type KERAS_BACKEND=jax fmnist "
                 "..., or leave devices out."
             )
+        if self._shard_asked is not None:
+            raise UserError(
+                f"shard is {self._shard_asked}; on TensorFlow one device holds all weights. Type "
+                "KERAS_BACKEND=jax fmnist ..., or leave shard out."
+            )
         if gpus := tf.config.list_physical_devices("GPU"):
             details = tf.config.experimental.get_device_details(gpus[0])
             return Device("gpu", details.get("device_name", "GPU"))

@@ -82,7 +82,7 @@ ARGUMENTS = {
     "Trainer": {
         "accelerator": "a GPU is used if there is one. For the CPU set JAX_PLATFORMS=cpu (with "
         "TensorFlow CUDA_VISIBLE_DEVICES=-1) before Python starts",
-        "strategy": "devices=N share each batch, and each holds all weights",
+        "strategy": "devices=N share each batch, and each holds all weights; or shard='fsdp'",
         "num_nodes": "type `fmnist launch -n N -- train ...`, or call jax.distributed.initialize() "
         "in each process before Keras is imported",
         "use_distributed_sampler": "the devices share each batch, whatever the data",

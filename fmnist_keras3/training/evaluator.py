@@ -50,6 +50,7 @@ class Evaluator:
     label_smoothing: float
     deterministic: bool | str | None
     devices: int | str | None
+    shard: str | None
     accumulate_grad_batches: int
     gradient_clip_val: float | None
     gradient_clip_algorithm: str
@@ -253,6 +254,7 @@ class Evaluator:
             "label_smoothing": self.label_smoothing,
             "deterministic": self.deterministic,
             "devices": self.devices,
+            "shard": self.shard,
             "averaging": "averages" in required,
             "accumulation": self.accumulate_grad_batches > 1,
             "gradient_norms": "gradient norms" in required,

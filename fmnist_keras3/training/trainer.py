@@ -85,6 +85,8 @@ class Trainer(Evaluator):
       there are none (one of True, warn, False); with TensorFlow for the whole process
     - ``devices``: devices that share each batch: a number, or auto for all; with JAX; or what your
       keras.distribution says
+    - ``shard``: fsdp: the devices share large weights, too, and what the optimizer keeps of them
+      (one of fsdp)
     Length:
     - ``max_epochs``: epochs to train (at least 1); 10, or what ``max_steps`` takes; -1: no limit
     - ``min_epochs``: epochs before which nothing stops early (at least 0)
@@ -157,6 +159,7 @@ class Trainer(Evaluator):
         pipeline: str = "auto",
         deterministic: bool | str | None = None,
         devices: int | str | None = None,
+        shard: str | None = None,
         on_nonfinite: str = "stop",
         seed: int = 0,
         callbacks: OneOrMore[Callback | keras.callbacks.Callback] | None = None,
@@ -201,6 +204,7 @@ class Trainer(Evaluator):
         self.pipeline, self.on_nonfinite, self.seed = pipeline, on_nonfinite, seed
         self.last_batch = last_batch
         self.deterministic, self.devices = deterministic, arguments.devices(devices)
+        self.shard = shard
         self.callbacks = callbacks
         if sum(callback.role == "averaging" for callback in self.callbacks) > 1:
             raise UserError("There are two callbacks that average the weights. Give one.")

@@ -108,11 +108,15 @@ def trained(kind, devices, folder=None, ckpt_path=None, **options):
         return numbers, summary["devices"]
 
 
+SPLIT = 8  # values from which on the tests split a weight
+
 CASES = {
     "filled": ("plain", {"gradient_clip_val": 0.5, "label_smoothing": 0.1}),
     "true size": ("normalized", {"accumulate_grad_batches": 2}),
     "streamed": ("normalized", {"pipeline": "stream", "augment": "none", "ema": False}),
     "module": ("module", {}),
+    "split": ("plain", {"gradient_clip_val": 0.5, "accumulate_grad_batches": 2, "shard": "fsdp"}),
+    "split module": ("module", {"shard": "fsdp"}),
 }
 
 
@@ -137,7 +141,11 @@ def check_like_one(on_four_devices, case, numbers):
 
 
 def several(kind, devices, options):
-    return trained(kind, devices, **options)
+    from fmnist_keras3.engines import mesh
+
+    mesh.SPLIT_FROM = SPLIT  # of this process, for all its tests
+    alone = {name: value for name, value in options.items() if name != "shard"}
+    return trained(kind, devices, **(alone if devices == 1 else options))
 
 
 @pytest.mark.slow
@@ -148,8 +156,12 @@ def test_in_bf16_it_is_that_of_one_to_its_precision(on_four_devices):
     np.testing.assert_allclose(shared[:4], alone[:4], rtol=2e-2)
 
 
-def parts_of_a_chunk():
-    """Return how many rows of a batch lie on each device, and where the state and results do."""
+def parts_of_a_chunk(shard=None):
+    """Return how many rows of a batch lie on each device, and what share of each array of state."""
+    from fmnist_keras3.engines import mesh
+    from fmnist_keras3.engines.chunk import StepPlan
+
+    mesh.SPLIT_FROM = SPLIT
     from fmnist_keras3.data.augment import parse_augment
     from fmnist_keras3.data.dataset import Split
     from fmnist_keras3.data.plan import epoch_plan
@@ -159,7 +171,12 @@ def parts_of_a_chunk():
     split = Split(*examples())
     augment = parse_augment("crop:1,cutmix")
     engine = make_engine(
-        small_model("plain"), example=split.take(slice(1)), chunk_steps=3, devices=4
+        small_model("plain"),
+        example=split.take(slice(1)),
+        chunk_steps=3,
+        devices=4,
+        shard=shard,
+        averaging=True,
     )
     feed = ResidentFeed(split, engine, augment, training=True)
     shape = split.image_shape
@@ -170,29 +187,50 @@ def parts_of_a_chunk():
     chunk = feed.take(3)
     arrays = [chunk.x, chunk.y, *chunk.mix]
     rows = [[part.data.shape[1] for part in array.addressable_shards] for array in arrays]
-    whole = [value.is_fully_replicated for values in engine._state for value in values]
-    return rows, whole
+    before = shares(engine._state)
+    zeros = np.zeros(3, np.float32)
+    engine.train(chunk, StepPlan(zeros, np.arange(3, dtype=np.int32), shares=zeros))
+    assert shares(engine._state) == before
+    return rows, before
+
+
+def shares(state):
+    """The size of each array, and of the part of it that the first device holds."""
+    return [[v.size, v.addressable_data(0).size] for values in state for v in values]
 
 
 def test_each_device_has_its_part_of_each_batch_and_all_weights(on_four_devices):
-    rows, whole = on_four_devices(parts_of_a_chunk)
+    rows, state = on_four_devices(parts_of_a_chunk)
     assert rows == [[BATCH // 4] * 4] * 4
-    assert all(whole)
+    assert all(part == size for size, part in state)
 
 
-def stopped_and_resumed(before, after):
+def test_each_device_has_its_part_of_each_large_weight_too(on_four_devices):
+    """Of the two kernels, whose longest axes are 4 and 100, their averages and Adam's moments."""
+    rows, state = on_four_devices(parts_of_a_chunk, "fsdp")
+    assert rows == [[BATCH // 4] * 4] * 4
+    split = sorted(size for size, part in state if part == size // 4 and size >= SPLIT)
+    assert split == [36] * 4 + [300] * 4
+    assert all(part == size for size, part in state if size < SPLIT)
+
+
+def stopped_and_resumed(before, after, *shards):
     """Train three steps on some devices and the rest on others; return what `trained` does."""
+    from fmnist_keras3.engines import mesh
+
+    mesh.SPLIT_FROM = SPLIT
     with tempfile.TemporaryDirectory() as folder:
         run = f"{folder}/run"
-        trained("plain", before, run, max_steps=3)
-        return trained("plain", after, run, ckpt_path="last")
+        trained("plain", before, run, max_steps=3, shard=shards[0])
+        return trained("plain", after, run, ckpt_path="last", shard=shards[1])
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_devices(on_four_devices):
     straight, _ = on_four_devices(several, "plain", 1, {})
-    for before, after in ((4, 1), (1, 2)):
-        resumed, count = on_four_devices(stopped_and_resumed, before, after)
+    cases = ((4, 1, None, None), (1, 2, None, None), (4, 1, "fsdp", None), (2, 4, None, "fsdp"))
+    for before, after, *shards in cases:
+        resumed, count = on_four_devices(stopped_and_resumed, before, after, *shards)
         assert count == after
         weights = slice(-150, None)  # the records of a run that was stopped amid an epoch are more
         np.testing.assert_allclose(resumed[weights], straight[weights], rtol=1e-5, atol=1e-6)
@@ -241,6 +279,7 @@ def _distribution(kind):
         ({"devices": 5}, 10, None, "devices is 5, but JAX sees 4 (cpu) here."),
         ({"devices": "auto"}, 12, None, "4 devices"),
         ({}, 10, "data", "2 devices"),
+        ({"devices": 1, "shard": "fsdp"}, 12, None, "shard=fsdp is for several devices."),
         ({"devices": 4}, 12, "data", "keras.distribution was set to 2 devices"),
         ({}, 12, "model", "keras.distribution is a ModelParallel, which may split the weights"),
     ],
@@ -251,6 +290,24 @@ def test_what_cannot_be_shared_is_refused_and_a_distribution_is_heeded(
     message, left = on_four_devices(refused, options, batch_size, distribution)
     assert words in message
     assert not left
+
+
+def split_by_many_processes():
+    """Return the message for weights that two processes were to split."""
+    import jax
+
+    from fmnist_keras3.engines import make_engine
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "process_count", lambda: 2)
+        with pytest.raises(UserError) as caught:
+            make_engine(small_model("plain"), devices=2, shard="fsdp")
+    return str(caught.value)
+
+
+def test_weights_are_split_within_a_process_only(on_four_devices):
+    message = on_four_devices(split_by_many_processes)
+    assert "shard=fsdp is for the devices of one process" in message
 
 
 @pytest.mark.parametrize("value", [0, -1, "all", 1.5, "2,3"])
@@ -265,13 +322,16 @@ def test_tensorflow_trains_on_one_device(backend):
     if backend == "jax":
         pytest.skip("of TensorFlow")
     message, left = refused({"devices": 2}, 12, None)
-    assert "on TensorFlow it is 1" in message
+    assert "on TensorFlow it is 1. tf.distribute cannot compile the loop over replicas" in message
+    assert not left
+    message, left = refused({"devices": 1, "shard": "fsdp"}, 12, None)
+    assert "on TensorFlow one device holds all weights" in message
     assert not left
 
 
 # Every family, over 100 steps in float64, where rounding decides at fewer corners. `resnet` and
 # `wrn` are compared over the first steps: there any difference grows threefold a step, on one
-# device too (docs/traps.md).
+# device too (docs/traps.md). --junitxml=FILE keeps how far they are apart.
 
 FAMILIES = {
     "lenet": ("lenet", 100),
@@ -283,22 +343,29 @@ FAMILIES = {
 }
 
 
-def in_float64(name, steps, devices):
-    """Return the losses of so many steps, all augmentation on, computed in 64 bits."""
+def losses_of(name, steps, devices):
+    """Return the losses and accuracies of a training in 64 bits, and what its averages have."""
     import jax
     import keras
 
-    from fmnist_keras3 import ArrayData, EMAWeightAveraging, Trainer, build_model
+    from fmnist_keras3 import build_model
 
     jax.config.update("jax_enable_x64", True)
     keras.config.set_floatx("float64")
-    rng = np.random.default_rng(0)
-    x = rng.integers(0, 256, (200, 28, 28, 1), dtype=np.uint8)
     config = json.dumps(build_model(name, seed=0, dropout=0.2).get_config())
     model = keras.Model.from_config(json.loads(config.replace('"float32"', '"float64"')))
     model.set_weights(build_model(name, seed=0, dropout=0.2).get_weights())
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, dtype="float64")
     model.compile(keras.optimizers.AdamW(1e-3), loss, metrics=["accuracy"])
+    return with_everything(model, steps, devices)
+
+
+def with_everything(model, steps, devices):
+    """Train with all augmentation, clipping, accumulation and averages."""
+    from fmnist_keras3 import ArrayData, EMAWeightAveraging, Trainer
+
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (200, 28, 28, 1), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             max_steps=steps,
@@ -320,9 +387,10 @@ def in_float64(name, steps, devices):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_trains_alike_on_several_devices(on_four_devices, family):
-    name, steps = FAMILIES[family]
-    alone, *shared = (on_four_devices(in_float64, name, steps, n) for n in (1, 2, 4))
-    assert len(alone) > steps
-    for losses in shared:
+def test_every_family_trains_alike_on_several_devices(on_four_devices, family, record_property):
+    alone, *shared = (on_four_devices(losses_of, *FAMILIES[family], n) for n in (1, 2, 4))
+    assert len(alone) > FAMILIES[family][1]
+    for devices, losses in zip((2, 4), shared, strict=True):
+        apart = np.abs(np.subtract(losses, alone) / np.maximum(np.abs(alone), 1e-12)).max()
+        record_property(f"{devices} devices", f"{apart:.1e}")
         np.testing.assert_allclose(losses, alone, rtol=1e-5)
