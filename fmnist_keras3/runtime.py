@@ -197,6 +197,7 @@ def join_processes(address: str | None, count: int | None, number: int | None) -
 
     if jax.distributed.is_initialized():
         return
+    own = _own_devices()
     # Signals are ours: JAX's own service would take SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -204,10 +205,17 @@ def join_processes(address: str | None, count: int | None, number: int | None) -
             None if address == "auto" else address,
             num_processes=count,
             process_id=number,
+            local_device_ids=own,
             initialization_timeout=JOIN_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
+        if address == "auto" and "be defined" in str(error):
+            raise UserError(
+                "coordinator is auto, but the environment is that of no job of SLURM, Open MPI, "
+                "Kubernetes (for which JAX needs: pip install 'jax[k8s]') or torchrun. Type "
+                "--coordinator HOST:PORT --num_processes N --process_id I"
+            ) from error
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"The processes did not come together at {address} within {JOIN_SECONDS} s: {reason}. "
@@ -225,6 +233,22 @@ def join_processes(address: str | None, count: int | None, number: int | None) -
         finally:
             os.dup2(stdout, 1)
             os.close(stdout)
+
+
+def _own_devices() -> list[int] | None:
+    """Return which GPUs of its machine this process is to see: an empty list for all.
+
+    None leaves it to JAX, which gives a process of SLURM or Open MPI the one of its number on the
+    machine, also where it is the only one there.
+    """
+    environment = os.environ
+    if "JAX_LOCAL_DEVICE_IDS" in environment:
+        return None
+    if int(environment.get("LOCAL_WORLD_SIZE", "1")) > 1:  # of torchrun
+        return [int(environment["LOCAL_RANK"])]
+    on_nodes = environment.get("SLURM_STEP_TASKS_PER_NODE", "")  # "1(x3)": on each of three one
+    alone = re.fullmatch(r"1(\(x\d+\))?", on_nodes) is not None
+    return [] if alone or environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1" else None
 
 
 def leave_processes() -> None:

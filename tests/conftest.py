@@ -65,7 +65,7 @@ ANY_BACKEND = (
         "data/test_survey",
     ),
     *("cli/test_own_images", "cli/test_runs", "training/test_across_backends", "examples/"),
-    *("cli/test_launch", "training/test_world"),
+    *("cli/test_launch", "cli/test_joining", "training/test_world"),
 )
 
 

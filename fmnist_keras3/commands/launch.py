@@ -20,9 +20,12 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
 
 from fmnist_keras3 import runtime
 from fmnist_keras3.ground.errors import EXIT_DIVERGED, EXIT_USER, UserError
+from fmnist_keras3.runs import rundir
 
 WATCHED = "WATCHED_BY_FMNIST"  # set for processes that are
 FOLLOW_SECONDS = 10.0  # for the others to come to the same end
@@ -65,12 +68,22 @@ class Process:
         sys.stderr.flush()
 
 
+class Death(NamedTuple):
+    """The end of the process ``number``, which was the cause of that of all, in words."""
+
+    number: int
+    told: str
+
+
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.usage = "fmnist launch -n N [--restarts N] -- train [options]"
     text = "processes, each on one device of this machine, that share each batch"
     parser.add_argument("-n", "--processes", metavar="N", default="1", help=text)
-    text = "how often all are started again, from the last checkpoint, when one has died [0]"
+    text = (
+        "how often all are started again, from the last checkpoint, when one has died; without "
+        "one that dies twice in a row [0]"
+    )
     parser.add_argument("--restarts", metavar="N", default="0", help=text)
     parser.add_argument("words", metavar="train ...", nargs="*", help="the training, behind --")
 
@@ -93,16 +106,23 @@ def launch(words: list[str], processes: int, restarts: int) -> int:
     """Run the command ``words`` ("train ...") in ``processes`` and return the exit code of all.
 
     Where one dies the others are ended, and up to ``restarts`` times all are started again, from
-    the last checkpoint. Raises UserError for what cannot be launched.
+    the last checkpoint. Where the same one dies twice in a row, its place is taken for broken, and
+    those that are left go on. Raises UserError for what cannot be launched.
     """
     _check(words, processes, restarts)
+    places, before = deal(processes), -1
     for left in range(restarts, -1, -1):
-        code, death = _run(words, processes)
+        code, death = _run(words, places)
         if death is None:
             return code
-        print(f"fmnist: {death}", file=sys.stderr)
+        print(f"fmnist: {death.told}", file=sys.stderr)
         if left:
-            print(f"fmnist: starting again from the last checkpoint ({left} left)", file=sys.stderr)
+            if death.number == before:
+                places, before = without(places, before, _value(words, "--run_dir") or ""), -1
+            else:
+                before = death.number
+            how = f"with {len(places)} process{'es' * (len(places) > 1)}; {left} restarts left"
+            print(f"fmnist: starting again from the last checkpoint ({how})", file=sys.stderr)
             words = [*_without(words, "--resume"), "--resume", "auto"]
     where = _value(words, "--run_dir")
     again = "" if where is None else f" --run_dir {where}"
@@ -134,11 +154,37 @@ def _check(words: list[str], processes: int, restarts: int) -> None:
         )
 
 
-def _run(words: list[str], count: int) -> tuple[int, str | None]:
-    """Run all processes once; return the exit code, and what is to be said of one that died."""
+def deal(count: int) -> list[str | None]:
+    """Return the CUDA_VISIBLE_DEVICES of each of ``count`` processes, None where there is none."""
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [",".join(gpus.split(",")[i::count]) if gpus else None for i in range(count)]
+
+
+def without(places: list[str | None], number: int, run: str) -> list[str | None]:
+    """Return ``places`` without that of the process ``number``.
+
+    Only so many as can share the batches of the ``run``, and all where there was one only, or the
+    run has not begun.
+    """
+    import yaml
+
+    try:
+        settings = yaml.safe_load((Path(run) / rundir.CONFIG).read_text())
+    except OSError:
+        return places
+    each = str(settings.get("devices"))
+    each = int(each) if each.isdecimal() else 1
+    fit = (n for n in range(len(places) - 1, 0, -1) if settings["batch_size"] % (n * each) == 0)
+    count = next(fit, len(places))
+    left = [place for i, place in enumerate(places) if i != number]
+    return left[:count] if count < len(places) else places
+
+
+def _run(words: list[str], places: list[str | None]) -> tuple[int, Death | None]:
+    """Run a process at each of ``places``; return the exit code, and of which one that died."""
     with _processes() as (everyone, work):
         address = f"127.0.0.1:{_free_port()}"
-        everyone += [_start(words, address, count, number, work) for number in range(count)]
+        everyone += [_start(words, address, places, number, work) for number in range(len(places))]
         return _watch(everyone)
 
 
@@ -202,13 +248,14 @@ def _processes() -> Iterator[tuple[list[Process], str]]:
             signal.signal(number, handler)
 
 
-def _start(words: list[str], address: str, count: int, number: int, work: str) -> Process:
-    together = {"coordinator": address, "num_processes": count, "process_id": number}
+def _start(
+    words: list[str], address: str, places: list[str | None], number: int, work: str
+) -> Process:
+    together = {"coordinator": address, "num_processes": len(places), "process_id": number}
     options = [word for name, value in together.items() for word in (f"--{name}", str(value))]
     environment = {**os.environ, "TMPDIR": work}
-    if gpus := environment.get("CUDA_VISIBLE_DEVICES"):
-        mine = gpus.split(",")[number::count]
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+    if (gpus := places[number]) is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpus
     return _process(number, [*words, *options], environment, subprocess.DEVNULL if number else None)
 
 
@@ -231,8 +278,8 @@ def _process(
     return process
 
 
-def _watch(everyone: list[Process]) -> tuple[int, str | None]:
-    """Wait for all; return their exit code, and what is to be said of the first that died."""
+def _watch(everyone: list[Process]) -> tuple[int, Death | None]:
+    """Wait for all; return their exit code, and the death of the first that died."""
     while all(process.running.poll() is None for process in everyone):
         time.sleep(0.1)
         # Held back: what follows from another's death is not to be told.
@@ -258,7 +305,7 @@ def _watch(everyone: list[Process]) -> tuple[int, str | None]:
     _end([process for process in everyone if process.running.poll() is None])
     _pass_on_all(first)
     which = f"process {first.number} of {len(everyone)}"
-    return 1, f"{which} {_death(first)}, and the others were ended."
+    return 1, Death(first.number, f"{which} {_death(first)}, and the others were ended.")
 
 
 def _pass_on_all(process: Process) -> None:

@@ -1,18 +1,17 @@
-"""Several real processes on loopback that train together; TEST_KILLS=20 for more kills."""
+"""Several real processes that train together, on loopback and as hosts; TEST_KILLS=20: more."""
 
 import json
 import os
 import random
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from hosts import Hosts
 
 from fmnist_keras3.commands import launch
 from fmnist_keras3.ground.errors import UserError
@@ -23,9 +22,10 @@ STEPS = 120
 # of one process and of two are 3e-4 apart after a hundred.
 TRAIN = ("train", "--data", "synthetic", "--model", "lenet", "--batch_size", "12")
 TRAIN += ("--optimizer", "sgd", "--lr", "0.03")
-TRAIN += ("--limit_train_batches", "20", "--limit_val_batches", "4", "--limit_test_batches", "4")
+TRAIN += ("--limit_train_batches", "20", "--limit_val_batches", "4", "--limit_test_batches", "0")
 TRAIN += ("--log_every_n_steps", "1", "--checkpoint_every", "10", "--epochs", str(STEPS // 20))
 KILLS = int(os.environ.get("TEST_KILLS", "3"))  # of processes, at random moments
+MANY = 2 if KILLS > 3 else 1  # of other cases
 STACK = re.compile(r"Traceback|^[EF]\d{4} \d\d:\d\d", re.MULTILINE)  # of Python, or of C++
 
 # Put before a training by Python itself: its first process kills itself amid the writing of a
@@ -74,6 +74,19 @@ def started(processes, *words, restarts=0, **environment):
     )
 
 
+def by_hand(address, count, number, *words, before=()):
+    """Start one of ``count`` processes that find each other at ``address``."""
+    together = ("--coordinator", address, "--num_processes", str(count))
+    command = (sys.executable, "-m", "fmnist_keras3", *TRAIN, *together, "--process_id")
+    return subprocess.Popen(
+        [*before, *command, str(number), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "KERAS_BACKEND": "jax"},
+    )
+
+
 def trained(processes, run, *words):
     """Train to the end; return the losses of the steps, each of which was recorded once."""
     process = started(processes, "--run_dir", str(run), *words)
@@ -119,28 +132,50 @@ def children_of(process, count):
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("processes", [2, 3])
 def test_several_processes_train_as_one_does(tmp_path, straight, processes):
     np.testing.assert_allclose(trained(processes, tmp_path / "run"), straight, rtol=1e-5)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", [0, 1])
-def test_sigterm_to_one_stops_all_at_one_step_with_one_checkpoint(tmp_path, which):
+@pytest.mark.processes
+def test_sigterm_to_one_that_is_launched_stops_all(tmp_path):
     run = tmp_path / "run"
     process = started(2, "--run_dir", str(run), "--epochs", "500")
     wait_for_step(run, 25, process)
-    os.kill(children_of(process, 2)[which], signal.SIGTERM)
+    os.kill(children_of(process, 2)[1], signal.SIGTERM)
     said, errors = process.communicate()
     assert process.returncode == 143, errors
     assert "Stopped by SIGTERM after step" in said
-    summary = json.loads((run / "summary.json").read_text())
-    last = json.loads((run / "checkpoints/last.json").read_text())
-    assert summary["status"] == "interrupted"
-    assert re.search(r"\d+", last["checkpoint"])[0].lstrip("0") == str(summary["steps"])
+    check_stopped(run)
 
 
 @pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.parametrize("which", [0, 2][:MANY])
+def test_sigterm_to_one_of_three_by_hand_stops_all_at_one_step_with_one_checkpoint(tmp_path, which):
+    run, address = tmp_path / "run", f"127.0.0.1:{launch._free_port()}"
+    words = ("--epochs", "500", "--run_dir", str(run))
+    processes = [by_hand(address, 3, i, *words) for i in range(3)]
+    wait_for_step(run, 25, processes[0])
+    processes[which].send_signal(signal.SIGTERM)
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [143] * 3, errors
+    check_stopped(run)
+
+
+def check_stopped(run):
+    """Check that the run ended at the step of its last checkpoint, and wrote no other after."""
+    summary = json.loads((run / "summary.json").read_text())
+    last = json.loads((run / "checkpoints/last.json").read_text())["checkpoint"]
+    assert summary["status"] == "interrupted"
+    assert int(re.search(r"\d+", last)[0]) == summary["steps"]
+    assert checkpoint.saved(run / "checkpoints")[0].name == last
+
+
+@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("kill", range(KILLS))
 def test_one_that_is_killed_ends_the_others_and_the_run_goes_on(tmp_path, straight, kill):
     """Killed at a random moment from the start to the end, and resumed by 1, 2 or 3 processes."""
@@ -171,8 +206,12 @@ def test_one_that_is_killed_ends_the_others_and_the_run_goes_on(tmp_path, straig
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_all_start_again_where_the_writer_was_killed_while_it_wrote(tmp_path, straight):
-    """The checkpoint before each is good: from there on the run is the straight one."""
+    """The checkpoint before each is good: from there on the run is the straight one.
+
+    The first time by both, and then by the one that is left, for the other died twice.
+    """
     run, deaths = tmp_path / "run", tmp_path / "deaths"
     moments = ["fsync step-00000020", "rename step-00000040", "point step-00000060"]
     deaths.write_text("\n".join([str(run), *moments]))
@@ -184,67 +223,20 @@ def test_all_start_again_where_the_writer_was_killed_while_it_wrote(tmp_path, st
     said, errors = process.communicate()
     assert process.returncode == 0, errors
     assert deaths.read_text() == str(run)
-    assert errors.count("process 0 of 2") == errors.count("was killed by SIGKILL") == 3
-    assert errors.count("starting again from the last checkpoint") == 3
+    assert errors.count("process 0 of 2") == 2
+    assert errors.count("process 0 of 1") == 1
+    assert errors.count("was killed by SIGKILL") == 3
+    assert re.findall(r"the last checkpoint \((.*?);", errors) == [
+        "with 2 processes",
+        *["with 1 process"] * 2,
+    ]
     assert "damaged" not in said + errors
     np.testing.assert_allclose(losses(run), straight, rtol=1e-5)
 
 
-class Hosts:
-    """Two machines as far as a network is concerned, with a cable between them."""
-
-    def __init__(self):
-        self.names = [f"fmnist-{os.getpid()}-{i}" for i in range(2)]
-        self.folders = [Path("/etc/netns") / name for name in self.names]
-
-    def make(self):
-        """Tell whether this machine lets us."""
-        if os.geteuid() or shutil.which("ip") is None:
-            return False
-        done = [_ip("netns", "add", name) for name in self.names]
-        there = ("peer", "name", "cable", "netns", self.names[1])
-        done.append(_ip("link", "add", "cable", "netns", self.names[0], "type", "veth", *there))
-        for i, (name, folder) in enumerate(zip(self.names, self.folders, strict=True)):
-            address = f"10.93.0.{i + 1}"
-            done.append(_ip("-n", name, "address", "add", f"{address}/24", "dev", "cable"))
-            done += [_ip("-n", name, "link", "set", link, "up") for link in ("lo", "cable")]
-            folder.mkdir(parents=True)
-            (folder / "hosts").write_text(f"127.0.0.1 localhost\n{address} {os.uname().nodename}\n")
-        return all(done)
-
-    def cable(self, state):
-        assert _ip("-n", self.names[0], "link", "set", "cable", state)
-
-    def start(self, run, *words):
-        """Start a training of two processes, one on each."""
-        return [
-            subprocess.Popen(
-                [
-                    *("ip", "netns", "exec", name, sys.executable, "-m", "fmnist_keras3", *TRAIN),
-                    *("--coordinator", "10.93.0.1:12321", "--num_processes", "2"),
-                    *("--process_id", str(i), "--run_dir", str(run), *words),
-                ],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env={**os.environ, "KERAS_BACKEND": "jax"},
-            )
-            for i, name in enumerate(self.names)
-        ]
-
-    def remove(self):
-        for name, folder in zip(self.names, self.folders, strict=True):
-            _ip("netns", "delete", name)
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _ip(*words):
-    return subprocess.run(["ip", *words], capture_output=True, check=False).returncode == 0
-
-
 @pytest.fixture
-def hosts():
-    made = Hosts()
+def hosts(request):
+    made = Hosts(request.param)
     try:
         if not made.make():
             pytest.skip("network namespaces need root, and ip")
@@ -253,14 +245,21 @@ def hosts():
         made.remove()
 
 
+def on_hosts(hosts, *words):
+    """Start a training of a process on each of the machines."""
+    address, count = "10.93.0.1:12321", len(hosts.names)
+    inside = [("ip", "netns", "exec", name) for name in hosts.names]
+    return [by_hand(address, count, i, *words, before=inside[i]) for i in range(count)]
+
+
 @pytest.mark.slow
-def test_two_hosts_end_where_the_cable_is_cut_and_go_on_when_it_is_mended(
-    hosts, tmp_path, straight
-):
-    run = tmp_path / "run"
-    processes = hosts.start(run)
+@pytest.mark.processes
+@pytest.mark.parametrize(("hosts", "cut"), [(2, 1), (3, 2)][:MANY], indirect=["hosts"])
+def test_hosts_end_where_a_cable_is_cut_and_go_on_when_it_is_mended(hosts, cut, tmp_path, straight):
+    run, others = tmp_path / "run", set(range(len(hosts.names))) - {cut}
+    processes = on_hosts(hosts, "--run_dir", str(run))
     wait_for_step(run, 25, processes[0])
-    hosts.cable("down")
+    hosts.cable(cut, "down")
     began = time.monotonic()
     ended = [process.communicate(timeout=60) for process in processes]
     assert time.monotonic() - began < 30
@@ -268,10 +267,10 @@ def test_two_hosts_end_where_the_cable_is_cut_and_go_on_when_it_is_mended(
         assert process.returncode == 1, errors
         assert not STACK.search(errors), errors
         (told,) = [line for line in errors.splitlines() if line.startswith("fmnist: ")]
-        assert f"process {1 - i}" in told
+        assert f"process {cut if i in others else 0}" in told
         assert "was lost" in told
-    hosts.cable("up")
-    for process in hosts.start(run, "--resume", "auto"):
+    hosts.cable(cut, "up")
+    for process in on_hosts(hosts, "--run_dir", str(run), "--resume", "auto"):
         _, errors = process.communicate()
         assert process.returncode == 0, errors
     np.testing.assert_allclose(losses(run), straight, rtol=1e-5)
@@ -317,6 +316,29 @@ def test_a_lost_process_is_named(said, who):
     told = launch.lost_one(said)
     assert told.startswith(who)
     assert "of this training was lost" in told
+
+
+@pytest.mark.parametrize(
+    ("settings", "left"),
+    [
+        ("batch_size: 12", ["0", "2", "3"]),
+        ("{batch_size: 12, devices: '2'}", ["0", "2", "3"]),
+        ("{batch_size: 10, devices: auto}", ["0", "2"]),
+        ("{batch_size: 9, devices: 2}", ["0", "1", "2", "3"]),
+        (None, ["0", "1", "2", "3"]),
+    ],
+)
+def test_those_that_are_left_share_the_batches(monkeypatch, tmp_path, settings, left):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    if settings:
+        (tmp_path / "config.yaml").write_text(settings)
+    places = launch.deal(4)
+    assert places == ["0", "1", "2", "3"]
+    assert launch.without(places, 1, str(tmp_path)) == left
+    assert launch.without(["0"], 0, str(tmp_path)) == ["0"]
+    assert launch.deal(2) == ["0,2", "1,3"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert launch.deal(2) == [None, None]
 
 
 def test_an_option_is_found_and_taken_out_however_it_is_written():
