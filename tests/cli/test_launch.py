@@ -133,7 +133,7 @@ def children_of(process, count):
 
 @pytest.mark.slow
 @pytest.mark.processes
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [3, 2][:MANY])
 def test_several_processes_train_as_one_does(tmp_path, straight, processes):
     np.testing.assert_allclose(trained(processes, tmp_path / "run"), straight, rtol=1e-5)
 
