@@ -117,7 +117,10 @@ def evaluate(
         if are_probabilities(outputs):
             raise UserError("The model returns probabilities; --temperature wants logits.")
         if module.validation is None:
-            raise UserError("--temperature wants a validation split, and validation is 0.")
+            raise UserError(
+                "--temperature wants a validation split, and the run has none. Train one with "
+                "fmnist train --validation 0.1"
+            )
         held_out = module.validation
         warmth = temperature.fit(held_out.y, as_logits(trainer.predict(model, held_out.x)))
         after = evaluate_logits(examples.y, logits / warmth, module.source.class_names)

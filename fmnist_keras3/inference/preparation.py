@@ -17,7 +17,8 @@ page in JavaScript gives the same bits from the same decoded pixels. The steps:
    noise); opened by 3 x 3 pixels, without small parts; then what is enclosed, or nearly (closed by
    5 x 5 pixels), belongs to it, too. Of a transparent picture, what is opaque.
 4. `prepared`: grey (19595 R + 38470 G + 7471 B + 32768) // 65536, negated unless the border is
-   dark; 0 outside of the garment; pale garments lifted; trimmed, scaled, centred.
+   dark; 0 outside of the garment; pale garments lifted; the outermost pixels, which the background
+   shines into, halved, where they are a small part; trimmed to what is within, scaled, centred.
 """
 
 from __future__ import annotations
@@ -89,11 +90,13 @@ def prepared(picture: Shrunk, size: tuple[int, int], invert: str = "auto") -> np
     if values.shape == size and invert != "yes" and np.median(values[edge]) == 0:
         return values.astype(np.uint8)  # it is one of the data set's own
     garment = _garment(picture, edge)
+    inner = _without_rim(garment, size)
     shown = np.sort(values[garment])
     lift = max(0, MEDIAN - int(shown[len(shown) // 2]))
     values = np.where(garment, np.minimum(values + lift, 255), 0)
-    top, bottom = np.flatnonzero(garment.any(axis=1))[[0, -1]]
-    left, right = np.flatnonzero(garment.any(axis=0))[[0, -1]]
+    values = np.where(inner, values, values // 2)
+    top, bottom = np.flatnonzero(inner.any(axis=1))[[0, -1]]
+    left, right = np.flatnonzero(inner.any(axis=0))[[0, -1]]
     small = _scaled(values[top : bottom + 1, left : right + 1, None], size, 1)
     return _centred(small, np.zeros((*size, 1), np.int64))[..., 0].astype(np.uint8)
 
@@ -133,6 +136,21 @@ def _garment(picture: Shrunk, edge: np.ndarray) -> np.ndarray:
         closed = ndimage.binary_closing(np.pad(found, 2), square, 2)[2:-2, 2:-2] | found
         found |= ndimage.binary_fill_holes(closed) & ~closed
     return found if found.mean() > 0.002 else np.ones_like(found)
+
+
+def _without_rim(garment: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return the garment without pixels at its outline, but for parts that are nothing else.
+
+    All of it where less than two of its pixels make one of an image of ``size``.
+    """
+    from scipy import ndimage
+
+    extent = [np.ptp(np.flatnonzero(garment.any(axis=axis))) + 1 for axis in (1, 0)]
+    if all(n < 2 * most for n, most in zip(extent, size, strict=True)):
+        return garment
+    square = np.ones((3, 3), bool)
+    inner = ndimage.binary_erosion(garment, square, border_value=1)
+    return inner | (garment & ~ndimage.binary_dilation(inner, square))
 
 
 def _distance(pixels: np.ndarray, edge: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

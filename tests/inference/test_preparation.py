@@ -124,12 +124,23 @@ def test_specks_go_and_what_an_outline_encloses_stays():
 @pytest.mark.parametrize("shade", [30, 90, 235])
 @pytest.mark.parametrize("colour", [(200, 180, 90), (90, 160, 220)])
 def test_what_runs_out_of_the_picture_keeps_its_body_and_loses_its_background(colour, shade):
-    pixels = np.broadcast_to(np.asarray(colour, np.uint8), (60, 60, 3)).copy()
-    pixels[15:30] = pixels[15:, 15:45] = shade  # out of it on three sides
+    pixels = np.broadcast_to(np.asarray(colour, np.uint8), (40, 40, 3)).copy()
+    pixels[10:20] = pixels[10:, 10:30] = shade  # out of it on three sides
     image = prepared(whole(pixels), (28, 28))
     expected = np.zeros((28, 28), bool)
     expected[3:10] = expected[3:24, 7:21] = True
     assert np.array_equal(image > 0, expected)
+
+
+def test_the_rim_of_a_large_garment_goes_but_no_thin_part():
+    pixels = np.full((120, 120, 3), 200, np.uint8)
+    pixels[20:100, 40:80] = 120  # as if the background shone in, at the outline
+    pixels[21:99, 41:79] = 10
+    pixels[60:63, 80:100] = 10
+    image = prepared(whole(pixels), (28, 28))
+    body = image[5][image[5] > 0]
+    assert (body[:-1] > 230).all()  # the last one may be cut
+    assert ((image[13:16] > 0).any(axis=0)).sum() > len(body) + 4
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 200), (2, 2), (3, 50), (28, 28), (192, 192)])

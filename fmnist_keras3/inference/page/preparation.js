@@ -45,11 +45,11 @@ function prepared(picture, [high, wide], invert) {
   if (invert === "yes" || (invert === "auto" && middle() >= DARK)) values = values.map(v => 255 - v);
   if (h === high && w === wide && invert !== "yes" && middle() === 0)
     return {image: Uint8Array.from(values), mask: null}; // it is one of the data set's own
-  const mask = garment(picture, edge);
+  const mask = garment(picture, edge), inner = withoutRim(mask, h, w, high, wide);
   const shown = sorted(values.filter((_, at) => mask[at]));
   const lift = Math.max(0, MEDIAN - shown[shown.length >> 1]);
   let top = h, bottom = 0, left = w, right = 0;
-  mask.forEach((inside, at) => {
+  inner.forEach((inside, at) => {
     if (!inside) return;
     const y = floor(at / w), x = at % w;
     [top, bottom] = [Math.min(top, y), Math.max(bottom, y)];
@@ -59,7 +59,9 @@ function prepared(picture, [high, wide], invert) {
   cut.values = new Float64Array(cut.w * cut.h);
   for (let y = top; y <= bottom; y++) for (let x = left; x <= right; x++) {
     const at = y * w + x;
-    if (mask[at]) cut.values[(y - top) * cut.w + x - left] = Math.min(values[at] + lift, 255);
+    if (!mask[at]) continue;
+    const value = Math.min(values[at] + lift, 255);
+    cut.values[(y - top) * cut.w + x - left] = inner[at] ? value : value >> 1;
   }
   const image = new Uint8Array(high * wide);
   centred(scaled(cut, 1, [high, wide], 1), 1, image, [high, wide]);
@@ -110,6 +112,16 @@ function garment(picture, edge) {
   }
   const share = found.reduce((a, b) => a + b, 0) / count;
   return share > 0.002 ? found : found.fill(1);
+}
+
+// Its outermost pixels show the background, too.
+function withoutRim(mask, h, w, high, wide) {
+  const places = range(h * w).filter(at => mask[at]);
+  const extent = of => 1 + places.reduce((most, at) => Math.max(most, of(at)), 0)
+    - places.reduce((least, at) => Math.min(least, of(at)), Infinity);
+  if (extent(at => floor(at / w)) < 2 * high && extent(at => at % w) < 2 * wide) return mask;
+  const inner = spread(mask.map(v => 1 - v), h, w, 1, 1).map(v => 1 - v), near = spread(inner, h, w, 1, 1);
+  return mask.map((v, at) => inner[at] || (v && !near[at]) ? 1 : 0);
 }
 
 // Dilation (to 1) or erosion (to 0) by a square; outside of the picture there is 0.
