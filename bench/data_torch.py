@@ -34,7 +34,9 @@ def lightning(spec: dict[str, Any]) -> dict[str, Any]:
         def __init__(self):
             super().__init__()
             self.model = nn.Sequential(
-                nn.Flatten(), nn.Linear(3 * spec["side"] ** 2, 16), nn.ReLU(), nn.Linear(16, 10)
+                nn.MaxPool2d(4), nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2),
+                nn.Conv2d(8, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                nn.Linear(16, 10),
             )  # fmt: skip
             self.loss = []
 
@@ -44,7 +46,7 @@ def lightning(spec: dict[str, Any]) -> dict[str, Any]:
             return loss
 
         def configure_optimizers(self):
-            return torch.optim.Adam(self.parameters(), 1e-5, eps=1e-7)
+            return torch.optim.Adam(self.parameters(), 1e-3, eps=1e-7)
 
     class Stopwatch(pl.Callback):
         def on_train_epoch_start(self, trainer, module):
