@@ -16,6 +16,7 @@ import keras
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.leaves import named
 from fmnist_keras3.ground.lightning import MODULE_HOOKS, check_hooks
+from fmnist_keras3.ground.user_code import explained_at
 from fmnist_keras3.optimizers.group import OptimizerGroup, make_group
 
 
@@ -47,6 +48,18 @@ def running(name: str) -> Iterator[Step]:
         yield step
     finally:
         _running.reset(token)
+
+
+def check_scalar(value: Any, what: str) -> None:
+    """Raise UserError for what is no scalar; ``what`` says what was done with it."""
+    shape = getattr(value, "shape", None)
+    if value is None or isinstance(value, (str, dict, list, tuple)):
+        raise UserError(f"{what} {value!r}; it must be a scalar tensor.")
+    if shape is not None and len(shape):
+        raise UserError(
+            f"{what} a tensor of the shape {tuple(shape)}; it must be a scalar. Type "
+            "keras.ops.mean(...)"
+        )
 
 
 class Module(keras.Model):
@@ -125,6 +138,7 @@ class Module(keras.Model):
         """
         step = _running.get()
         if step is not None:
+            check_scalar(value, f"logs {name!r} as")
             training = step.name == "training_step" if on_step is None else on_step
             step.logged[name] = Logged(value, training, on_epoch, prog_bar)
         elif (fit := self._fit) is not None:
@@ -217,6 +231,12 @@ class Module(keras.Model):
         """Call `configure_optimizers`, unless it was called before; the layers are built."""
         if getattr(self, "optimizer", None) is not None:
             return
+        with explained_at(type(self), "configure_optimizers"):
+            found, schedule = self._configured()
+        self.optimizer, self.schedule = found, schedule
+
+    def _configured(self) -> tuple[Any, str | None]:
+        """Return what `configure_optimizers` gives: an optimizer or a group, and a schedule."""
         found, schedule = self.configure_optimizers(), None
         if isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], (str, type(None))):
             found, schedule = found
@@ -225,13 +245,12 @@ class Module(keras.Model):
             found = make_group(found, self, shared=not takes_name)
         if not isinstance(found, (keras.optimizers.Optimizer, OptimizerGroup)):
             raise UserError(
-                f"configure_optimizers of {type(self).__name__} returns {found!r}; it must return "
-                "a Keras optimizer, (optimizer, 'cosine'), or a dict of names to (optimizer, "
-                "layers). Type return keras.optimizers.Adam(1e-3)"
+                f"returns {found!r}; it must return a Keras optimizer, (optimizer, 'cosine'), or a "
+                "dict of names to (optimizer, layers). Type return keras.optimizers.Adam(1e-3)"
             )
         if schedule is not None:
             named("training.schedules:check_schedule")(schedule)
-        self.optimizer, self.schedule = found, schedule
+        return found, schedule
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:

@@ -15,11 +15,11 @@ from fmnist_keras3.data.dataset import Split
 from fmnist_keras3.engines.chunk import Batch
 from fmnist_keras3.engines.metrics import numbers
 from fmnist_keras3.engines.step import Losses, Phase, penalty_of, phases_of
-from fmnist_keras3.engines.user_code import explained_at
 from fmnist_keras3.ground.errors import UserError
 from fmnist_keras3.ground.tree import mapped
+from fmnist_keras3.ground.user_code import explained_at
 from fmnist_keras3.layers import keras_private
-from fmnist_keras3.module import Logged, Module, running
+from fmnist_keras3.module import Logged, Module, check_scalar, running
 from fmnist_keras3.optimizers.group import OptimizerGroup
 
 STEPS = {"train": "training_step", "validate": "validation_step", "test": "test_step"}
@@ -84,7 +84,11 @@ class ModuleStep:
         ]
 
     def program_for(self, verb: str) -> str:
-        """Return the verb that has the same program: a test is mostly a validation."""
+        """Return the verb that has the same program: a test is mostly a validation.
+
+        Raises UserError, with the line, where the step of the verb cannot be compiled.
+        """
+        self._check(verb)
         return "validate" if verb == "test" and not _overrides(self.model, "test_step") else verb
 
     def train(self, batch: Batch, phase: Phase | None = None) -> Losses:
@@ -101,7 +105,6 @@ class ModuleStep:
         """Run the step of ``verb``; return the summed loss, and for "predict" the outputs."""
         if verb == "predict":
             return ops.zeros(()), self._predict(batch.x)
-        self._check(verb)
         loss, logged = _run(self.model, verb, _given(batch), None)
         self._count(logged, batch.valid)
         loss = ops.zeros(()) if loss is None else loss
@@ -164,10 +167,11 @@ class ModuleStep:
             if loss is None:
                 self._without_loss.add(verb)
             if made:
-                raise UserError(
-                    f"{type(self.model).__name__}.{STEPS[verb]} makes a layer or a variable each "
-                    "time it runs. Make it in __init__, and only use it in the step."
-                )
+                with explained_at(type(self.model), STEPS[verb]):
+                    raise UserError(
+                        "makes a layer or a variable each time it runs. Make it in __init__, and "
+                        "only use it in the step."
+                    )
             for key, value in logged.items():
                 if value.on_epoch and key not in self._means:
                     self._means[key] = keras.metrics.Mean(name=key)
@@ -214,26 +218,33 @@ def _run(
     are told otherwise.
     """
     name = STEPS[verb]
-    with running(name) as step, keras_private.layers_called(training=verb == "train"):
-        found = _call(model, name, batch, *([] if optimizer is None else [optimizer]))
-    where = f"{type(model).__name__}.{name}"
-    loss = found.get("loss") if isinstance(found, dict) else found
-    if loss is None and isinstance(found, dict) and verb == "train":
-        raise UserError(f"{where} returns a dict without 'loss': {', '.join(map(str, found))}.")
-    if isinstance(loss, (int, float)) and verb == "train":
-        raise UserError(
-            f"{where} returns the number {loss}, which depends on no weight; it must return the "
-            "loss, a scalar tensor."
-        )
-    if loss is None and verb != "train":
-        logged = {_shown(key, verb): value.value for key, value in step.logged.items()}
-        loss = logged.get("loss")
-    if loss is not None or verb == "train":
-        _check_scalar(loss, where, "returns")
-        loss = ops.cast(loss, "float32")
-    for key, value in step.logged.items():
-        _check_scalar(value.value, where, f"logs {key!r} as")
+    with (
+        explained_at(type(model), name),
+        running(name) as step,
+        keras_private.layers_called(training=verb == "train"),
+    ):
+        found = getattr(model, name)(batch, *([] if optimizer is None else [optimizer]))
+        loss = found.get("loss") if isinstance(found, dict) else found
+        if verb == "train":
+            _check_loss(found, loss)
+        elif loss is None:
+            logged = {_shown(key, verb): value.value for key, value in step.logged.items()}
+            loss = logged.get("loss")
+        if loss is not None:
+            check_scalar(loss, "returns")
+            loss = ops.cast(loss, "float32")
     return loss, step.logged
+
+
+def _check_loss(found: Any, loss: Any) -> None:
+    if isinstance(found, dict) and loss is None:
+        raise UserError(f"returns a dict without 'loss': {', '.join(map(str, found))}.")
+    if isinstance(loss, (int, float)):
+        raise UserError(
+            f"returns the number {loss}, which depends on no weight; it must return the loss, a "
+            "scalar tensor."
+        )
+    check_scalar(loss, "returns")
 
 
 def _call(model: Module, name: str, *arguments: Any) -> Any:
@@ -278,10 +289,11 @@ def make_ready(model: Any, example: Split, *, predicts: bool = False) -> None:
         return
     for name in STEPS.values():
         if "batch_idx" in inspect.signature(getattr(model, name)).parameters:
-            raise UserError(
-                f"{type(model).__name__}.{name} takes batch_idx, which there is none of here: a "
-                f"step is compiled once for all batches. Type def {name}(self, batch)"
-            )
+            with explained_at(type(model), name):
+                raise UserError(
+                    "takes batch_idx, which there is none of here: a step is compiled once for all "
+                    f"batches. Type def {name}(self, batch)"
+                )
     # The user may have called the module already; then what only the steps use has no weights yet.
     if not all(layer.built for layer in keras_private.all_layers(model)):
         with warnings.catch_warnings():
@@ -293,11 +305,11 @@ def make_ready(model: Any, example: Split, *, predicts: bool = False) -> None:
             model.optimizer = None  # of a predict before the fit, whose data did not build all
     model.set_optimizers()
     if _takes_optimizer(model) and not isinstance(model.optimizer, OptimizerGroup):
-        raise UserError(
-            f"The training_step of {type(model).__name__} takes the name of an optimizer, of which "
-            "there is one only. Type def training_step(self, batch), or return a dict of several "
-            "from configure_optimizers."
-        )
+        with explained_at(type(model), "training_step"):
+            raise UserError(
+                "takes the name of an optimizer, of which there is one only. Type def "
+                "training_step(self, batch), or return a dict of several from configure_optimizers."
+            )
 
 
 def _build(model: Module, example: Split, predicts: bool) -> None:
@@ -307,7 +319,7 @@ def _build(model: Module, example: Split, predicts: bool) -> None:
             keras_private.spec_of(lambda x: _call(model, "predict_step", x), _symbols(example.x))
     names: list[Any] = [None]
     if _takes_optimizer(model):
-        given = model.configure_optimizers()
+        given = _call(model, "configure_optimizers")
         names = [*given] if isinstance(given, dict) else []
     for name in names:
         # Without labels, a module may only predict.
@@ -353,14 +365,3 @@ def _shown(name: str, verb: str) -> str:
     if verb == "train":
         return name
     return next((name.removeprefix(p) for p in _PREFIXES if name.startswith(p)), name)
-
-
-def _check_scalar(value: Any, where: str, what: str) -> None:
-    shape = getattr(value, "shape", None)
-    if value is None or isinstance(value, (str, dict, list, tuple)):
-        raise UserError(f"{where} {what} {value!r}; it must be a scalar tensor, the loss.")
-    if shape is not None and len(shape):
-        raise UserError(
-            f"{where} {what} a tensor of the shape {tuple(shape)}; it must be a scalar. Type "
-            "keras.ops.mean(...)"
-        )

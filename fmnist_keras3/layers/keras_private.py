@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import keras
 
+from fmnist_keras3.ground.errors import UserError
+
 T = TypeVar("T")
 
 
@@ -86,7 +88,12 @@ def weight_bytes(weights: list[Any]) -> int:
 
 def spec_of(function: Any, *inputs: Any, **options: Any) -> Any:
     """Return what a function of tensors gives for KerasTensors, as KerasTensors."""
-    return _get(_source("backend"), "compute_output_spec")(function, *inputs, **options)
+    try:
+        return _get(_source("backend"), "compute_output_spec")(function, *inputs, **options)
+    except UserError as error:
+        # JAX notes on it, once a level, that it left its own frames out: nothing for the user.
+        vars(error).pop("__notes__", None)
+        raise
 
 
 def rate_or_schedule(optimizer: Any) -> Any:

@@ -138,8 +138,8 @@ def make_group(
         every = rest[0] if rest else 1
         if not isinstance(optimizer, keras.optimizers.Optimizer) or of is None:
             raise UserError(
-                f"configure_optimizers gives {value!r} for {name!r}; it must be (optimizer, layers "
-                "or variables), as (keras.optimizers.Adam(1e-4), self.generator)."
+                f"The optimizer {name!r} is {value!r}; it must be (optimizer, layers or "
+                "variables), as (keras.optimizers.Adam(1e-4), self.generator)."
             )
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             raise UserError(
@@ -168,7 +168,7 @@ def make_group(
     left = [v.path for v in model.trainable_variables if id(v) not in owners]
     if not parts or left:
         raise UserError(
-            f"configure_optimizers leaves {', '.join(left[:3]) or 'all weights'} to no optimizer. "
+            f"No optimizer trains {', '.join(left[:3]) or 'anything'}. "
             "Name their layers, or freeze them: layer.trainable = False."
         )
     return OptimizerGroup(parts, shared=shared)

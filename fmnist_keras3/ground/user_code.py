@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dis
+import inspect
 import linecache
 import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from types import CodeType
+from typing import Any
 
 from fmnist_keras3.ground.errors import UserError
 
@@ -17,8 +21,8 @@ _BRANCH = (
     "and, or, not, assert). Type keras.ops.where(condition, a, b), or keras.ops.cond."
 )
 _VALUE = (
-    "a tensor has no value while the step is compiled. Leave float(), int() and .item() out: log "
-    "the tensor itself, and compute with keras.ops."
+    "a tensor has no value while the step is compiled. Leave float(), int(), .item() and formats "
+    "out: log the tensor itself, and compute with keras.ops."
 )
 _NUMPY = "NumPy cannot compute with tensors of a compiled step. Type keras.ops instead of numpy."
 _SHAPE = (
@@ -40,25 +44,37 @@ _KNOWN = (
     ("NotImplementedError", "numpy array", _NUMPY),
     ("TypeError", "SymbolicTensor", _VALUE),
     ("TypeError", "symbolic", _VALUE),
+    ("TypeError", "unsupported format string", _VALUE),
     ("ValueError", "create a variable", _VARIABLE),
-    ("AttributeError", "'numpy'", _VALUE),
-    ("AttributeError", "'item'", _VALUE),
+    *(("AttributeError", f"attribute {name}", _VALUE) for name in ("numpy", "item")),
+    *(("AttributeError", f"attribute '{name}'", _VALUE) for name in ("numpy", "item")),
 )
+
+
+# Where a step that its class has not written is looked for: a test is a validation by default.
+_DEFAULTS = {"test_step": "validation_step", "validation_step": "training_step"}
 
 
 @contextlib.contextmanager
 def explained_at(owner: type, name: str) -> Iterator[None]:
-    """Raise UserError, with the line of the user's code, for what ``owner.name`` raises inside."""
+    """Raise UserError, with the line of the user's code, for what is raised inside.
+
+    That is of the method ``owner.name`` itself, or of what was found to be wrong with its result.
+    """
     try:
         yield
-    except UserError:
-        raise
     except NotImplementedError as error:
         if not str(error):
+            takes = ", ".join(inspect.signature(getattr(owner, name)).parameters)
+            where = _class_line(owner)
             raise UserError(
-                f"{owner.__name__} has no {name}. Write it: def {name}(self, batch): ..."
+                f"{owner.__name__}{where} has no {name}. Write it: def {name}({takes}): ..."
             ) from None
         raise _explained(error, owner, name) from error
+    except UserError as error:
+        place = _line(error) or _result_line(owner, name)
+        where = f"{owner.__name__}.{name}, {place}" if place else f"{owner.__name__}.{name}"
+        raise UserError(f"{where}: {error}") from error
     except Exception as error:
         raise _explained(error, owner, name) from error
 
@@ -71,17 +87,49 @@ def _explained(error: Exception, owner: type, name: str) -> UserError:
         what = (
             f"{type(error).__name__}: {text.strip().splitlines()[0] if text.strip() else error!r}"
         )
-    return UserError(f"{owner.__name__}.{name}, {_line(error)}: {what}")
+    place = _line(error) or _result_line(owner, name) or "in a library"
+    return UserError(f"{owner.__name__}.{name}, {place}: {what}")
 
 
 def _line(error: Exception) -> str:
     """Return the innermost line that is not of a library: "mine.py, line 31, `if loss > 1:`"."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not _of_library(f.filename)]
-    if not frames:
-        return "in a library"
-    frame = frames[-1]
-    code = (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
-    return f"{Path(frame.filename).name}, line {frame.lineno}" + f", `{code}`" * bool(code)
+    return _told(frames[-1].filename, frames[-1].lineno or 0) if frames else ""
+
+
+def _result_line(owner: type, name: str) -> str:
+    """Return the line of a method's return, or its first line where it has several."""
+    code = _code(owner, name)
+    while name in _DEFAULTS and (code is None or _of_library(code.co_filename)):
+        name = _DEFAULTS[name]
+        code = _code(owner, name)
+    if code is None or _of_library(code.co_filename):
+        return ""
+    ends = {
+        i.positions.lineno
+        for i in dis.get_instructions(code)
+        if i.opname in ("RETURN_VALUE", "RETURN_CONST") and i.positions is not None
+    }
+    line = ends.pop() if len(ends) == 1 else code.co_firstlineno
+    return _told(code.co_filename, line or code.co_firstlineno)
+
+
+def _code(owner: type, name: str) -> CodeType | None:
+    method: Any = inspect.unwrap(getattr(owner, name))
+    return getattr(method, "__code__", None)
+
+
+def _class_line(owner: type) -> str:
+    try:
+        file, (_, number) = inspect.getsourcefile(owner), inspect.getsourcelines(owner)
+    except (OSError, TypeError):  # typed into a shell, or made by type()
+        return ""
+    return f" ({Path(file or '').name}, line {number})"
+
+
+def _told(file: str, number: int) -> str:
+    code = linecache.getline(file, number).strip()
+    return f"{Path(file).name}, line {number}" + f", `{code}`" * bool(code)
 
 
 def _of_library(file: str) -> bool:
