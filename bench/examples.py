@@ -1,6 +1,6 @@
 """`python -m bench.examples NAME --epochs N` runs an example and stores what it measured.
 
-The result is `bench/results/examples/NAME.json`, and the picture is left in the run.
+The result is `bench/results/examples/NAME-BACKEND.json`, and the picture is left in the run.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> None:
         "versions": runtime.versions(),
     }
     FOLDER.mkdir(exist_ok=True)
-    (FOLDER / f"{given.name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    (FOLDER / f"{given.name}-{backend}.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result["figures"]))
 
 

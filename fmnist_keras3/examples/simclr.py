@@ -34,7 +34,7 @@ class SimCLR(Module):
                 layers.MaxPooling2D(),
                 layers.Conv2D(32, 3, activation="relu"),
                 layers.MaxPooling2D(),
-                layers.Conv2D(64, 3, activation="relu"),
+                layers.Conv2D(128, 3, activation="relu"),
                 layers.Flatten(),
             ]
         )

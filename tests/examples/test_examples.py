@@ -10,6 +10,7 @@ from importlib import import_module
 
 import numpy as np
 import pytest
+from keras import ops
 from PIL import Image
 
 from fmnist_keras3 import ArrayData, Callback, Trainer
@@ -60,6 +61,31 @@ def test_simclr_finds_more_partners_and_draws_its_map(tmp_path, data):
     assert losses[-1] < losses[0]
     assert 0 < found["accuracy"] <= 1
     assert is_drawn(tmp_path / "simclr.png")
+
+
+def test_a_student_minimises_what_it_is_asked_to_trust():
+    student = import_module("fmnist_keras3.examples.distill").Student(0.75, temperature=2.0)
+    rng = np.random.default_rng(0)
+    x, answers = rng.integers(0, 256, (6, 28, 28, 1), dtype=np.uint8), 3 * rng.normal(size=(6, 10))
+    y = np.arange(6, dtype="int32")
+    logits = np.asarray(ops.convert_to_numpy(student(x)), "float64")
+
+    def log_softmax(z):
+        return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+    of_labels = -log_softmax(logits)[np.arange(6), y].mean()
+    soft = np.exp(log_softmax(answers / 2))
+    of_teacher = -(soft * log_softmax(logits / 2)).sum(-1).mean()
+    loss = student.training_step((x, {"label": y, "teacher": answers.astype("float32")}))
+    assert float(loss) == pytest.approx(0.25 * of_labels + 0.75 * 2**2 * of_teacher, rel=1e-5)
+
+
+def test_students_are_taught_and_compared(tmp_path, data):
+    found = main("distill")(epochs=8, run_dir=tmp_path, data=data("distill"), seeds=1)
+    assert found["teacher"] > 0.5
+    assert found["gain"] == pytest.approx(found["student"] - found["alone"])
+    assert (tmp_path / "student-0/model.keras").exists()
+    assert is_drawn(tmp_path / "distill.png")
 
 
 def is_drawn(picture):
@@ -116,14 +142,15 @@ example = import_module(f"fmnist_keras3.examples.{name}")
 quiet = {"enable_progress_bar": False, "enable_model_summary": False}
 saves = [ModelCheckpoint(every_n_train_steps=5), Killed()]
 example.Trainer = partial(Trainer, callbacks=saves, **quiet)
-print(json.dumps(example.main(epochs=2, run_dir=folder, data=data)))
+few = {"seeds": 1} if name == "distill" else {}
+print(json.dumps(example.main(epochs=2, run_dir=folder, data=data, **few)))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*EXAMPLES, "simclr"])
+@pytest.mark.parametrize("name", [*EXAMPLES, "simclr", "distill"])
 def test_killed_in_an_epoch_it_ends_with_the_same_bits(name, backend, tmp_path):
-    doomed = 2 if name == "simclr" else 1  # whose first fit is of a probe
+    doomed = 1 if name in EXAMPLES else 2  # whose first fit is of a probe, or of the teacher
 
     def run(folder, fit=0):
         environment = {**os.environ, "KERAS_BACKEND": backend}
