@@ -25,7 +25,6 @@ from typing import NamedTuple
 
 from fmnist_keras3 import runtime
 from fmnist_keras3.ground.errors import EXIT_DIVERGED, EXIT_USER, UserError
-from fmnist_keras3.runs import rundir
 
 WATCHED = "WATCHED_BY_FMNIST"  # set for processes that are
 FOLLOW_SECONDS = 10.0  # for the others to come to the same end
@@ -167,6 +166,8 @@ def without(places: list[str | None], number: int, run: str) -> list[str | None]
     run has not begun.
     """
     import yaml
+
+    from fmnist_keras3.runs import rundir
 
     try:
         settings = yaml.safe_load((Path(run) / rundir.CONFIG).read_text())

@@ -26,7 +26,7 @@ class Progress:
         self._kept = Latest({}, {}, 0, 0)
 
     @contextlib.contextmanager
-    def watched(self, fit: Fit) -> Iterator[None]:
+    def _watched(self, fit: Fit) -> Iterator[None]:
         """Tell of ``fit`` from now on; of what it came to, when it is over."""
         self._fit = fit
         try:

@@ -274,7 +274,7 @@ class Trainer(Evaluator, Progress):
             run = folders.enter_context(rundir.RunDirectory(path, config, resumed=resumed))
             found = None if which is None else resume.find(path, which, engine)
             fit = make_fit(self, session, data, engine, run)
-            folders.enter_context(self.watched(fit))
+            folders.enter_context(self._watched(fit))
             fit.notify("setup")
             if found is not None:
                 resume.check_data(fit, found)

@@ -62,7 +62,7 @@ def train_there(name, folder, steps):
     train(name, folder, steps)
 
 
-def tested():
+def split_of_test():
     """The test split."""
     return FashionMNIST(**({} if REAL else {"data": "synthetic"})).setup().test
 
@@ -94,7 +94,7 @@ def models(tmp_path_factory):
     def model(name):
         if name not in made:
             folder = tmp_path_factory.mktemp("runs") / name
-            model, images = train(name, folder, 40), tested().x[:2000]
+            model, images = train(name, folder, 40), split_of_test().x[:2000]
             made[name] = model if name == "module" else folder, images, logits_of(model, images)
         return made[name]
 
@@ -119,7 +119,7 @@ def test_a_model_that_was_trained_on_the_other_backend(name, other_backend, tmp_
     other_backend(train_there, name, str(tmp_path / "run"), 20)
     run = load_run(tmp_path / "run")
     assert run.summary["backend"] != keras.backend.backend()
-    images = tested().x[:1000]
+    images = split_of_test().x[:1000]
     logits = logits_of(run.model, images)
     for format in ("keras", "saved_model", "onnx"):
         difference, _, changed = compared(logits, run, format, tmp_path, images)
@@ -130,7 +130,7 @@ def test_a_model_that_was_trained_on_the_other_backend(name, other_backend, tmp_
 @pytest.mark.real_data
 @pytest.mark.parametrize("format", CALIBRATED)
 def test_8_bits_cost_little(format, fashion_dir, tmp_path):
-    model, split = train("baseline", tmp_path / "run", 1500), tested()
+    model, split = train("baseline", tmp_path / "run", 1500), split_of_test()
     before = logits_of(model, split.x)
     options = {"quantize": "int8"}
     _, labels, changed = compared(before, tmp_path / "run", format, tmp_path, split.x, **options)

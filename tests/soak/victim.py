@@ -135,7 +135,7 @@ def main(path: str, pause: float, words: list[str]) -> int:
     def patch_after_import() -> None:
         # Not earlier: Keras is to be imported in the command's own way.
         import_keras()
-        from fmnist_keras3.runs import checkpoint
+        from fmnist_keras3.runs import checkpoint, checkpoints
         from fmnist_keras3.training import loop, signals
 
         if pause:
@@ -143,8 +143,9 @@ def main(path: str, pause: float, words: list[str]) -> int:
             dice = random.Random()
             slow_writes(lambda: time.sleep(dice.uniform(0, pause)))
             slow_validation(loop, pause)
-        for function in ("save", "point", "retire"):
-            moments.wrap(checkpoint, function, "writing")
+        moments.wrap(checkpoint, "save", "writing")
+        for function in ("point", "retire"):
+            moments.wrap(checkpoints, function, "writing")
         moments.wrap(loop, "evaluate", "validation")
         enter, leave = signals.StopSignals.__enter__, signals.StopSignals.__exit__
 

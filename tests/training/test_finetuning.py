@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
-from test_module import IMAGES, batches, data, differentiated, records, same, trainer
+from test_module import EPOCHS, IMAGES, batches, data, differentiated, records, same, trainer
 
 from fmnist_keras3 import (
     BackboneFinetuning,
@@ -76,7 +76,7 @@ def by_hand(module, rates=None, waits=0):
     module(IMAGES[:1])
     head, backbone = map(keras.optimizers.Adam, module.rates)
     parts = [module.head.trainable_variables, module.backbone.trainable_variables]
-    for number, batch in enumerate(batches()):
+    for number, batch in enumerate(batches(epochs=EPOCHS)):
         batch = tuple(map(ops.convert_to_tensor, batch))
         _, gradients = differentiated(module, [batch], parts[0] + parts[1])
         if rates is not None:

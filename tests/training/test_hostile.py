@@ -167,6 +167,7 @@ FILES = [
     "plots/mistakes.png",
     "plots/calibration.png",
     "predictions.npz",
+    "label_errors.csv",
     "checkpoints/last.json",
     "checkpoints/best.json",
     *(f"{step}/{name}" for step in (LAST, BEFORE) for name in (STATE, MANIFEST)),

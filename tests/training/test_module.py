@@ -150,9 +150,9 @@ def records(path, event):
     return [r for r in map(json.loads, lines) if r["event"] == event]
 
 
-def batches(images):
-    """Yield what a long training gives to its steps."""
-    for epoch in range(LONG):
+def batches(images=IMAGES, epochs=LONG):
+    """Yield what a training gives to its steps."""
+    for epoch in range(epochs):
         plan = epoch_plan(0, epoch, examples=len(images), batch_size=BATCH)
         for rows, valid in zip(plan.indices, plan.valid, strict=True):
             yield images[rows[:valid]], LABELS[rows[:valid]]
@@ -473,7 +473,7 @@ def test_the_module_of_a_readme_trains(tmp_path, monkeypatch, readme):
     for image, label in zip(images, LABELS, strict=False):
         image[4 * label : 4 * label + 4] = 255
     few = ArrayData(images, LABELS[:64], test=(images[:9], LABELS[:9]), batch_size=32)
-    monkeypatch.setattr("fmnist_keras3.data.datamodule.FashionMNIST", lambda **options: few)
+    monkeypatch.setattr("fmnist_keras3.data.fashion.FashionMNIST", lambda **options: few)
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
     [run] = tmp_path.glob("runs/*")
