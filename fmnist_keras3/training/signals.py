@@ -11,10 +11,12 @@ import threading
 import warnings
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fmnist_keras3.engines.world import World
 from fmnist_keras3.ground.errors import Interrupted
+
+if TYPE_CHECKING:
+    from fmnist_keras3.engines.world import World
 
 STOPS = ("SIGINT", "SIGTERM")
 CHECKPOINT = "SIGUSR1"  # what SLURM sends before a time limit: sbatch --signal=SIGUSR1@90
