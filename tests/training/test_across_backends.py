@@ -55,13 +55,14 @@ def test_mixed_labels_give_the_same_losses(on_tensorflow, augment):
     assert np.abs(here / there - 1).max() <= 1e-4
 
 
-def losses_of_a_module(steps) -> list[float]:
-    """Train the example autoencoder, whose weights NumPy draws; returns the loss of each step."""
+def losses_of_an_example(name, steps) -> list[float]:
+    """Train the Module of an example, whose weights NumPy draws; returns the loss of each step."""
     from fmnist_keras3 import FashionMNIST, Trainer
     from fmnist_keras3.examples.autoencoder import Autoencoder
+    from fmnist_keras3.examples.multitask import TwoTasks
     from fmnist_keras3.layers.initial import draw_weights
 
-    module = Autoencoder()
+    module = {"autoencoder": Autoencoder, "multitask": TwoTasks}[name]()
     data = FashionMNIST(data="synthetic", augment=None, batch_size=128)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
@@ -77,10 +78,13 @@ def losses_of_a_module(steps) -> list[float]:
     return [record["loss"] for record in result.history if record["event"] == "step"]
 
 
-def test_a_hundred_steps_of_a_module_have_the_same_losses(on_tensorflow):
-    here = np.array(losses_of_a_module(100))
-    there = np.array(on_tensorflow(losses_of_a_module, 100))
-    assert len(here) == 100
+# multitask has the same bits for twenty steps. Then one last bit differs, and the pooling and ReLUs
+# of its convolutions make 4e-4 of that until step 80, as in any net that is moved by a last bit.
+@pytest.mark.parametrize(("name", "steps"), [("autoencoder", 100), ("multitask", 40)])
+def test_many_steps_of_a_module_have_the_same_losses(on_tensorflow, name, steps):
+    here = np.array(losses_of_an_example(name, steps))
+    there = np.array(on_tensorflow(losses_of_an_example, name, steps))
+    assert len(here) == steps
     assert here[-1] < here[0]
     assert np.abs(here / there - 1).max() <= 1e-4
 
