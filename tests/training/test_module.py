@@ -261,7 +261,7 @@ def test_the_vae_of_the_examples_is_that_of_a_plain_loop(tmp_path):
     images = RNG.integers(0, 256, (len(IMAGES), 28, 28, 1), np.uint8)
     ours, hand = VAE(), VAE()
     for module in (ours, hand):  # makes its weights, and has the same noise to come
-        module.training_step((images[:1], LABELS[:1]))
+        module.training_step((ops.convert_to_tensor(images[:1]), LABELS[:1]))
         module.noise.state.assign(keras.random.SeedGenerator(0).state)
     hand.set_weights(ours.get_weights())
     optimizer = hand.configure_optimizers()[0]
