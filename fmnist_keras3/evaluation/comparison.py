@@ -61,7 +61,7 @@ def curves(runs: Sequence[Run]) -> dict[str, charts.Chart]:
 
 
 def _hidden(lines: dict[str, Points]) -> str:
-    """Say which lines cannot be stored apart."""
+    """Say which lines cannot be told apart."""
     values = [v for points in lines.values() for v in points.values() if math.isfinite(v)]
     limit = HIDES * (max(values) - min(values))
     said, names = [], list(lines)

@@ -20,6 +20,8 @@ from fmnist_keras3.runs import archive
 if TYPE_CHECKING:
     import keras
 
+REFUSED = "refused: "  # before the reason, among what TensorFlow prints
+
 
 def write(
     model: keras.Model, path: Path, softmax: bool, factor: float, about: dict[str, Any]
@@ -42,9 +44,6 @@ def write(
         said = done.stderr.strip().splitlines()
         reason = next((line for line in said if line.startswith(REFUSED)), (said or ["?"])[-1])
         raise UserError(f"Keras on TensorFlow: {reason.removeprefix(REFUSED).strip()[:300]}")
-
-
-REFUSED = "refused: "  # before the reason, among what TensorFlow prints
 
 
 def main() -> None:

@@ -35,6 +35,7 @@ MEDIAN = 60  # to which very pale garments are lifted
 TOUCHING = 24  # of the background's noise, above three times its median: the rest is garment
 NEAR = 24  # as far as pixels are from a colour that they have, beside its noise
 APART = 60  # colours of the background and of the garment
+OWN = ((0,), (1,), (2,), (0, 1), (0, 2), (1, 2))  # of the colours, which may be a garment's
 SPECK = 3  # what is smaller than this many per cent of the largest part is no part of a garment
 
 
@@ -204,9 +205,6 @@ def _own(
         if apart >= APART and 10 * there <= 9 * len(border) and gain > best:
             best, found = gain, mine
     return found
-
-
-OWN = ((0,), (1,), (2,), (0, 1), (0, 2), (1, 2))
 
 
 def _apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:

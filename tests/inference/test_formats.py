@@ -6,45 +6,14 @@ import os
 import keras
 import numpy as np
 import pytest
-from keras import layers, ops
 from scipy.special import softmax
 
-from fmnist_keras3 import FashionMNIST, Module, Trainer, build_model, export, load_run
+from bench.families import FAMILIES, Convolutions
+from fmnist_keras3 import FashionMNIST, Trainer, build_model, export, load_run
 from fmnist_keras3.ground.leaves import named
 from fmnist_keras3.inference.export import BATCH, CALIBRATED, FORMATS
 
-FAMILIES = ("baseline", "cnn", "airnet", "resnet", "module")
 REAL = bool(os.environ.get("FMNIST_DATA_DIR"))
-
-
-class Convolutions(Module):
-    """A small classifier, as a Module."""
-
-    def __init__(self):
-        super().__init__()
-        self.save_hyperparameters()
-        self.body = keras.Sequential(
-            [
-                layers.Rescaling(1 / 255),
-                layers.Conv2D(16, 3, activation="relu"),
-                layers.BatchNormalization(),
-                layers.MaxPooling2D(4),
-                layers.Flatten(),
-                layers.Dropout(0.2, seed=0),
-            ]
-        )
-        self.head = layers.Dense(10)
-
-    def call(self, x):
-        return self.head(self.body(x))
-
-    def training_step(self, batch):
-        x, y = batch
-        losses = keras.losses.sparse_categorical_crossentropy(y, self(x), from_logits=True)
-        return ops.mean(losses)
-
-    def configure_optimizers(self):
-        return keras.optimizers.Adam(1e-3)
 
 
 def train(name, folder, steps):
