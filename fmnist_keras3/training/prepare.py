@@ -71,6 +71,11 @@ def set_precision(session: Session, name: str) -> None:
     "16-mixed" the optimizer scales the loss (Micikevicius et al. 2017). Both stay with the model.
     """
     model, policy = session.model, keras.DTypePolicy(PRECISIONS[name])
+    if any(variable.dtype == "float64" for variable in model.trainable_variables):
+        raise UserError(
+            f"precision is {name}, and the model has weights in float64. Leave precision out, to "
+            'train in float64, or make the model with keras.config.set_dtype_policy("float32").'
+        )
     last = {id(keras_private.layer_behind(t)) for t in getattr(model, "outputs", None) or ()}
     for layer in keras_private.all_layers(model):
         if id(layer) not in last and layer.dtype_policy != policy:

@@ -16,6 +16,7 @@ from everything import (
     terminate,
     trainer,
 )
+from float64 import in_float64
 from kept import kept
 
 from fmnist_keras3 import (
@@ -233,6 +234,17 @@ def test_full_precision_is_what_it_says(tmp_path):
     assert {v.dtype for v in model.trainable_variables} == {"float32"}
     losses = [r["loss"] for r in result.history if r["event"] == "validation"]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.filterwarnings("ignore:On a CPU the precision")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_weights_in_64_bits_keep_their_precision(tmp_path, precision):
+    with in_float64():
+        model = plain_model("sgd")
+        with pytest.raises(UserError, match="has weights in float64"):
+            trainer(tmp_path / "run", precision=precision).fit(model, data())
+        assert {layer.compute_dtype for layer in model.layers} == {"float64"}
+    assert not (tmp_path / "run").exists()
 
 
 def test_limits_may_be_fractions(tmp_path):
