@@ -4,7 +4,8 @@
 the ratio of their times, and that of what they took of the processor, which other processes disturb
 less. The VAE and the GAN are those of `fmnist_keras3.examples` beside the same
 in PyTorch Lightning, each in a process of its own, turn by turn: images a second. First epochs are
-left out. ``--peer_python`` is a Python that has torch and lightning.
+left out. ``--peer_python`` is a Python that has torch and lightning; there the products of matrices
+that a step has are measured alone, too: what no library can do without.
 The result is `bench/results/examples/module-BACKEND.json`.
 """
 
@@ -26,6 +27,13 @@ import numpy as np
 
 FOLDER = Path(__file__).parent / "results/examples"
 BATCH = 128
+# Of each dense layer: inputs, units, and how many products a step has of them: forward, gradients
+# of the weights, and of the inputs where a layer is below.
+PRODUCTS = {
+    "vae": [(784, 512, 2), (512, 256, 3), (256, 4, 3), (2, 256, 3), (256, 512, 3), (512, 784, 3)],
+    # The generator's are forward twice; the critic's forward three times and back three times.
+    "gan": [(64, 128, 3), (128, 512, 4), (512, 784, 4), (784, 512, 6), (512, 128, 8), (128, 1, 8)],
+}
 
 
 def images(count: int) -> np.ndarray:
@@ -196,9 +204,29 @@ def lightning(name: str, count: int, epochs: int) -> float:
     return count / median(seconds[1:])
 
 
+def products(name: str, count: int, epochs: int) -> float:
+    """Return images a second if a step were its products alone, by torch; median over epochs."""
+    import torch
+
+    pairs = [
+        (torch.randn(BATCH, inputs), torch.randn(inputs, units))
+        for inputs, units, times in PRODUCTS[name]
+        for _ in range(times)
+    ]
+    seconds = []
+    for _ in range(1 + epochs):
+        began = time.perf_counter()
+        for _ in range(count // BATCH):
+            for x, kernel in pairs:
+                x @ kernel
+        seconds.append(time.perf_counter() - began)
+    return count / median(seconds[1:])
+
+
 def beside(name: str, given: argparse.Namespace) -> dict[str, Any]:
     """Measure an example and its peer turn by turn, each time in a new process."""
     pythons = {"ours": sys.executable, "lightning": given.peer_python}
+    pythons["products"] = given.peer_python
     found: dict[str, list[float]] = {who: [] for who in pythons}
     for turn in range(given.rounds):
         for who in list(pythons)[:: 1 if turn % 2 else -1]:
@@ -206,7 +234,7 @@ def beside(name: str, given: argparse.Namespace) -> dict[str, Any]:
             command = [pythons[who], "-m", "bench.module", "--one", name, who, *sizes]
             run = subprocess.run(command, check=True, capture_output=True, text=True)
             found[who].append(float(run.stdout.split()[-1]))
-    ratios = [o / p for o, p in zip(*found.values(), strict=True)]
+    ratios = [o / p for o, p in zip(found["ours"], found["lightning"], strict=True)]
     speeds = {who: round(median(values)) for who, values in found.items()}
     return {**speeds, "ratio": round(median(ratios), 3), "ratios": [round(r, 3) for r in ratios]}
 
@@ -222,7 +250,8 @@ def peer_versions(python: str) -> dict[str, str]:
 def main() -> None:
     if sys.argv[1:2] == ["--one"]:
         name, who, count, epochs = sys.argv[2:]
-        print({"ours": ours, "lightning": lightning}[who](name, int(count), int(epochs)))
+        measure = {"ours": ours, "lightning": lightning, "products": products}[who]
+        print(measure(name, int(count), int(epochs)))
         return
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=12_800)
@@ -243,7 +272,7 @@ def main() -> None:
         f"--epochs {given.epochs} --rounds {given.rounds}{peer}",
         "figures": figures,
         "unit": "images a second; ratio of cnn: the Module's time over the compiled model's; of "
-        "vae and gan: ours over Lightning's images a second",
+        "vae and gan: ours over Lightning's images a second; products: if a step were these alone",
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "hardware": runtime.hardware(),
         "versions": versions,
