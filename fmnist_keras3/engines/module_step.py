@@ -210,18 +210,19 @@ def build_for(model: Module, example: dict[str, Any]) -> None:
 
 
 def _run(
-    model: Module, verb: str, batch: Any, optimizer: str | None
+    model: Module, verb: str, batch: Any, optimizer: str | None, *, builds: bool = False
 ) -> tuple[Any, dict[str, Logged]]:
     """Run a step; return the loss, float32, and what it logged.
 
     The loss of a validation or test may be None. Layers train in a training step only, unless they
-    are told otherwise.
+    are told otherwise, and not where the step ``builds`` them: a `keras.Sequential` keeps how its
+    layers were called first, and does so again whenever the user calls it.
     """
     name = STEPS[verb]
     with (
         explained_at(type(model), name),
         running(name) as step,
-        keras_private.layers_called(training=verb == "train"),
+        keras_private.layers_called(training=verb == "train" and not builds),
     ):
         found = getattr(model, name)(batch, *([] if optimizer is None else [optimizer]))
         loss = found.get("loss") if isinstance(found, dict) else found
@@ -253,7 +254,7 @@ def _call(model: Module, name: str, *arguments: Any) -> Any:
 
 
 def _traced(
-    model: Module, verb: str, example: Split, optimizer: str | None
+    model: Module, verb: str, example: Split, optimizer: str | None, *, builds: bool = False
 ) -> tuple[Any, dict[str, Logged], set[str], int]:
     """Run a step on symbols.
 
@@ -265,7 +266,9 @@ def _traced(
     def run(*parts: Any) -> Any:
         before = keras_private.unmade_variables()
         with keras.StatelessScope() as scope:
-            found["loss"], found["logged"] = _run(model, verb, _packed(parts), optimizer)
+            found["loss"], found["logged"] = _run(
+                model, verb, _packed(parts), optimizer, builds=builds
+            )
             found["updated"] = {
                 metric.name
                 for metric in model.metrics
@@ -324,7 +327,7 @@ def _build(model: Module, example: Split, predicts: bool) -> None:
     for name in names:
         # Without labels, a module may only predict.
         with contextlib.nullcontext() if example.y is not None else contextlib.suppress(UserError):
-            _traced(model, "train", example, name)
+            _traced(model, "train", example, name, builds=True)
     for verb in (verb for verb in STEPS if _overrides(model, STEPS[verb])):
         with contextlib.suppress(UserError):  # which is told where the step is needed
             _traced(model, verb, example, None)

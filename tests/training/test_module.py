@@ -320,6 +320,29 @@ def test_a_module_is_the_compiled_model_of_the_same_layers(tmp_path, options):
             assert a.get(name, 0) == pytest.approx(b.get(name, 0), rel=rough, abs=rough), name
 
 
+class Unbuilt(Net):
+    """Whose layers are built by its training: it does not say of what inputs they are."""
+
+    def __init__(self):
+        super().__init__()
+        parts = [layers.Flatten(), layers.BatchNormalization(), layers.Dropout(0.5)]
+        self.net = keras.Sequential([*parts, layers.Dense(4)])
+
+
+@pytest.mark.parametrize("fitted", [True, False])
+def test_layers_that_a_training_has_built_do_not_train_when_they_are_called(fitted):
+    module, made = Unbuilt(), trainer(max_epochs=1)
+    if fitted:
+        made.fit(module, data())
+    else:
+        made.predict(module, IMAGES[:1])
+    x = ops.convert_to_tensor(IMAGES[:8].astype("float32"))
+    answers = made.predict(module, IMAGES[:8])
+    np.testing.assert_allclose(ops.convert_to_numpy(module(x)), answers, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(ops.convert_to_numpy(module.net(x)), answers, rtol=1e-5, atol=1e-6)
+    assert np.any(ops.convert_to_numpy(module.net(x, training=True)) != answers)
+
+
 @pytest.mark.parametrize("make", [lambda: Net(dropout=0.3), GAN], ids=["net", "gan"])
 def test_a_resumed_run_is_equal_to_the_bit(tmp_path, make):
     whole, part, rest = make(), make(), make()
