@@ -121,8 +121,12 @@ def pytest_collection_finish():
 
 
 def foreign(thread: threading.Thread) -> bool:
-    """Tell whether a thread is of a library, which may keep it; ours are never left."""
-    return thread.daemon and not thread.name.startswith("fmnist")
+    """Tell whether a thread is of a library, which may keep it; ours are never left.
+
+    (OpenVINO keeps a pool, whose threads are no daemons and have Python's own names; ours have not.)
+    """
+    pool = thread.name.startswith("ThreadPoolExecutor-")
+    return (thread.daemon or pool) and not thread.name.startswith("fmnist")
 
 
 def _traces() -> dict[str, object]:
