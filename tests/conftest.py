@@ -123,7 +123,7 @@ def pytest_collection_finish():
 def foreign(thread: threading.Thread) -> bool:
     """Tell whether a thread is of a library, which may keep it; ours are never left.
 
-    (OpenVINO keeps a pool, whose threads are no daemons and have Python's own names; ours have not.)
+    (OpenVINO keeps a pool: no daemons, with the names that Python gives; ours have their own.)
     """
     pool = thread.name.startswith("ThreadPoolExecutor-")
     return (thread.daemon or pool) and not thread.name.startswith("fmnist")
